@@ -1,0 +1,75 @@
+# make demo: install, learn handwritten digits without a label, show what was learned.
+# make test: install, run every test. The rest are the checks that CI runs; `make` alone lists them.
+# Another Python: make demo PYTHON=/path/to/python3.12
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.14 python3.11
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types contract bench clean
+
+help:
+	@echo 'make demo      train on handwritten digits and evaluate, about five minutes on two cores'
+	@echo 'make test      every test'
+	@echo 'make lint      ruff: rules and format'
+	@echo 'make types     mypy'
+	@echo 'make contract  which room may import which (import-linter)'
+	@echo 'make bench     the measurements under benchmarks/, on this machine'
+	@echo 'make clean     remove the environment and what the checks left'
+
+demo: $(VENV)/.installed
+	$(BIN)/instdisc demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+contract: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-bench
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# The first candidate that is new enough and can make environments (Debian keeps ensurepip in a package of its own).
+$(BIN)/python:
+	@for python in $(CANDIDATES); do \
+		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+			echo "making $(VENV) with $$("$$python" --version) ($$(command -v "$$python"))"; \
+			exec "$$python" -m venv --clear $(VENV); \
+		fi; \
+	done; \
+	echo "instdisc needs Python 3.11 or newer with its venv module, and found none among: $(strip $(CANDIDATES))." >&2; \
+	echo "Install it (Debian, Ubuntu: apt install python3 python3-venv) or name it: make demo PYTHON=/path/to/python" >&2; \
+	exit 1
+
+# The stamp files mark what is installed: one is made again when the project or its pins change. The builder is pinned
+# too: it is installed first and used without isolation, since pip does not apply constraints to an isolated build.
+define install
+	@echo "installing instdisc$(1) into $(VENV) (a first time downloads about 3 GB, mostly torch)"
+	@$(PIP) install --quiet --constraint constraints.txt hatchling editables
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".$(1)"
+	@touch $@
+endef
+
+BENCH_EXTRAS := dev,benchmarks
+INPUTS := pyproject.toml constraints.txt | $(BIN)/python
+
+$(VENV)/.installed: $(INPUTS)
+	$(call install,)
+
+$(VENV)/.installed-dev: $(INPUTS)
+	$(call install,[dev])
+
+$(VENV)/.installed-bench: $(INPUTS)
+	$(call install,[$(BENCH_EXTRAS)])

@@ -1,0 +1,217 @@
+"""Images a second of the augmentation: ours, kornia with a draw a picture, and a torchvision DataLoader of two workers.
+
+    python benchmarks/augment.py --out results/augment.json            # a quarter of an hour; keep the machine quiet
+
+All do the same: random resized crop of 20 to 100 %, flip, colour jitter 0.4 / 0.4 / 0.4 / hue 0.4 in random order,
+grey 0.2, normalise; from uint8 pictures in memory to float32 batches. Sizes: 32 pixels from 32, 224 from 256. Crops are
+antialiased, save kornia's (at these sizes it matters little: few crops shrink, none by more than 1.15). Kornia draws
+one order of the jitter a batch, the others one a picture. The contestants take turns within each repeat, so that a slow
+spell of the machine meets all of them; torchvision is measured on tensors and on PIL images, kornia on both of its ways
+to crop. Needs the extra `benchmarks`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from instdisc.data.augment import Augmentation
+
+WORKERS = 2
+# size -> (stored size, batch, pictures of one DataLoader epoch)
+CASES = {32: (32, 128, 5120), 224: (256, 32, 512)}
+
+
+class TorchvisionPictures(Dataset[torch.Tensor]):
+    """The pictures one by one through torchvision's v2 transforms, on tensors or on PIL images."""
+
+    def __init__(self, images: np.ndarray, size: int, kind: str) -> None:
+        from torchvision.transforms import v2
+
+        settings = Augmentation(size, flip=0.5)
+        self.images = images  # (n, h, w, 3) uint8
+        self.kind = kind
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=settings.scale, antialias=True),
+                v2.RandomHorizontalFlip(settings.flip),
+                v2.ColorJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue),
+                v2.RandomGrayscale(settings.grey),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(settings.mean, settings.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        from PIL import Image
+
+        pixels = self.images[index]
+        image = Image.fromarray(pixels) if self.kind == "PIL" else torch.from_numpy(pixels).permute(2, 0, 1)
+        return self.transform(image)
+
+
+def loader_pass(images: np.ndarray, size: int, batch: int, kind: str) -> Callable[[], float]:
+    """A function that runs one epoch of the loader and answers images a second; its workers stay alive."""
+    loader = DataLoader(
+        TorchvisionPictures(images, size, kind), batch, num_workers=WORKERS, persistent_workers=True, drop_last=True
+    )
+
+    def run() -> float:
+        start = time.perf_counter()
+        count = sum(len(images) for images in loader)
+        return count / (time.perf_counter() - start)
+
+    return run
+
+
+def batch_pass(augment: Callable[[int], torch.Tensor], batch: int, threads: int, seconds: float) -> Callable[[], float]:
+    """A function that augments batches for `seconds` with `threads` threads and answers images a second."""
+
+    def run() -> float:
+        torch.set_num_threads(threads)
+        finish()
+        start = time.perf_counter()
+        steps = 0
+        while time.perf_counter() - start < seconds:
+            augment(steps)
+            steps += 1
+        finish()
+        return steps * batch / (time.perf_counter() - start)
+
+    return run
+
+
+def finish() -> None:
+    """Wait until the device has done what it was given, so that a clock can be read."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ours(images: torch.Tensor, size: int) -> Callable[[int], torch.Tensor]:
+    """This project's augmentation of the given batch, as a function of the step."""
+    settings = Augmentation(size, flip=0.5)
+    indices = torch.arange(len(images), device=images.device)
+    aspects = torch.ones(len(images), device=images.device)
+    return lambda step: settings(images, indices, aspects, seed=0, step=step)
+
+
+def kornia(images: torch.Tensor, size: int, cropping: str) -> Callable[[int], torch.Tensor]:
+    """Kornia's, with a draw a picture (its default); `cropping` picks one of its two ways to crop."""
+    import kornia.augmentation as augmentation
+
+    settings = Augmentation(size, flip=0.5)
+    sequence = torch.nn.Sequential(
+        augmentation.RandomResizedCrop((size, size), scale=settings.scale, cropping_mode=cropping),
+        augmentation.RandomHorizontalFlip(settings.flip),
+        augmentation.ColorJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue, p=1.0),
+        augmentation.RandomGrayscale(p=settings.grey),
+        augmentation.Normalize(torch.tensor(settings.mean), torch.tensor(settings.std)),
+    ).to(images.device)
+    return lambda _: sequence(images.float().div_(255))
+
+
+def contestants(size: int, device: str, seconds: float) -> dict[str, Callable[[], float]]:
+    """Name -> a function that measures once, for pictures of `size`."""
+    stored, batch, epoch = CASES[size]
+    pixels = np.random.default_rng(0).integers(0, 256, (epoch, stored, stored, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels[:batch]).permute(0, 3, 1, 2).to(device)
+    planar = images.contiguous()
+    thread_counts = (1, 2) if device == "cpu" else (1,)
+    runs: dict[str, Callable[[], float]] = {}
+    for threads in thread_counts:
+        named = f"{threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
+        runs[f"ours, {named}"] = batch_pass(ours(images if size > 48 else planar, size), batch, threads, seconds)
+        for cropping in ("slice", "resample"):
+            runs[f"kornia {cropping}, {named}"] = batch_pass(kornia(planar, size, cropping), batch, threads, seconds)
+    for kind in ("tensors", "PIL"):
+        runs[f"torchvision {kind}, {WORKERS} workers"] = loader_pass(pixels, size, batch, kind)
+    return {f"{size} px: {name}": run for name, run in runs.items()}
+
+
+def describe_device(device: str) -> str:
+    """The processor's or the accelerator's name."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{models[0].split(': ')[1]}, {len(models)} cores" if models else platform.processor()
+
+
+def commit() -> str:
+    """The commit this was measured at, and whether files differed from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    return (git("rev-parse", "--verify", "--quiet", "HEAD") or "none") + (
+        " with changes" if git("status", "--porcelain") else ""
+    )
+
+
+def main() -> None:
+    """Measure all contestants in turn, write the JSON file, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of a batched contestant")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the batched contestants")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(CASES), choices=list(CASES))
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    values: dict[str, list[float]] = {}
+    for size in arguments.sizes:
+        runs = contestants(size, arguments.device, arguments.seconds)
+        for run in runs.values():  # warm up: workers start, buffers are allocated
+            run()
+        for repeat in range(arguments.repeats):
+            for name, run in runs.items():
+                values.setdefault(name, []).append(run())
+            print(f"{size} px, repeat {repeat + 1} of {arguments.repeats}", file=sys.stderr)
+
+    import kornia as kornia_package
+    import torchvision
+
+    result: dict[str, Any] = {
+        "name": "augment",
+        "command": " ".join(["python", *sys.argv]),
+        "device": describe_device(arguments.device),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "unit": "images/s",
+        "seeds": [0],
+        "values": {name: [round(value, 1) for value in row] for name, row in values.items()},
+        "mean": {name: round(statistics.mean(row), 1) for name, row in values.items()},
+        "std": {name: round(statistics.stdev(row), 1) if len(row) > 1 else 0.0 for name, row in values.items()},
+        "median": {name: round(statistics.median(row), 1) for name, row in values.items()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "kornia": kornia_package.__version__,
+        },
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    for name, row in values.items():
+        print(f"{name:45s} median {statistics.median(row):9.0f}   {min(row):9.0f} to {max(row):9.0f} images/s")
+
+
+if __name__ == "__main__":
+    main()

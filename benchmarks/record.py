@@ -1,0 +1,66 @@
+"""How a measurement is written down: one JSON file with what a reader needs to judge it and to make it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def device_name() -> str:
+    """The machine in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+        if Path("/proc/cpuinfo").is_file()
+        else iter([platform.processor()]),
+        platform.machine(),
+    )
+    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """The commit of the checkout; "+changes" where files differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
+
+
+def record(
+    out: Path | None, *, name: str, command: str, unit: str, values: list[float], seeds: list[int], **more: Any
+) -> dict[str, Any]:
+    """Print the result, and write it to `out`: mean and sample standard deviation of `values`, one a seed or a repeat."""
+    result = {
+        "name": name,
+        "command": command,
+        "device": device_name(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "unit": unit,
+        "seeds": seeds,
+        "values": values,
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        **more,
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    return result

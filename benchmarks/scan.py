@@ -1,0 +1,104 @@
+"""How long a folder of many files takes to scan, and how much memory the process that scans it needs.
+
+    python benchmarks/scan.py --files 200000 --out results/scan.json
+
+Makes a tree of small files (1,000 a folder, two levels deep), then opens it in fresh processes: the first scan, a
+second one that finds the index, a third after some files have come and gone, and the pickled source that a worker gets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+PICTURE = b"\xff\xd8\xff\xe0" + bytes(28)  # a scan looks at no more than this
+SCAN = """
+import json, pickle, resource, sys, time
+start = time.perf_counter()
+from instdisc.data.source import open_source
+imported = time.perf_counter() - start
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+source = open_source(sys.argv[1], index_folder=sys.argv[2])
+seconds = time.perf_counter() - start
+unit = 2**20 if sys.platform == "darwin" else 2**10
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({
+    "pictures": len(source), "seconds": round(seconds, 3), "import_seconds": round(imported, 3),
+    "peak_mb": round(peak / unit, 1), "peak_after_imports_mb": round(base / unit, 1),
+    "pickled_bytes": len(pickle.dumps(source)), "fingerprint": source.fingerprint,
+}))
+"""
+
+
+def make_tree(root: Path, files: int, *, extensionless: bool) -> None:
+    """Small files in folders of 1,000, `a/0001/name.jpg`; without endings every one has to be looked into."""
+    ending = "" if extensionless else ".jpg"
+    for first in range(0, files, 1000):
+        folder = root / f"part-{first // 50_000}" / f"{first // 1000:04d}"
+        folder.mkdir(parents=True)
+        for number in range(first, min(first + 1000, files)):
+            (folder / f"picture-{number:08d}{ending}").write_bytes(PICTURE)
+
+
+def scan(root: Path, index: Path) -> dict[str, float]:
+    """One opening of the tree in a process of its own."""
+    finished = subprocess.run(
+        [sys.executable, "-c", SCAN, str(root), str(index)], check=True, capture_output=True, text=True
+    )
+    return dict(json.loads(finished.stdout))
+
+
+def measure(files: int, folder: Path, *, extensionless: bool) -> dict[str, dict[str, float]]:
+    """The three scans of one tree."""
+    root, index = folder / "tree", folder / "index"
+    make_tree(root, files, extensionless=extensionless)
+    try:
+        found = {"first": scan(root, index), "again": scan(root, index)}
+        for path in sorted(root.glob("part-0/0000/*"))[:100]:
+            path.rename(path.with_name("moved-" + path.name))
+        found["after_100_renamed"] = scan(root, index)
+    finally:
+        shutil.rmtree(root)
+        shutil.rmtree(index)
+    return found
+
+
+def main() -> None:
+    """Measure, print, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=200_000, help="how many files the tree has")
+    parser.add_argument("--out", type=Path, help="where the result goes (JSON)")
+    parser.add_argument("--folder", type=Path, help="where the tree is made; a temporary folder without it")
+    settings = parser.parse_args()
+    values = {}
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        values["named_as_pictures"] = measure(settings.files, Path(folder), extensionless=False)
+        values["known_by_content_only"] = measure(settings.files, Path(folder), extensionless=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    result = {
+        "name": "scan",
+        "command": f"python benchmarks/scan.py --files {settings.files}",
+        "device": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "unit": "seconds; MB of resident memory at its peak, imports included",
+        "files": settings.files,
+        "values": values,
+    }
+    print(json.dumps(result, indent=2))
+    if settings.out:
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        settings.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Images a second of a whole training step, beside lightly's SimCLR recipe in plain PyTorch with the same network.
+
+    python benchmarks/step.py --out results/step.json          # some minutes; keep the machine quiet
+
+Ours: the training loop as `instdisc train --preset paper_cifar10` runs it: ResNet-18 with the small stem at 32 px, batch
+128, one view, augmentation, exact softmax over a bank of 50,000 rows, SGD, bank update. Theirs: the same backbone, lightly's
+SimCLR transform (without blur, as for CIFAR), projection head and NT-Xent loss, float32, batch 128 with two views, a
+DataLoader of two workers. Pictures through the encoder are counted alike: a batch of 128 with two views is 256.
+
+The two take turns, some steps each; every block of theirs starts with a fresh loader and drops the steps that its
+workers had prepared beforehand. Needs the extra `benchmarks`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import record
+from torch import nn
+
+from instdisc.data.pictures import open_pictures
+from instdisc.data.source import open_source
+from instdisc.encoder import build_encoder
+from instdisc.runs import RunFolder
+from instdisc.training import Training, choose_precision
+from instdisc.training.presets import paper_cifar10
+
+INSTANCES, BATCH = 50_000, 128
+WARM, PREFETCHED = 2, 5
+
+
+def ours(images: np.ndarray, folder: Path, precision: str) -> tuple[Iterator[float], str]:
+    """Seconds of each step of the real loop, without its reports; and the precision it runs in."""
+    settings = paper_cifar10()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pictures = open_pictures(open_source(images), settings.size, device, storage="memory")
+    encoder = build_encoder(settings.encoder)
+    chosen = choose_precision(encoder, device, precision, BATCH)
+    training = Training(RunFolder(folder), settings, pictures, encoder, device, chosen.precision)
+
+    def steps() -> Iterator[float]:
+        epoch = 0
+        while True:
+            for parts, planned in training._steps_of(epoch, 0):
+                started = time.perf_counter()
+                training.encoder.train()
+                losses = training.step(parts, planned)
+                sum(float(loss) for loss in losses.values())  # waits for the device
+                yield time.perf_counter() - started
+            epoch += 1
+
+    return steps(), chosen.precision
+
+
+def theirs(images: np.ndarray) -> Iterator[float]:
+    """Seconds of each step of a plain SimCLR loop, loading included."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    class Pairs(Dataset[Any]):
+        def __init__(self) -> None:
+            self.transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, row: int) -> Any:
+            return self.transform(Image.fromarray(images[row]))
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = build_encoder(paper_cifar10().encoder).backbone
+    model = nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128)).to(device)
+    criterion = NTXentLoss(temperature=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
+    while True:
+        loader = DataLoader(Pairs(), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=2)
+        before = time.perf_counter()
+        for first, second in loader:
+            model.train()
+            loss = criterion(model(first.to(device)), model(second.to(device)))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            float(loss.detach())
+            now = time.perf_counter()
+            fresh = yield now - before
+            if fresh:
+                break
+            before = time.perf_counter()
+
+
+def main() -> None:
+    """Measure in turns, and write the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where the result goes (JSON)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each in a round")
+    parser.add_argument("--precision", default="auto")
+    settings = parser.parse_args()
+    warnings.simplefilter("ignore")
+    images = np.random.default_rng(0).integers(0, 256, (INSTANCES, 32, 32, 3), dtype=np.uint8)
+    rates: dict[str, list[float]] = {"instdisc": [], "lightly": []}
+    with tempfile.TemporaryDirectory() as folder:
+        mine, precision = ours(images, Path(folder), settings.precision)
+        for _ in range(settings.rounds):
+            times = [next(mine) for _ in range(WARM + settings.steps)][WARM:]
+            rates["instdisc"].append(BATCH / statistics.median(times))
+            peer = theirs(images)
+            times = [next(peer) for _ in range(PREFETCHED + settings.steps)][PREFETCHED:]
+            peer.close()
+            rates["lightly"].append(2 * BATCH / statistics.median(times))
+            print({name: round(found[-1], 1) for name, found in rates.items()}, flush=True)
+    ratios = [a / b for a, b in zip(rates["instdisc"], rates["lightly"], strict=True)]
+    import lightly
+
+    record(
+        settings.out,
+        name="step",
+        command=f"python benchmarks/step.py --rounds {settings.rounds} --steps {settings.steps}",
+        unit="pictures through the encoder a second, ours over lightly's",
+        values=ratios,
+        seeds=list(range(settings.rounds)),
+        images_per_second=rates,
+        precision={"instdisc": precision, "lightly": "float32"},
+        lightly=lightly.__version__,
+    )
+
+
+if __name__ == "__main__":
+    main()

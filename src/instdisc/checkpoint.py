@@ -1,0 +1,399 @@
+"""A whole run on disk, saved and restored: what is half written is never taken for whole.
+
+A checkpoint is a folder RUN/checkpoints/step-000001234/ with one safetensors file a named group of tensors
+(encoder.safetensors, optimizer.safetensors, ...), one a rank for what the ranks share out
+(bank-00000-of-00002.safetensors) and for each rank's random states, and state.json with the facts and the length and
+SHA-256 of every file. It is filled under another name in the same folder, synced to the disk, and then renamed: a kill
+or a full disk at any moment leaves the one before.
+
+    save(folder, step=1234, tensors={"encoder": encoder.state_dict()}, facts={"epoch": 3}, shards={"bank": shard})
+    checkpoint = latest(folder)
+    checkpoint.tensors("encoder"), checkpoint.facts["epoch"], checkpoint.rows("bank", start, stop)
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from instdisc import ranks
+from instdisc.encoder import Encoder, EncoderConfig, build_encoder
+from instdisc.errors import InputError
+from instdisc.runs import FORMAT, RunFolder, sync_folder
+from instdisc.shapes import Tensor
+
+_STATE = "state.json"
+_NAME = re.compile(r"step-(\d{9,})")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BLOCK = 65_536  # rows copied at a time: 32 MB of 128 floats
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's part of tensors whose rows are shared out: rows [start, stop), so tensors (stop − start, ...)."""
+
+    tensors: Mapping[str, Tensor]
+    start: int
+    stop: int
+
+
+class DamagedError(Exception):
+    """A checkpoint that is not whole: its message says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk. facts: what `save` was given. Tensors are read when asked for."""
+
+    path: Path
+    step: int
+    facts: dict[str, Any]
+
+    def tensors(self, group: str) -> dict[str, Tensor]:
+        """The tensors of a group, on the CPU. Raises InputError if the checkpoint has none of this name."""
+        file = self.path / f"{group}.safetensors"
+        if not file.is_file():
+            raise InputError(f'The checkpoint {self.path} holds no "{group}".')
+        return load_file(file)
+
+    def rows(self, group: str, start: int, stop: int) -> dict[str, Tensor]:
+        """Rows [start, stop) of each of a sharded group's tensors, from however many shards they were saved in.
+
+        Only these rows are read, so that another number of ranks can take its shares of a bank that fits none of them
+        whole. Raises InputError if the shards do not hold all of them.
+        """
+        taken: dict[str, Tensor] = {}
+        missing = stop - start
+        for file in self._shards(group):
+            with safe_open(file, framework="pt") as shard:
+                held = shard.metadata() or {"start": "0", "stop": "0"}
+                first, last = int(held["start"]), int(held["stop"])
+                begin, end = max(first, start), min(last, stop)
+                for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                    part = shard.get_slice(name)
+                    if name not in taken:
+                        empty = part[:0]
+                        taken[name] = torch.empty(stop - start, *empty.shape[1:], dtype=empty.dtype)
+                    for row in range(begin, end, _BLOCK):
+                        after = min(row + _BLOCK, end)
+                        taken[name][row - start : after - start] = part[row - first : after - first]
+                missing -= max(0, end - begin)
+        if missing or not taken:
+            raise InputError(f'The checkpoint {self.path} does not hold rows {start} to {stop} of "{group}".')
+        return taken
+
+    def restore_random(self) -> None:
+        """Sets torch's generators (CPU, and this rank's accelerator) to where they were at the save.
+
+        A rank that did not exist then keeps the state it has.
+        """
+        file = self.path / _shard_name("random", ranks.rank(), len(self._shards("random")))
+        if not file.is_file():
+            return
+        states = load_file(file)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+        if "mps" in states and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(states["mps"])
+
+    def _shards(self, group: str) -> list[Path]:
+        found = [(_SHARD.fullmatch(file.name), file) for file in sorted(self.path.iterdir())]
+        return [file for match, file in found if match is not None and match[1] == group]
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    facts: Mapping[str, Any],
+    shards: Mapping[str, Shard] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Saves a checkpoint in `folder`, then removes all but the `keep` newest; its path. Every rank must call this.
+
+    tensors: group -> name -> tensor, the same on every rank; the main rank writes them. Groups of one tensor dict each.
+    facts: what JSON can hold. shards: what each rank holds a part of. Random states are added for every rank.
+    A step that stands whole already is left as it is. Raises InputError, on every rank, if the disk is full or can't be
+    written; what stood before still stands.
+    """
+    final = folder / f"step-{step:09d}"
+    aside = folder / f".{final.name}.tmp"
+    standing = ranks.broadcast_object(ranks.is_main() and _is_whole(final))
+    if standing:
+        return final
+
+    def prepare() -> None:
+        _remove_leftovers(folder)
+        if final.exists():  # damaged, or it would be standing
+            _discard(final)
+        aside.mkdir(parents=True)
+
+    def write() -> None:
+        parts = {"random": Shard(_random_states(), 0, 0), **(shards or {})}
+        for name, shard in parts.items():
+            file = aside / _shard_name(name, ranks.rank(), ranks.world())
+            _write_tensors(file, shard.tensors, start=str(shard.start), stop=str(shard.stop))
+        if ranks.is_main():
+            for name, group in tensors.items():
+                _write_tensors(aside / f"{name}.safetensors", group)
+
+    def finish() -> None:
+        files = {file.name: _measured(file) for file in sorted(aside.iterdir())}
+        state = json.loads(_json({"format": FORMAT, "step": step, "facts": dict(facts), "files": files}))
+        _write_bytes(aside / _STATE, _json(state | {"sha256": _digest(state)}))
+        sync_folder(aside)
+        os.rename(aside, final)
+        sync_folder(folder)
+        for old in [path for path in _listed(folder) if _step(path) <= step][max(keep, 1) :]:
+            _discard(old)
+
+    # Agree after each part: no rank writes into a folder that another has given up, or that has been renamed.
+    for act, by_all in ((prepare, False), (write, True), (finish, False)):
+        problem = _attempt(act) if by_all or ranks.is_main() else None
+        if ranks.any_rank(problem is not None):
+            if ranks.is_main():
+                shutil.rmtree(aside, ignore_errors=True)
+            raise _as_input_error(problem, folder, step) from problem
+    return final
+
+
+def latest(
+    folder: Path, *, verify: Collection[str] | None = None, warn: Callable[[str], None] = _log.warning
+) -> Checkpoint | None:
+    """The newest whole checkpoint of a folder; None if there is none. Says through `warn` which damaged ones it passes.
+
+    verify: names of the groups whose bytes are compared with their SHA-256; None = all. Lengths are always compared.
+    Raises InputError if the newest was written by a later version of this program.
+    """
+    for path in _listed(folder):
+        try:
+            return open_checkpoint(path, verify=verify)
+        except DamagedError as error:
+            warn(f"The checkpoint {path} is damaged ({error}): it is passed over.")
+    return None
+
+
+def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Checkpoint:
+    """The checkpoint in this folder, as `latest` takes it. Raises DamagedError if it is not whole."""
+    try:
+        state = json.loads((path / _STATE).read_bytes())
+        version = state["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise InputError(f"{path} was written by a newer version of instdisc (format {version}): update instdisc.")
+        if state.pop("sha256") != _digest(state):
+            raise DamagedError(f"{_STATE} was changed")
+        checkpoint = Checkpoint(path, state["step"], state["facts"])
+        files = state["files"].items()
+    except OSError as error:
+        raise DamagedError(f"{_STATE} can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{_STATE} is not what was written") from error
+    for name, expected in files:
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+            raise DamagedError(f"{name} is {'cut short' if file.is_file() else 'missing'}")
+        if (verify is None or _group(name) in verify) and _measured(file) != expected:
+            raise DamagedError(f"{name} was changed")
+    return checkpoint
+
+
+def load_encoder(run: str | os.PathLike[str]) -> Encoder:
+    """The encoder of a run folder with the weights of its last whole checkpoint, on the CPU, in evaluation mode.
+
+    Raises InputError, in a sentence, for a folder that is no run, is damaged, has no checkpoint yet, or is newer.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    try:
+        choices = EncoderConfig.from_dict(config["encoder"] | {"pretrained": False})  # the checkpoint has the weights
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder.config} does not describe an encoder: the run folder is damaged.") from error
+    checkpoint = latest(folder.checkpoints, verify=("encoder",))
+    if checkpoint is None:
+        raise InputError(f"{folder.path} holds no whole checkpoint yet: train it first, or resume it.")
+    encoder = build_encoder(choices)
+    try:
+        encoder.load_state_dict(checkpoint.tensors("encoder"))
+    except RuntimeError as error:
+        raise InputError(f"The weights in {checkpoint.path} do not fit the encoder in {folder.config}.") from error
+    encoder.origin = f"step {checkpoint.step} of {folder.path}"
+    return encoder.eval()
+
+
+def flatten_optimizer(state: Any) -> tuple[dict[str, Tensor], Any]:
+    """A torch state dict as (tensors by path, the rest as JSON values): `unflatten_optimizer` gives it back exactly.
+
+    Takes dicts with any keys, lists, tuples, numbers, strings and None, nested at will. What JSON lacks is tagged:
+    {"$tensor": path}, {"$tuple": [...]}, {"$map": [[key, value], ...]} (keys that are no strings), {"$float": "inf"}.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[path] = value
+            # safetensors has rows in one order only; the momentum of a channels_last weight must come back as it lay,
+            # or each later step takes torch's slow path.
+            shuffled = value.ndim == 4 and not value.is_contiguous()
+            shuffled = shuffled and value.is_contiguous(memory_format=torch.channels_last)
+            return {"$tensor": path, "channels_last": True} if shuffled else {"$tensor": path}
+        if isinstance(value, Mapping):
+            entries = [(key, plain(entry, f"{path}.{key}" if path else str(key))) for key, entry in value.items()]
+            if all(isinstance(key, str) and not key.startswith("$") for key in value):
+                return dict(entries)
+            return {"$map": [[plain(key, f"{path}.key"), entry] for key, entry in entries]}
+        if isinstance(value, list | tuple):
+            listed = [plain(entry, f"{path}.{position}") for position, entry in enumerate(value)]
+            return {"$tuple": listed} if isinstance(value, tuple) else listed
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"$float": repr(value)}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"{path} is a {type(value).__name__}, which a checkpoint can't hold without pickle")
+
+    rest = plain(state, "")
+    return tensors, rest
+
+
+def unflatten_optimizer(tensors: Mapping[str, Tensor], rest: Any) -> Any:
+    """The state dict that `flatten_optimizer` took apart."""
+    if isinstance(rest, list):
+        return [unflatten_optimizer(tensors, entry) for entry in rest]
+    if not isinstance(rest, dict):
+        return rest
+    if "$tensor" in rest:
+        tensor = tensors[rest["$tensor"]]
+        return tensor.contiguous(memory_format=torch.channels_last) if rest.get("channels_last") else tensor
+    if "$tuple" in rest:
+        return tuple(unflatten_optimizer(tensors, entry) for entry in rest["$tuple"])
+    if "$map" in rest:
+        pairs = unflatten_optimizer(tensors, rest["$map"])
+        return dict(pairs)
+    if "$float" in rest:
+        return float(rest["$float"])
+    return {key: unflatten_optimizer(tensors, entry) for key, entry in rest.items()}
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    plain: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().contiguous()
+        place = values.untyped_storage().data_ptr()
+        plain[name] = values.clone() if place in memory else values  # tied weights: safetensors stores no aliases
+        memory.add(place)
+    # Metadata without any tensor would be written as a header that safetensors itself can't read.
+    save_file(plain, file, metadata if plain and metadata else None)
+    _sync_file(file)
+
+
+def _write_bytes(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    _sync_file(file)
+
+
+def _sync_file(file: Path) -> None:
+    with open(file, "rb+") as written:
+        os.fsync(written.fileno())
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _attempt(act: Callable[[], None]) -> Exception | None:
+    try:
+        act()
+    except Exception as error:  # whatever it is, the other ranks must hear of it before this one leaves
+        return error
+    return None
+
+
+def _as_input_error(problem: Exception | None, folder: Path, step: int) -> Exception:
+    """What to raise: a sentence for what a disk can do, the error itself for a fault of the program."""
+    start = f"The checkpoint of step {step} could not be written to {folder}"
+    end = "The ones before it are untouched"
+    if problem is None:
+        return InputError(f"{start}: another process failed to write its part. {end}.")
+    if not isinstance(problem, OSError | SafetensorError):
+        return problem
+    # safetensors writes in Rust and keeps the system's error number in its message only
+    number = re.search(r"\(os error (\d+)\)", str(problem))
+    code = problem.errno if isinstance(problem, OSError) else int(number[1]) if number else None
+    if code in _FULL:
+        return InputError(f"{start}: the disk is full. {end}; make room, then resume.")
+    return InputError(f"{start} ({problem}). {end}; put that right, then resume.")
+
+
+def _shard_name(group: str, rank: int, world: int) -> str:
+    return f"{group}-{rank:05d}-of-{world:05d}.safetensors"
+
+
+def _group(name: str) -> str:
+    match = _SHARD.fullmatch(name)
+    return match[1] if match else name.removesuffix(".safetensors")
+
+
+def _measured(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as content:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+
+
+def _json(state: dict[str, Any]) -> bytes:
+    return json.dumps(state, indent=1, allow_nan=False).encode()
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The checkpoints' folders, newest first."""
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        open_checkpoint(path)
+    except DamagedError:
+        return False
+    return True
+
+
+def _discard(path: Path) -> None:
+    """Removes a checkpoint; renamed first, so that a kill halfway leaves a leftover and not a damaged checkpoint."""
+    doomed = path.with_name(f".{path.name}.tmp")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)

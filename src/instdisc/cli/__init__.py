@@ -1,0 +1,58 @@
+"""The command line: one short file a command, each of which parses words and calls a function of `jobs`.
+
+`main` turns an InputError into one sentence on standard error and exit status 1, and a Ctrl-C into status 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from instdisc.cli import demo, embed, evaluate, info, train
+from instdisc.errors import InputError
+
+app = typer.Typer(
+    name="instdisc",
+    help="Learn to see from pictures alone: train an encoder on unlabelled pictures, and measure and use it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (train, evaluate, embed, info, demo):
+    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from instdisc import __version__
+
+        print(f"instdisc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except InputError as error:
+        print(f"instdisc: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("instdisc: stopped.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `instdisc info RUN | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

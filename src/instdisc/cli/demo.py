@@ -1,0 +1,41 @@
+"""instdisc demo"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Example:
+
+`instdisc demo` — trains on handwritten digits in a minute or two, and measures what was learned
+"""
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to make.")] = Path("runs/demo"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Train on the handwritten digits that scikit-learn ships, and measure the result."""
+    from instdisc.cli.evaluate import show
+    from instdisc.jobs.evaluate import evaluate
+    from instdisc.jobs.train import train
+    from instdisc.runs import RunFolder
+
+    if RunFolder(out).exists():  # a demo may be shown twice; a run is never overwritten
+        out = out.with_name(f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    print("1. Train on 1,797 handwritten digits, without their labels.\n")
+    train("digits", out, "digits", device=device)
+    print("\n2. Measure: each digit is classified by the labels of its nearest neighbours, itself left out.\n")
+    report = evaluate(out, device=device)
+    show(report, out)
+    print(
+        f"\n3. Next, on pictures of your own:\n\n"
+        f"   instdisc info {out}                              what is in this run\n"
+        f"   instdisc train my-pictures/ --out runs/mine      train on a folder\n"
+        f"   instdisc evaluate runs/mine                      measure it\n"
+        f"   instdisc embed runs/mine my-pictures/ -o v.npy   128 numbers for each picture"
+    )

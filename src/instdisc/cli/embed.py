@@ -1,0 +1,41 @@
+"""instdisc embed RUN SOURCE -o vectors.parquet"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc embed runs/photos photos/ -o vectors.parquet` — a table of id, location, label, vector
+
+`instdisc embed runs/photos photos/ -o vectors.npy` — an array to map into memory, and vectors.ids.parquet
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    source: Annotated[list[str], typer.Argument(help="The pictures to embed.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .parquet or .npy file.")],
+    labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label, to copy.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take the first pictures only.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures a forward pass.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away an interrupted job's work.")] = False,
+) -> None:
+    """Write the vectors of a collection to a file; an interrupted job goes on."""
+    from instdisc.jobs.embed import embed
+
+    embed(
+        run,
+        source[0] if len(source) == 1 else source,
+        out,
+        labels=labels,
+        limit=limit,
+        batch=batch,
+        device=device,
+        restart=restart,
+    )

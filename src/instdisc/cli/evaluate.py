@@ -1,0 +1,92 @@
+"""instdisc evaluate RUN [SOURCE]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc evaluate runs/photos` — leave-one-out on the training pictures
+
+`instdisc evaluate runs/photos test/` — labelled test pictures
+
+`instdisc evaluate runs/photos --labels labels.csv -k 20` — labels from a file, 20 neighbours
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    source: Annotated[str | None, typer.Argument(help="Labelled test pictures; without: leave-one-out.")] = None,
+    neighbours: Annotated[
+        int | None, typer.Option("-k", "--neighbours", help="How many vote; 200 if there are.")
+    ] = None,
+    temperature: Annotated[str, typer.Option(help="Of the votes: a number, or run for the run's own.")] = "0.07",
+    bank: Annotated[bool, typer.Option("--bank", help="Use the bank's rows for the training pictures.")] = False,
+    labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label.")] = None,
+    train_source: Annotated[str | None, typer.Option(help="Where the training pictures are now, if moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Measure a run: weighted kNN, beside raw pixels and an untrained encoder."""
+    from instdisc import ranks
+    from instdisc.jobs.evaluate import evaluate
+
+    report = evaluate(
+        run,
+        source,
+        neighbours=neighbours,
+        temperature=temperature,
+        bank=bank,
+        labels=labels,
+        train_source=train_source,
+        device=device,
+    )
+    if ranks.is_main():
+        show(report, run)
+
+
+def show(report: dict[str, Any], run: Path) -> None:
+    """The report as a table, with what it means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    if "knn" in report:
+        settings = report["settings"]
+        table = Table(title=f"Weighted kNN, k = {settings['neighbours']}, {settings['mode']}", title_justify="left")
+        table.add_column("vectors")
+        for name in ("top-1 %", "95 % interval", "top-5 %"):
+            table.add_column(name, justify="right")
+        rows = {
+            "this run": report["knn"],
+            "raw pixels": report["baselines"]["raw_pixels"],
+            "raw pixels, centred": report["baselines"]["raw_pixels_centred"],
+            "untrained encoder": report["baselines"]["untrained"],
+        }
+        for name, result in rows.items():
+            low, high = result["interval"]
+            style = "bold" if name == "this run" else None
+            table.add_row(
+                name,
+                f"{100 * result['top1']:.2f}",
+                f"{100 * low:.2f} to {100 * high:.2f}",
+                f"{100 * result['top5']:.2f}",
+                style=style,
+            )
+        console.print(table)
+    else:
+        console.print(
+            "No labels are known, so kNN accuracy can't be measured: give --labels, or a folder of class folders."
+        )
+    quality = report["quality"]
+    console.print(
+        f"Without labels: effective rank {quality['effective_rank']:.1f}, uniformity {quality['uniformity']:.2f}. "
+        f"{quality['sentence']}",
+        markup=False,
+    )
+    if report.get("neighbours_sheet"):
+        console.print(f"Nearest neighbours to look at: {run / report['neighbours_sheet']}", markup=False)
+    console.print(f"All of it is in {run / 'evaluation.json'}.", markup=False)

@@ -1,0 +1,235 @@
+"""Batches of stored pictures from wherever the pixels are kept: on the device, in a file, or nowhere.
+
+`pictures.open_pictures` chooses among the three classes; what each hands out for the same instances is the same.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from instdisc.data.background import Background
+from instdisc.data.cache import PixelCache
+from instdisc.data.quarantine import Quarantine
+from instdisc.data.source import Source
+from instdisc.data.workers import Fetched, Pool
+from instdisc.errors import InputError
+from instdisc.shapes import Float, Int, Tensor, UInt8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Stored pictures of one batch, on the device. waited: seconds for which training stood still for them."""
+
+    indices: Int[Tensor, "batch"]
+    images: UInt8[Tensor, "batch 3 size size"]
+    waited: float
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a background thread has put together for a batch, in the memory of the host."""
+
+    instances: np.ndarray
+    images: Tensor
+    aspects: np.ndarray | None = None
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+
+class Pictures(ABC):
+    """The readable pictures of a source, numbered from 0: these numbers are the instances that training tells apart.
+
+    Attributes:
+        storage: "memory", "cache" or "workers". why: one sentence on that choice, for a person.
+        rows: int64 (count), instance -> row of the source. With "workers" every row counts as readable until it is met.
+        aspects: width / height of each picture before it was squashed, on the device. With "workers" the entries of a
+            picture are right from the moment that its batch is handed out, and 1 before.
+    """
+
+    storage: str
+
+    def __init__(self, source: Source, size: int, device: torch.device, quarantine: Quarantine, why: str) -> None:
+        self.size = size
+        self.device = device
+        self.quarantine = quarantine
+        self.why = why
+        self.rows: np.ndarray = np.empty(0, np.int64)
+        self.aspects: Float[Tensor, "count"] = torch.empty(0, device=device)
+        self._source = source
+        self._ahead = 2  # batches that are put together while training works on one
+        self._met = self._read = 0
+
+    @property
+    def count(self) -> int:
+        """How many instances there are."""
+        return len(self.rows)
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027  # only some kinds of storage have something to close
+        """End the processes and threads, if there are any."""
+
+    @abstractmethod
+    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
+        """Begin to put a batch together."""
+
+    def batches(self, order: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """The pictures of each array of instance numbers, in that order, prefetched.
+
+        A picture that turns out unreadable is left out of its batch, and a batch that has none left is skipped.
+        Raises InputError for the first such picture under `strict`, and when none at all can be read.
+        """
+        waiting: deque[Future[_Loaded]] = deque()
+        upcoming = iter(order)
+        started = time.perf_counter()
+        try:
+            while True:
+                while len(waiting) <= self._ahead and (instances := next(upcoming, None)) is not None:
+                    waiting.append(self._request(np.asarray(instances, np.int64)))
+                if not waiting:
+                    break
+                loaded = waiting.popleft().result()
+                self._note(loaded)
+                if len(loaded.instances):
+                    yield self._on_device(loaded, started)
+                    started = time.perf_counter()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _note(self, loaded: _Loaded) -> None:
+        report_unreadable(self._source, loaded.unreadable, self.quarantine)
+        self._read += len(loaded.instances)
+        self._met += len(loaded.instances) + len(loaded.unreadable)
+        if self._read == 0 and self._met >= min(1000, self.count):
+            raise nothing_readable(self._source, loaded.unreadable, self._met)
+
+    def _on_device(self, loaded: _Loaded, started: float) -> Batch:
+        indices = torch.from_numpy(loaded.instances).to(self.device)
+        images = loaded.images.to(self.device, non_blocking=True)  # pinned where that makes a difference
+        if loaded.aspects is not None:
+            self.aspects[indices] = torch.from_numpy(loaded.aspects).to(self.device)
+        return Batch(indices, images, time.perf_counter() - started)
+
+
+class InMemory(Pictures):
+    """All pixels as one uint8 tensor on the device: a batch is one gather.
+
+    images, aspects, rows: (count, 3, size, size) uint8, (count) float32 and the rows of the source, in one order.
+    """
+
+    storage = "memory"
+
+    def __init__(
+        self,
+        source: Source,
+        quarantine: Quarantine,
+        why: str,
+        images: UInt8[Tensor, "count 3 size size"],
+        aspects: Float[Tensor, "count"],
+        rows: np.ndarray,
+    ) -> None:
+        super().__init__(source, images.shape[-1], images.device, quarantine, why)
+        self._images, self.aspects, self.rows = images, aspects, rows
+        self._ahead = 0  # nothing to wait for
+
+    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
+        ready: Future[_Loaded] = Future()
+        chosen = torch.from_numpy(instances).to(self.device)
+        ready.set_result(_Loaded(instances, self._images.index_select(0, chosen)))
+        return ready
+
+
+class InCache(Pictures):
+    """Pixels in a file that is mapped into memory: threads gather the next batches."""
+
+    storage = "cache"
+
+    def __init__(
+        self, source: Source, size: int, device: torch.device, quarantine: Quarantine, why: str, cache: PixelCache
+    ) -> None:
+        super().__init__(source, size, device, quarantine, why)
+        self._cache = cache
+        self.rows = cache.stored()
+        self.aspects = torch.from_numpy(cache.aspects()[self.rows]).to(device)
+        self._background = Background(threads=2)  # a page fault stops one thread: the other goes on reading
+
+    def close(self) -> None:
+        self._background.close()
+
+    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
+        return self._background.submit(self._gather, instances)
+
+    def _gather(self, instances: np.ndarray) -> _Loaded:
+        images = _host_tensor(len(instances), self.size, self.device)
+        self._cache.read(self.rows[instances], out=images.numpy())
+        return _Loaded(instances, images)
+
+
+class ByWorkers(Pictures):
+    """Nothing is kept: other processes decode each batch when its turn comes near."""
+
+    storage = "workers"
+
+    def __init__(
+        self, source: Source, size: int, device: torch.device, quarantine: Quarantine, why: str, processes: int
+    ) -> None:
+        super().__init__(source, size, device, quarantine, why)
+        self.rows = np.arange(len(source))
+        self.aspects = torch.ones(len(source), device=device)
+        self._pool = Pool(source, size, processes)
+        self._background = Background(threads=1)
+
+    def close(self) -> None:
+        self._background.close()
+        self._pool.close()
+
+    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
+        # Ascending rows, each process a run of neighbours: what lies together in a Parquet file is read together.
+        rows = np.unique(self.rows[instances])
+        pieces = np.array_split(rows, max(1, min(self._pool.processes, len(rows) // 8)))
+        parts = [self._pool.submit(piece) for piece in pieces]
+        future = self._background.submit(self._assemble, instances, parts)
+        future.add_done_callback(lambda _: [part.cancel() for part in parts])  # for a batch that nobody wants any more
+        return future
+
+    def _assemble(self, instances: np.ndarray, parts: list[Future[Fetched]]) -> _Loaded:
+        fetched = [part.result() for part in parts]
+        unreadable = {row: reason for part in fetched for row, reason in part.unreadable.items()}
+        kept = instances[~np.isin(self.rows[instances], list(unreadable))] if unreadable else instances
+        places = np.searchsorted(np.concatenate([part.rows for part in fetched]), self.rows[kept])
+        images = _host_tensor(len(kept), self.size, self.device)
+        np.take(np.concatenate([part.pixels for part in fetched]), places, axis=0, out=images.numpy(), mode="clip")
+        aspects = np.concatenate([part.aspects for part in fetched])[places]
+        return _Loaded(kept, images, aspects, unreadable)
+
+
+def report_unreadable(source: Source, unreadable: dict[int, str], quarantine: Quarantine) -> None:
+    """Put rows on the list by id and place. Raises InputError under `strict`."""
+    for row, reason in unreadable.items():
+        quarantine.add(source.identifier(row), source.location(row), reason)
+
+
+def nothing_readable(source: Source, unreadable: dict[int, str], met: int) -> InputError:
+    """The error for a source without a single good picture."""
+    row, reason = next(iter(unreadable.items()))
+    return InputError(
+        f"None of {met:,} pictures of {source.name} can be read; for example {source.location(row)}: {reason}. "
+        "Check that this is the right place."
+    )
+
+
+def _host_tensor(count: int, size: int, device: torch.device) -> Tensor:
+    # Page-locked memory is what lets a copy to a GPU run beside its work; torch keeps such blocks for the next batch.
+    return torch.empty((count, 3, size, size), dtype=torch.uint8, pin_memory=device.type == "cuda")

@@ -1,0 +1,127 @@
+"""The index: what a scan learnt about a collection, written once as a memory-mapped Arrow file.
+
+A table of Arrow columns costs the bytes of its content and nothing a row; mapped from disk it is shared by every
+worker process, so a source travels to a worker as a path of a hundred bytes, whatever the number of pictures.
+Indexes stand under $XDG_CACHE_HOME/instdisc/index (~/.cache without it), one file for each collection ever opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from instdisc.errors import InputError
+
+LAYOUT = 1  # of the columns below; an index of another layout is made anew
+CHUNK = 16_384  # rows that stand in Python objects at a time, and rows of one Arrow batch
+_FACTS = b"instdisc"
+
+
+def cache_folder() -> Path:
+    """Where instdisc keeps what it can make again: indexes, downloads, data sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instdisc"
+
+
+def index_file(folder: Path | None, kind: str, spec: Iterable[str]) -> Path:
+    """The index of a collection: its name is a hash of the kind and of everything that says which collection it is."""
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    for part in spec:
+        digest.update(b"\0" + os.fsencode(part))
+    return (folder or cache_folder() / "index") / f"{kind}-{digest.hexdigest()}.arrow"
+
+
+class Columns:
+    """Rows gathered into Arrow columns; at most `CHUNK` of them stand in Python lists."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._batches: list[pa.RecordBatch] = []
+        self._lists: list[list[Any]] = [[] for _ in schema]
+
+    def add(self, *values: Any) -> None:
+        """One row, its values in the order of the schema."""
+        for column, value in zip(self._lists, values, strict=True):
+            column.append(value)
+        if len(self._lists[0]) >= CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        arrays = [pa.array(values, field.type) for values, field in zip(self._lists, self._schema, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._lists = [[] for _ in self._schema]
+
+    def table(self) -> pa.Table:
+        """All rows so far."""
+        if self._lists[0]:
+            self._flush()
+        return pa.Table.from_batches(self._batches, self._schema)
+
+
+def chunks(count: int, size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive pieces of `count` rows."""
+    return ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+def digest_of(batches: Iterable[Sequence[bytes]]) -> str:
+    """A hash of a sequence of ids, order included, independent of how it is cut into batches."""
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in batches:
+        digest.update(b"".join(len(entry).to_bytes(4, "little") + entry for entry in ids))
+    return digest.hexdigest()
+
+
+def write_index(path: Path, table: pa.Table, facts: dict[str, Any]) -> None:
+    """Write the table with its facts: aside in the same folder, synced, then renamed over an older one.
+
+    Raises InputError where the folder cannot be written.
+    """
+    described = json.dumps({"layout": LAYOUT, **facts}).encode()  # ASCII: surrogate escapes survive
+    aside = path.with_name(f".{path.name}.{os.urandom(6).hex()}")  # ranks on several machines may write at once
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            with pa.ipc.new_file(file, table.schema.with_metadata({_FACTS: described})) as writer:
+                writer.write_table(table.replace_schema_metadata({_FACTS: described}), max_chunksize=CHUNK)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise InputError(
+            f"The index cannot be written to {path.parent} ({error.strerror}): set XDG_CACHE_HOME to another folder."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def read_index(path: Path) -> pa.Table | None:
+    """The table, memory-mapped; None where there is none yet, or one that is damaged or of another layout."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
+    except (OSError, pa.ArrowInvalid):
+        return None
+    return table if facts_of(table).get("layout") == LAYOUT else None
+
+
+def facts_of(table: pa.Table) -> dict[str, Any]:
+    """What `write_index` was told beside the columns."""
+    metadata = table.schema.metadata or {}
+    return dict(json.loads(metadata.get(_FACTS, b"{}")))
+
+
+def reopen_index(path: Path, fingerprint: str) -> pa.Table:
+    """The index that a source was made with, for a source that has come to another process.
+
+    Raises InputError when it is gone or another scan has since found other rows: going on would mix up pictures.
+    """
+    table = read_index(path)
+    if table is None or facts_of(table).get("fingerprint") != fingerprint:
+        raise InputError(f"The index {path} was changed by another scan while it was in use: start the command again.")
+    return table

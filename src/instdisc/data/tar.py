@@ -1,0 +1,244 @@
+"""Pictures in tar shards, in the WebDataset form: members that share a name up to its first dot are one sample.
+
+`0017.jpg` with `0017.cls` (or a `label` in `0017.json`) is one labelled picture. One pass over each shard notes where
+every picture begins; from then on any picture is one read, in any order, also over a network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from instdisc.data.decode import UnreadableError
+from instdisc.data.index import Columns, chunks, digest_of, facts_of, index_file, read_index, reopen_index, write_index
+from instdisc.data.labels import Encoded, encode
+from instdisc.data.listing import has_picture_name, is_picture
+from instdisc.data.places import describe, is_url, names_below, open_file, read_range, reason, seekable
+from instdisc.data.source import Content, Source
+from instdisc.errors import InputError
+from instdisc.progress import Bar
+
+_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("key", pa.large_binary()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("label", pa.string()),
+    ]
+)
+_LABEL_BYTES = 2**20  # a .cls or .json larger than this is no label
+_SPAN = 8 * 2**20  # bytes fetched at once when rows are walked in order
+_GAP = 2**20  # bytes between two pictures that are fetched and thrown away rather than asked around
+
+
+def open_tar(name: str, places: Sequence[str], index_folder: Path | None, limit: int | None) -> TarSource:
+    """Note where each picture stands, in the shards that are new or changed, and open all.
+
+    Raises InputError for a shard that is missing or is no tar.
+    """
+    places = [place if is_url(place) else os.path.abspath(place) for place in places]
+    path = index_file(index_folder, "tar", places)
+    before = read_index(path)
+    known = facts_of(before)["shards"] if before is not None else []
+    stamps = [list(describe(place)) for place in places]
+    if before is None or [shard["stamp"] for shard in known] != stamps:
+        tables, shards, row = [], [], 0
+        with Bar(description="Reading shards", unit="pictures") as bar:
+            for number, (place, stamp) in enumerate(zip(places, stamps, strict=True)):
+                if before is not None and known[number]["stamp"] == stamp:
+                    shard = known[number]
+                    table = before.slice(row, shard["rows"]).replace_schema_metadata(None)
+                else:
+                    table, whole = _scan(number, place, (stamp[0], stamp[1]), bar)
+                    shard = {"stamp": stamp, "rows": len(table), "whole": whole}
+                row += known[number]["rows"] if before is not None else 0
+                tables.append(table)
+                shards.append(shard)
+        table = pa.concat_tables(tables)
+        keys = (
+            table[column].slice(start, stop - start)
+            for column in ("shard", "key")
+            for start, stop in chunks(len(table))
+        )
+        fingerprint = digest_of([str(entry).encode() for entry in batch.to_pylist()] for batch in keys)
+        write_index(path, table, {"shards": shards, "fingerprint": fingerprint})
+    return TarSource(name, path, places, limit)
+
+
+class TarSource(Source):
+    """One picture a sample, in the order of the shards. Ids: `shard-000.tar#0017`."""
+
+    def __init__(self, name: str, index: Path, places: Sequence[str], limit: int | None = None) -> None:
+        table = read_index(index)
+        if table is None:
+            raise InputError(f"The index {index} cannot be read: delete it and start again.")
+        facts = facts_of(table)
+        cut = [place for place, shard in zip(places, facts["shards"], strict=True) if not shard["whole"]]
+        notes = [f"{place} is cut short: only the samples before the break are there." for place in cut]
+        super().__init__(name, len(table), limit=limit, notes=notes)
+        self._index, self._index_fingerprint = index, str(facts["fingerprint"])
+        self._places, self._names = list(places), [os.fsencode(entry) for entry in names_below(places)]
+        self._stamps = [(int(shard["stamp"][0]), int(shard["stamp"][1])) for shard in facts["shards"]]
+        self._mapped: pa.Table | None = table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_mapped": None}
+
+    @property
+    def _table(self) -> pa.Table:
+        if self._mapped is None:
+            self._mapped = reopen_index(self._index, self._index_fingerprint)
+        return self._mapped
+
+    def identifiers(self, start: int, stop: int) -> list[bytes]:
+        return self._join(self._names, start, stop)
+
+    def locations(self, start: int, stop: int) -> list[bytes]:
+        return self._join([os.fsencode(place) for place in self._places], start, stop)
+
+    def _join(self, shards: Sequence[bytes], start: int, stop: int) -> list[bytes]:
+        rows = self._table.slice(start, stop - start)
+        keys, numbers = rows["key"].to_pylist(), rows["shard"].to_pylist()
+        return [shards[number] + b"#" + key for number, key in zip(numbers, keys, strict=True)]
+
+    def read(self, row: int) -> Content:
+        shard, offset, size = self._spot(row)
+        return _exactly(self._fetch(shard, offset, size), size)
+
+    def iterate(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, Content | UnreadableError]]:
+        span: list[tuple[int, int, int]] = []  # row, offset, size: neighbours in one shard, fetched together
+        span_shard = -1
+        for row in range(len(self)) if rows is None else rows:
+            shard, offset, size = self._spot(int(row))
+            end = span[-1][1] + span[-1][2] if span else 0
+            if span and (shard != span_shard or not 0 <= offset - end <= _GAP or offset + size - span[0][1] > _SPAN):
+                yield from self._read_span(span_shard, span)
+                span = []
+            span_shard = shard
+            span.append((int(row), offset, size))
+        if span:
+            yield from self._read_span(span_shard, span)
+
+    def _read_span(
+        self, shard: int, span: Sequence[tuple[int, int, int]]
+    ) -> Iterator[tuple[int, Content | UnreadableError]]:
+        begin = span[0][1]
+        try:
+            content = self._fetch(shard, begin, span[-1][1] + span[-1][2] - begin)
+        except UnreadableError as error:
+            yield from ((row, error) for row, _, _ in span)
+            return
+        for row, offset, size in span:
+            try:
+                yield row, _exactly(content[offset - begin : offset - begin + size], size)
+            except UnreadableError as error:
+                yield row, error
+
+    def _spot(self, row: int) -> tuple[int, int, int]:
+        table = self._table
+        return table["shard"][row].as_py(), table["offset"][row].as_py(), table["size"][row].as_py()
+
+    def _fetch(self, shard: int, offset: int, size: int) -> bytes:
+        try:
+            return read_range(seekable(self._places[shard], *self._stamps[shard]), offset, size)
+        except Exception as error:  # each remote driver has errors of its own
+            raise UnreadableError(f"its shard cannot be read: {reason(error)}") from error
+
+    def _own_labels(self) -> Encoded | None:
+        return encode(self._table["label"].slice(0, len(self)))
+
+
+def _exactly(content: bytes, size: int) -> bytes:
+    if len(content) != size:
+        raise UnreadableError("its shard ends in the middle of it")
+    return content
+
+
+def _scan(number: int, place: str, stamp: tuple[int, int], bar: Bar) -> tuple[pa.Table, bool]:
+    """The pictures of one shard, and whether the shard has its end."""
+    rows = Columns(_SCHEMA)
+    with open_file(seekable(place, *stamp)) as file:
+        try:
+            archive = tarfile.TarFile(fileobj=file)
+        except (tarfile.TarError, OSError) as error:
+            raise InputError(f"{place} is no plain tar file ({reason(error)}): unpack or replace it.") from error
+        whole = True
+        sample: list[tarfile.TarInfo] = []
+        try:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep every header it ever read
+                if not member.isreg() or member.name.rpartition("/")[2].startswith("."):
+                    continue
+                if sample and _key(sample[0].name) != _key(member.name):
+                    bar.advance(_add(rows, number, sample, file))
+                    sample = []
+                sample.append(member)
+        except (tarfile.TarError, OSError):
+            whole = False
+        if sample:
+            bar.advance(_add(rows, number, sample, file))
+    return _distinct(rows.table()), whole
+
+
+def _key(name: str) -> str:
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{last.partition('.')[0]}".removeprefix("./").lstrip("/")
+
+
+def _ending(member: tarfile.TarInfo) -> str:
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _add(rows: Columns, number: int, sample: Sequence[tarfile.TarInfo], file: Any) -> int:
+    """One row for a sample that has a picture: a plain `key.jpg` before a `key.mask.png`, a name before the content."""
+    named = sorted(
+        (m for m in sample if has_picture_name(m.name.encode(errors="replace"))), key=lambda m: "." in _ending(m)
+    )
+    picture = named[0] if named else next((m for m in sample if is_picture(_content(file, m, 32))), None)
+    if picture is not None:
+        offset = picture.offset_data
+        rows.add(number, os.fsencode(_key(picture.name)), offset, picture.size, _label(sample, file))
+    return int(picture is not None)
+
+
+def _content(file: Any, member: tarfile.TarInfo, most: int) -> bytes:
+    file.seek(member.offset_data)
+    return file.read(min(member.size, most))
+
+
+def _label(sample: Sequence[tarfile.TarInfo], file: Any) -> str | None:
+    for member in sample:
+        if _ending(member) == "cls" and member.size <= _LABEL_BYTES:
+            return _content(file, member, _LABEL_BYTES).decode(errors="replace").strip()
+    for member in sample:
+        if _ending(member) == "json" and member.size <= _LABEL_BYTES:
+            try:
+                facts = json.loads(_content(file, member, _LABEL_BYTES))
+            except ValueError:
+                continue
+            if isinstance(facts, dict) and isinstance(facts.get("label"), str | int):
+                return str(facts["label"])
+    return None
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    """Samples of one name in one shard (tar allows it) get numbers behind their keys, so that ids stay ids."""
+    if pc.count_distinct(table["key"]).as_py() == len(table):
+        return table
+    seen: dict[bytes, int] = {}
+    keys = []
+    for key in table["key"].to_pylist():
+        seen[key] = seen.get(key, 0) + 1
+        keys.append(key if seen[key] == 1 else b"%s~%d" % (key, seen[key]))
+    return table.set_column(
+        table.schema.get_field_index("key"), _SCHEMA.field("key"), pa.array(keys, pa.large_binary())
+    )

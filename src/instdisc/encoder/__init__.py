@@ -1,0 +1,9 @@
+"""Pictures to unit vectors: a backbone, a head, and the preprocessing that travels with them."""
+
+from instdisc.encoder.backbones import evaluating
+from instdisc.encoder.config import EncoderConfig
+from instdisc.encoder.encoder import Encoder, build_encoder, unit_length
+from instdisc.encoder.preprocessing import Preprocessing
+from instdisc.encoder.small import SMALL_ENCODERS
+
+__all__ = ["SMALL_ENCODERS", "Encoder", "EncoderConfig", "Preprocessing", "build_encoder", "evaluating", "unit_length"]

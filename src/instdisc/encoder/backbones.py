@@ -1,0 +1,207 @@
+"""Backbones: any of timm's by name, the small ones of our own, and the CIFAR stem for ResNets.
+
+A backbone takes normalised pictures (batch, 3, size, size) and gives their globally averaged features
+(batch, channels), before any head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from instdisc.encoder.config import SMALL_PICTURES, EncoderConfig, did_you_mean
+from instdisc.encoder.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from instdisc.encoder.small import SMALL_ENCODERS
+from instdisc.errors import InputError
+from instdisc.shapes import Float, Tensor
+
+
+def make_backbone(config: EncoderConfig) -> nn.Module:
+    """The backbone that `config` names, on the CPU, drawing its weights from torch's global generator.
+
+    Raises InputError for an unknown name, for choices the backbone does not have, and if timm's weights can't be had.
+    """
+    if config.backbone in SMALL_ENCODERS:
+        if config.pretrained is True:
+            raise InputError(f"There are no published weights for {config.backbone}: use a path, or leave them out.")
+        if config.small_stem is True:
+            raise InputError(f"{config.backbone} has no other stem: leave small_stem at auto.")
+        make = SMALL_ENCODERS[config.backbone]
+        return make() if config.width is None else make(config.width)
+    return _make_timm(config)
+
+
+def output_channels(backbone: nn.Module, config: EncoderConfig) -> int:
+    """Channels of the pooled features, by trying it: timm's own figure leaves out the layers that some nets add last.
+
+    Raises InputError if the backbone can't take pictures of this size.
+    """
+    images = torch.zeros(2, 3, config.image_size, config.image_size)
+    try:
+        with evaluating(backbone):
+            features = backbone(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"The backbone {config.backbone} can't take pictures of {config.image_size} × {config.image_size} px "
+            f"({_first_line(error)}): choose another size or backbone."
+        ) from error
+    if features.ndim != 2:
+        raise InputError(f"The backbone {config.backbone} gives no single vector a picture: choose another.")
+    return int(features.shape[1])
+
+
+def published_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The mean and std of the pictures with which timm's weights of this backbone were trained."""
+    import timm
+
+    if name in SMALL_ENCODERS:
+        return IMAGENET_MEAN, IMAGENET_STD
+    _require_known(name)
+    published = timm.get_pretrained_cfg(name)
+    if published is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    (red, green, blue), (red_std, green_std, blue_std) = published.mean, published.std
+    return (red, green, blue), (red_std, green_std, blue_std)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every submodule is in the mode it was in, whatever happened.
+
+    `no_grad` and not `inference_mode`: some backbones keep position tables they computed in a forward pass, and an
+    inference tensor kept that way would break the next training step.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A place in the backbone whose output is a level of features: its name, module, channels, and where they lie."""
+
+    name: str
+    module: nn.Module
+    channels: int
+    channels_last: bool
+
+    def pool(self, output: Tensor) -> Float[Tensor, "batch channels"]:
+        """The mean over places (maps) or tokens, in float32."""
+        values = output.float()
+        if values.ndim == 2:
+            return values
+        if values.ndim == 3:  # (batch, tokens, channels)
+            return values.mean(dim=1)
+        return values.mean(dim=(1, 2) if self.channels_last else (2, 3))
+
+
+def stages(backbone: nn.Module) -> list[Stage]:
+    """The backbone's stages in order, as its `feature_info` lists them; empty if it lists none."""
+    modules = dict(backbone.named_modules())
+    channels_last = str(getattr(backbone, "output_fmt", "NCHW")).upper().endswith("NHWC")
+    listed = cast("list[dict[str, Any]]", list(getattr(backbone, "feature_info", [])))
+    return [
+        Stage(entry["module"], modules[entry["module"]], entry["num_chs"], channels_last)
+        for entry in listed
+        if entry.get("module") in modules
+    ]
+
+
+def _make_timm(config: EncoderConfig) -> nn.Module:
+    import timm
+    from timm.models.resnet import ResNet
+
+    name = config.backbone
+    _require_known(name)
+    if config.pretrained is True and config.width is not None:
+        raise InputError("timm's weights fit the backbone's own width: leave out either width or pretrained.")
+    # How maps become one vector is left to timm: the average for all convolutional networks.
+    options: dict[str, Any] = {"num_classes": 0}
+    published = timm.get_pretrained_cfg(name)
+    if published is not None and published.fixed_input_size:  # transformers have a position for each patch
+        options["img_size"] = config.image_size
+    if config.width is not None:
+        options |= _width_options(name, config.width)
+    try:
+        backbone: Any = timm.create_model(name, pretrained=config.pretrained is True, **options)
+    except Exception as error:  # a name server, a proxy, a hub, a disk: each has its own family of errors
+        if config.pretrained is not True:
+            raise
+        raise InputError(
+            f"timm's weights for {name} could not be fetched ({_first_line(error)}): "
+            "connect to the network, or give the path of a safetensors file."
+        ) from error
+
+    if not isinstance(backbone, ResNet):
+        if config.small_stem is True:
+            raise InputError(f"{name} is not one of timm's ResNets, which alone have a small stem: leave it at auto.")
+        return backbone
+    _set_stem(backbone, config)
+    return backbone
+
+
+def _set_stem(resnet: Any, config: EncoderConfig) -> None:
+    """The small stem where it is wanted; or timm's own again, at the width asked for (see `_width_options`)."""
+    channels = resnet.bn1.num_features
+    if config.small_stem is True or (config.small_stem == "auto" and config.image_size <= SMALL_PICTURES):
+        resnet.conv1 = _first_convolution(channels, kernel=3, stride=1)
+        resnet.maxpool = nn.Identity()
+    elif config.width is not None and not _has_deep_stem(config.backbone):
+        resnet.conv1 = _first_convolution(channels, kernel=7, stride=2)
+
+
+def _require_known(name: str) -> None:
+    import timm
+
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise InputError(
+            f'There is no backbone "{name}".{did_you_mean(name, [*SMALL_ENCODERS, *timm.list_models()])} '
+            f"Names are timm's (timm.list_models() lists them), or {', '.join(SMALL_ENCODERS)}."
+        )
+    tagged = timm.list_pretrained(base)
+    if tag and name not in tagged:
+        raise InputError(f'timm has no weights "{tag}" for {base}.{did_you_mean(name, tagged)}')
+
+
+def _width_options(name: str, width: int) -> dict[str, Any]:
+    """Options that make one of timm's ResNets as wide as asked, its stem included.
+
+    timm fixes a plain stem at 64 channels; a deep stem ends in 2 · stem_width. So a deep one is asked for, which sets
+    the width that the first stage expects, and a plain convolution then takes its place.
+    """
+    import timm
+
+    if timm.model_entrypoint(name.split(".")[0]).__module__ != "timm.models.resnet":
+        raise InputError(f"The width of {name} can't be changed: only timm's ResNets and {', '.join(SMALL_ENCODERS)}.")
+    if width % 2:
+        raise InputError(f"The width of a ResNet must be even, not {width}.")
+    options = {"channels": tuple(width * 2**stage for stage in range(4)), "stem_width": width // 2}
+    return options if _has_deep_stem(name) else options | {"stem_type": "deep"}
+
+
+def _has_deep_stem(name: str) -> bool:
+    import timm
+
+    with torch.device("meta"):  # no memory, no random numbers
+        return isinstance(timm.create_model(name).conv1, nn.Sequential)
+
+
+def _first_convolution(channels: int, *, kernel: int, stride: int) -> nn.Conv2d:
+    convolution = nn.Conv2d(3, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

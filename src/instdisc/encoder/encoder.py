@@ -1,0 +1,210 @@
+"""The encoder: pictures to unit vectors, with its preprocessing.
+
+    encoder = build_encoder({"backbone": "resnet18", "image_size": 32}, seed=0)     # the paper's CIFAR network
+    vectors = encoder.embed(["cat.jpg", "dog.png"])                                 # (2, 128) float32, unit rows
+    levels = encoder.features(["cat.jpg", "dog.png"])                               # {"layer1": (2, 64), ...}
+
+While training, the module itself is called: normalised pictures in, unit vectors with gradients out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from instdisc.encoder.backbones import (
+    Stage,
+    evaluating,
+    make_backbone,
+    output_channels,
+    published_normalisation,
+    stages,
+)
+from instdisc.encoder.config import EncoderConfig
+from instdisc.encoder.embed import autocast, collect, stream
+from instdisc.encoder.weights import start_from_file
+from instdisc.shapes import Float, Int, Tensor
+
+# Vectors shorter than this are divided by it and not by their length: a zero vector stays zero (no NaN), and its
+# gradient is at most a million times the incoming one.
+SHORTEST = 1e-6
+
+
+class Encoder(nn.Module):
+    """f_θ of the paper: a backbone, a head to `dim` numbers, and unit length.
+
+    config: the choices it was built from, resolved (`describe()` gives them as plain facts).
+    preprocessing: the evaluation view, from raw picture to input.
+    channels: numbers a picture that the backbone hands to the head.
+    origin: where the weights came from, in a sentence.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessing = config.preprocessing
+        self.origin = "random weights"
+        self.backbone = make_backbone(config)
+        self.channels = output_channels(self.backbone, config)
+        self.head = _make_head(config.head, self.channels, config.hidden or self.channels, config.dim)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors in float32 of normalised pictures. Head and length are float32 under autocast too."""
+        return self._project(self.backbone(images))
+
+    def describe(self) -> dict[str, Any]:
+        """The encoder's choices as plain JSON values; `build_encoder` takes them back."""
+        return self.config.to_dict()
+
+    def embed(
+        self,
+        images: Any,
+        batch: int = 256,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        progress: bool = False,
+    ) -> Float[Tensor, "pictures dim"]:
+        """One unit vector a picture, float32 on the CPU, in the order given.
+
+        images: paths, bytes, PIL pictures, arrays (height, width[, 3]), a tensor (n, 3, height, width) of uint8 or of
+            floats in 0..1, any iterable of these, a folder's path, or a Source.
+        batch: pictures a forward pass; it changes speed and memory only.
+        device: where to compute; the encoder moves there and stays. None = where it is.
+        precision: "auto" = bfloat16 autocast on CUDA devices that have it, float32 elsewhere.
+        Raises InputError naming the first picture that can't be read.
+        """
+        chunks = self._stream(images, batch, device, precision, None, progress, None, with_stages=False)
+        return collect(chunks, {"embedding": self.config.dim})["embedding"]
+
+    def features(
+        self,
+        images: Any,
+        batch: int = 256,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        progress: bool = False,
+    ) -> dict[str, Float[Tensor, "pictures channels"]]:
+        """The pooled features of every stage, of the backbone's end ("backbone"), and the unit vectors ("embedding").
+
+        Stages have timm's names ("layer1", "blocks.3", ...). Arguments and errors as in `embed`.
+        """
+        widths = {stage.name: stage.channels for stage in stages(self.backbone)}
+        widths |= {"backbone": self.channels, "embedding": self.config.dim}
+        chunks = self._stream(images, batch, device, precision, None, progress, None, with_stages=True)
+        return collect(chunks, widths)
+
+    def embed_stream(
+        self,
+        images: Any,
+        batch: int = 256,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        on_unreadable: Callable[[int, str, str], None] | None = None,
+        rows: np.ndarray | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[Int[np.ndarray, " chunk"], Float[Tensor, "chunk dim"]]]:
+        """`embed` in fixed memory: (row numbers, vectors) a batch at a time, rows in the order the source reads them.
+
+        on_unreadable(row, name, reason) is told of each picture that can't be read, and the row is left out; without
+        it the first one raises InputError. rows: only these rows of a Source, ascending.
+        """
+        chunks = self._stream(images, batch, device, precision, on_unreadable, progress, rows, with_stages=False)
+        for numbers, values in chunks:
+            yield numbers, values["embedding"]
+
+    def _stream(
+        self,
+        images: Any,
+        batch: int,
+        device: torch.device | str | None,
+        precision: str,
+        on_unreadable: Callable[[int, str, str], None] | None,
+        progress: bool,
+        rows: np.ndarray | None,
+        *,
+        with_stages: bool,
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        if device is not None:
+            self.to(device)
+        place = next(self.parameters()).device
+
+        def compute(pixels: Tensor) -> dict[str, Tensor]:
+            with evaluating(self), autocast(place, precision):
+                normalised = self.preprocessing.normalise(pixels.to(place))
+                return self._all_levels(normalised) if with_stages else {"embedding": self(normalised)}
+
+        return stream(
+            images, self.preprocessing, compute, batch=batch, on_unreadable=on_unreadable, rows=rows, progress=progress
+        )
+
+    def _all_levels(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch _"]]:
+        levels: dict[str, Tensor] = {}
+        with ExitStack() as hooks:
+            for stage in stages(self.backbone):
+
+                def keep(module: nn.Module, entering: Any, leaving: Any, stage: Stage = stage) -> None:
+                    if isinstance(leaving, Tensor):  # HRNet's stages give lists of maps, which have no one mean
+                        levels[stage.name] = stage.pool(leaving)  # at once: a later layer may work in place
+
+                hooks.callback(stage.module.register_forward_hook(keep).remove)
+            pooled = self.backbone(images)
+        return levels | {"backbone": pooled.float(), "embedding": self._project(pooled)}
+
+    def _project(self, pooled: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch dim"]:
+        with torch.autocast(pooled.device.type, enabled=False):
+            return unit_length(self.head(pooled.float()))
+
+
+def unit_length(vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    """Rows divided by their Euclidean length; a zero row stays zero."""
+    return nn.functional.normalize(vectors, dim=1, eps=SHORTEST)
+
+
+def build_encoder(config: EncoderConfig | Mapping[str, Any], seed: int = 0) -> Encoder:
+    """An encoder on the CPU with weights drawn from `seed`, and then from the file or hub that `config` names.
+
+    The same config and seed give the same weights; the global random state is left as it was. Raises InputError for
+    choices that don't exist or don't go together, and for weights that can't be had.
+    """
+    if not isinstance(config, EncoderConfig):
+        config = EncoderConfig.from_dict(config)
+    config = _resolved(config)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would reseed every accelerator as well.
+        torch.default_generator.manual_seed(seed)
+        encoder = Encoder(config)
+    if config.pretrained is True:
+        encoder.origin = f"timm's weights for {config.backbone}"
+    elif config.pretrained:
+        encoder.origin = start_from_file(encoder, Path(config.pretrained))
+    return encoder
+
+
+def _resolved(config: EncoderConfig) -> EncoderConfig:
+    """The same choices with nothing left open in the evaluation view: what is saved is what will be used."""
+    if config.pretrained is True:
+        mean, std = published_normalisation(config.backbone)
+        config = replace(config, mean=config.mean or mean, std=config.std or std)
+    view = config.preprocessing
+    return replace(config, crop_fraction=view.crop_fraction, mean=view.mean, std=view.std)
+
+
+def _make_head(kind: str, channels: int, hidden: int, dim: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(channels, dim)
+    return nn.Sequential(
+        nn.Linear(channels, hidden, bias=False),  # the normalisation has the bias
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, dim),
+    )

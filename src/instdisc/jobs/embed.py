@@ -1,0 +1,68 @@
+"""`instdisc embed`: the vectors of a whole collection, in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instdisc import checkpoint, ranks
+from instdisc.data.source import open_source
+from instdisc.embeddings import Embedded, Written, write_embeddings
+from instdisc.runs import RunFolder
+
+
+def embed(
+    run: str | Path,
+    source: Any,
+    out: str | Path,
+    *,
+    labels: Any = None,
+    limit: int | None = None,
+    device: str = "auto",
+    batch: int = 256,
+    restart: bool = False,
+    say: Callable[[str], None] | None = print,
+) -> Written:
+    """Embed every picture of `source` with a run's encoder into `out` (.parquet or .npy); an interrupted job goes on.
+
+    restart: throw away what an interrupted job had done. Raises InputError for what can't be.
+    """
+    with ranks.together():
+        place = ranks.device(device)
+        encoder = checkpoint.load_encoder(run).to(place)
+        saved = checkpoint.latest(RunFolder(run).checkpoints)
+        assert saved is not None  # load_encoder has read it
+        digest = hashlib.sha256(repr(encoder.describe()).encode())
+        for name, values in sorted(saved.tensors("encoder").items()):
+            digest.update(name.encode() + values.contiguous().numpy().tobytes())
+        pictures = open_source(source, labels=labels, limit=limit)
+        if say is not None and ranks.is_main():
+            say(f"Embedding {len(pictures):,} pictures of {pictures.name}.")
+
+        def embed_rows(rows: np.ndarray) -> Embedded:
+            unreadable: list[tuple[int, str]] = []
+            numbers, vectors = [], []
+            chunks = encoder.embed_stream(
+                pictures,
+                batch,
+                on_unreadable=lambda row, name, reason: unreadable.append((row, reason)),
+                rows=rows,
+            )
+            for chunk, values in chunks:
+                numbers.append(chunk)
+                vectors.append(values.numpy())
+            found = np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
+            order = np.argsort(found)
+            stacked = np.concatenate(vectors) if vectors else np.zeros((0, encoder.config.dim), np.float32)
+            return Embedded(stacked[order], found[order], sorted(unreadable))
+
+        written = write_embeddings(pictures, embed_rows, out, run_fingerprint=digest.hexdigest(), restart=restart)
+        if say is not None and ranks.is_main():
+            say(f"{written.count:,} vectors of {written.dim} numbers are in {written.path}.")
+            if written.unreadable:
+                say(f"{written.unreadable} pictures could not be read: see {written.path}.quarantine.csv.")
+        return written

@@ -1,0 +1,337 @@
+"""`instdisc evaluate`: how good a run's vectors are, beside what raw pixels and an untrained encoder give.
+
+Every picture is decoded once, and from it come three vectors: of the encoder, of a fresh encoder of the same build, and
+the pixels themselves. They are kept in files beside the run while the evaluation lasts, so that memory does not grow with
+the collection; with several ranks each holds its share.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from instdisc import __version__, checkpoint, ranks
+from instdisc.data.decode import decode
+from instdisc.data.source import Source, open_source
+from instdisc.encoder import Encoder, build_encoder
+from instdisc.encoder.backbones import evaluating
+from instdisc.encoder.embed import autocast, stream
+from instdisc.errors import InputError
+from instdisc.evaluation.baselines import knn_accuracy, shrink
+from instdisc.evaluation.knn import KNNResult
+from instdisc.evaluation.quality import health
+from instdisc.jobs.sources import check_unchanged, reopen
+from instdisc.neighbours import top_k
+from instdisc.report import neighbour_sheet
+from instdisc.runs import RunFolder, write_json
+from instdisc.shapes import Tensor
+
+NEIGHBOURS = 200
+_PIXEL_SIDE = 32  # raw pixels are compared at this side at most
+_UNTRAINED_SEED = 12345
+_SHEET_QUERIES, _SHEET_NEIGHBOURS = 10, 10
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """This rank's share of a collection: rows [start, stop) less what can't be read, in three kinds of vectors."""
+
+    rows: np.ndarray  # source rows, ascending
+    trained: np.ndarray  # (n, dim) float32
+    untrained: np.ndarray  # (n, dim) float32
+    pixels: np.ndarray  # (n, 3 * side * side) uint8
+    labels: np.ndarray | None
+    unreadable: int
+
+
+def evaluate(
+    run: str | Path,
+    source: Any = None,
+    *,
+    neighbours: int | None = None,
+    temperature: float | str = 0.07,
+    bank: bool = False,
+    labels: Any = None,
+    train_source: Any = None,
+    device: str = "auto",
+    batch: int = 256,
+    say: Callable[[str], None] | None = print,
+) -> dict[str, Any]:
+    """Weighted kNN of a run's vectors, with baselines; also written to RUN/evaluation.json.
+
+    source: labelled test pictures, classified by the training pictures; None = leave-one-out on the training pictures.
+    neighbours: k; None = 200, or as many as there are. temperature: of the votes, or "run" for the run's own.
+    bank: take the bank's own rows for the training pictures, and not vectors recomputed without augmentation.
+    labels: of `source`, or of the training pictures without one. train_source: where the training pictures are now.
+    Raises InputError, with a sentence for a person, for what can't be.
+    """
+    with ranks.together():
+        return _evaluate(run, source, neighbours, temperature, bank, labels, train_source, device, batch, say)
+
+
+def _evaluate(
+    run: str | Path,
+    source: Any,
+    neighbours: int | None,
+    temperature: float | str,
+    bank: bool,
+    labels: Any,
+    train_source: Any,
+    device: str,
+    batch: int,
+    say: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    folder = RunFolder(run)
+    facts = folder.read_config()
+    votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
+    place = ranks.device(device)
+    encoder = checkpoint.load_encoder(run).to(place)
+    saved = checkpoint.latest(folder.checkpoints)
+    assert saved is not None  # load_encoder has read it
+    if train_source is None:
+        training = reopen(folder, facts)
+    else:
+        training = open_source(train_source)
+        check_unchanged(folder, facts, training)
+    if source is None and labels is not None:
+        training.set_labels(labels)
+    testing = None if source is None else open_source(source, labels=labels)
+    fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(place)
+    tell = say if say is not None and ranks.is_main() else None
+    aside = _scratch(folder)
+    try:
+        train = _vectors(training, encoder, fresh, aside / "train", batch, tell)
+        test = None if testing is None else _vectors(testing, encoder, fresh, aside / "test", batch, tell)
+        if bank:
+            train = _with_bank_rows(folder, saved, train)
+        report: dict[str, Any] = {
+            "run": str(folder.path),
+            "step": saved.step,
+            "epoch": saved.facts.get("epoch"),
+            "train": {"source": training.name, "pictures": _everywhere(len(train.rows))},
+            "test": None if test is None or testing is None else _about(testing, test),
+            "quality": asdict(health(torch.from_numpy(np.array((test or train).trained)))),
+        }
+        known = train.labels is not None and (test is None or test.labels is not None)
+        if known:
+            k = _how_many(neighbours, train, leave_one_out=test is None)
+            report |= _accuracies(train, test, k, votes_temperature, place)
+            mode = "test pictures" if test is not None else "leave-one-out on the training pictures"
+            report["settings"] = {
+                "neighbours": k,
+                "temperature": votes_temperature,
+                "mode": mode,
+                "train_vectors": "bank rows" if bank else "recomputed without augmentation",
+                "raw_pixels_side": int((train.pixels.shape[1] // 3) ** 0.5),
+                "untrained_seed": _UNTRAINED_SEED,
+            }
+        if ranks.is_main() and ranks.world() == 1:
+            report["neighbours_sheet"] = _draw_sheet(folder, training, train, testing, test)
+    finally:
+        ranks.barrier()
+        if ranks.is_main():
+            shutil.rmtree(aside, ignore_errors=True)
+    report |= {
+        "device": str(place),
+        "ranks": ranks.world(),
+        "seconds": round(time.monotonic() - started, 2),
+        "date": time.strftime("%Y-%m-%d"),
+        "instdisc": __version__,
+    }
+    if ranks.is_main():
+        write_json(folder.evaluation, report)
+    return report
+
+
+def _number(temperature: float | str) -> float:
+    try:
+        return float(temperature)
+    except ValueError:
+        raise InputError(f'The temperature is a number or "run", not "{temperature}".') from None
+
+
+def _scratch(folder: RunFolder) -> Path:
+    """One folder for all ranks, beside the run's files, for vectors that need not fit memory."""
+    made = None
+    if ranks.is_main():
+        try:
+            made = tempfile.mkdtemp(prefix=".evaluating-", dir=folder.path)
+        except OSError:  # a run on a read-only disk can be evaluated too, but not write its evaluation.json
+            made = tempfile.mkdtemp(prefix="instdisc-")
+    return Path(ranks.broadcast_object(made))
+
+
+def _vectors(
+    source: Source, encoder: Encoder, fresh: Encoder, aside: Path, batch: int, tell: Callable[[str], None] | None
+) -> Vectors:
+    """This rank's share of the three kinds of vectors, in files that are mapped into memory."""
+    first, last = ranks.share(len(source))
+    count = last - first
+    dim, side = encoder.config.dim, min(_PIXEL_SIDE, encoder.preprocessing.size)
+    place = next(encoder.parameters()).device
+    aside = aside.with_name(f"{aside.name}-{ranks.rank()}")
+    aside.mkdir()
+    trained = _file(aside / "trained.npy", np.float32, (count, dim))
+    untrained = _file(aside / "untrained.npy", np.float32, (count, dim))
+    pixels = _file(aside / "pixels.npy", np.uint8, (count, 3 * side * side))
+    seen = np.zeros(count, dtype=bool)
+    failures: list[str] = []
+
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        images = images.to(place)
+        normalised = encoder.preprocessing.normalise(images)
+        bytes_ = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+        with evaluating(encoder), evaluating(fresh), autocast(place, "auto"):
+            return {"trained": encoder(normalised), "untrained": fresh(normalised), "pixels": shrink(bytes_, side)}
+
+    def note(row: int, name: str, reason: str) -> None:
+        failures.append(f"{name}: {reason}")
+
+    if tell is not None:
+        tell(f"Embedding {len(source):,} pictures of {source.name}.")
+    rows = np.arange(first, last)
+    chunks = stream(
+        source,
+        encoder.preprocessing,
+        compute,
+        batch=batch,
+        on_unreadable=note,
+        rows=rows,
+        progress=ranks.is_main(),
+    )
+    for numbers, values in chunks:
+        at = numbers - first
+        trained[at], untrained[at] = values["trained"].numpy(), values["untrained"].numpy()
+        pixels[at] = values["pixels"].to(torch.uint8).flatten(1).numpy()
+        seen[at] = True
+    if failures and tell is not None:
+        tell(f"  {len(failures)} pictures could not be read and are left out, the first is {failures[0]}.")
+    good = np.flatnonzero(seen)
+    labels = None if source.labels is None else source.labels[first:last][good]
+    if len(good) == count:
+        return Vectors(rows, trained, untrained, pixels, labels, 0)
+    return Vectors(rows[good], trained[good], untrained[good], pixels[good], labels, count - len(good))
+
+
+def _file(path: Path, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape) if shape[0] else np.zeros(shape, kind)
+
+
+def _with_bank_rows(folder: RunFolder, saved: checkpoint.Checkpoint, train: Vectors) -> Vectors:
+    """The same with the bank's rows in place of recomputed vectors, for the pictures that have a row."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(folder.instances)) as file:
+        rows = np.asarray(pa.ipc.open_file(file).read_all()["row"])
+    where = np.searchsorted(rows, train.rows)
+    has_row = (where < len(rows)) & (rows[np.minimum(where, len(rows) - 1)] == train.rows)
+    instances = where[has_row]
+    if not len(instances):
+        raise InputError(f"The bank of {folder.path} has no row for these pictures.")
+    low, high = int(instances.min()), int(instances.max()) + 1
+    bank = saved.rows("bank", low, high)["rows"].float().numpy()
+    return Vectors(
+        train.rows[has_row],
+        bank[instances - low],
+        train.untrained[has_row],
+        train.pixels[has_row],
+        None if train.labels is None else train.labels[has_row],
+        train.unreadable,
+    )
+
+
+def _how_many(asked: int | None, train: Vectors, *, leave_one_out: bool) -> int:
+    """k: what was asked for (kNN refuses what can't be), or 200, or all the labelled pictures there are."""
+    if asked is not None:
+        return asked
+    assert train.labels is not None
+    labelled = _everywhere(int((train.labels >= 0).sum()))
+    return max(1, min(NEIGHBOURS, labelled - leave_one_out))
+
+
+def _everywhere(count: int) -> int:
+    return sum(ranks.sizes(count))
+
+
+def _accuracies(
+    train: Vectors, test: Vectors | None, neighbours: int, temperature: float, place: torch.device
+) -> dict[str, Any]:
+    device = place if place.type == "cuda" else torch.device("cpu")
+
+    def measure(kind: str, *, centre: bool = False) -> dict[str, Any]:
+        result = knn_accuracy(
+            getattr(train, kind),
+            train.labels,
+            None if test is None else getattr(test, kind),
+            None if test is None else test.labels,
+            neighbours=neighbours,
+            temperature=temperature,
+            centre=centre,
+            device=device,
+            sharded=True,
+        )
+        return _plain(result)
+
+    return {
+        "knn": measure("trained"),
+        "baselines": {
+            "raw_pixels": measure("pixels"),
+            "raw_pixels_centred": measure("pixels", centre=True),
+            "untrained": measure("untrained"),
+        },
+    }
+
+
+def _plain(result: KNNResult) -> dict[str, Any]:
+    return {"top1": result.top1, "top5": result.top5, "interval": list(result.interval), "count": result.count}
+
+
+def _about(source: Source, vectors: Vectors) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "pictures": _everywhere(len(vectors.rows)),
+        "unreadable": _everywhere(vectors.unreadable),
+    }
+
+
+def _draw_sheet(
+    folder: RunFolder, training: Source, train: Vectors, testing: Source | None, test: Vectors | None
+) -> str | None:
+    """RUN/neighbours.png: some pictures and their nearest neighbours, to look at."""
+    asked, asked_source = (test, testing) if test is not None and testing is not None else (train, training)
+    count = min(_SHEET_NEIGHBOURS, len(train.rows) - (test is None))
+    if len(asked.rows) == 0 or count < 1:
+        return None
+    chosen = np.unique(np.linspace(0, len(asked.rows) - 1, _SHEET_QUERIES).astype(int))
+    exclude = torch.from_numpy(chosen) if test is None else None
+    scores, found = top_k(
+        torch.from_numpy(np.array(asked.trained[chosen])), torch.from_numpy(train.trained), count, exclude=exclude
+    )
+    neighbour_sheet(
+        [decode(asked_source.read(int(asked.rows[row]))) for row in chosen],
+        [[decode(training.read(int(train.rows[row]))) for row in line] for line in found.tolist()],
+        scores.tolist(),
+        folder.neighbours_sheet,
+        query_labels=_names(asked_source, asked, chosen),
+        neighbour_labels=None
+        if train.labels is None
+        else [_names(training, train, line) or [] for line in found.numpy()],
+    )
+    return folder.neighbours_sheet.name
+
+
+def _names(source: Source, vectors: Vectors, chosen: np.ndarray) -> list[str] | None:
+    """The labels of some pictures in words, "" where one has none."""
+    if vectors.labels is None:
+        return None
+    names = source.label_names
+    return ["" if value < 0 else names[value] if names else str(value) for value in vectors.labels[chosen].tolist()]

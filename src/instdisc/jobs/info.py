@@ -1,0 +1,84 @@
+"""`instdisc info`: what a run folder or a source of pictures holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from instdisc import checkpoint
+from instdisc.data.source import open_source
+from instdisc.jobs.sources import look_at
+from instdisc.progress import duration
+from instdisc.runs import RunFolder
+from instdisc.training import read_metrics
+
+
+def info(place: Any) -> dict[str, str]:
+    """Facts for a person, name -> words, of a run folder or of a source."""
+    folder = RunFolder(place) if isinstance(place, str | Path) else None
+    if folder is not None and folder.exists():
+        return _of_run(folder)
+    return _of_source(place)
+
+
+def _of_run(folder: RunFolder) -> dict[str, str]:
+    config = folder.read_config()
+    settings, data = config["settings"], config["data"]
+    facts = {
+        "run": str(folder.path),
+        "made": f"{config['created']} by instdisc {config['instdisc']}",
+        "pictures": f"{data['readable']:,} of {config['source']['name']}"
+        + (f" ({data['rows'] - data['readable']} could not be read)" if data["rows"] != data["readable"] else ""),
+        "preset": settings["preset"],
+        "encoder": f"{settings['backbone']}, {settings['size']} px, {settings['head']} head, {settings['dim']} numbers",
+        "objective": f"{settings['objective']}, temperature {settings['temperature']:g}",
+        "ran on": f"{config['chosen']['device_name']}, {config['chosen']['precision']}",
+    }
+    saved = checkpoint.latest(folder.checkpoints, verify=())
+    if saved is None:
+        facts["checkpoint"] = "none yet"
+    else:
+        facts["checkpoint"] = (
+            f"step {saved.step:,}, epoch {saved.facts['epoch']:.1f}, after {duration(saved.facts['seconds'])}"
+        )
+    lines = read_metrics(folder)
+    losses = [line for line in lines if "loss" in line]
+    measured = [line for line in lines if "measured" in line]
+    if losses:
+        facts["loss"] = f"{losses[0]['loss']:.3f} at first, {losses[-1]['loss']:.3f} at last"
+    if measured:
+        facts["last measured"] = ", ".join(f"{name} {value:.3g}" for name, value in measured[-1]["measured"].items())
+    if folder.evaluation.is_file():
+        evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        if "knn" in evaluation:
+            facts["evaluated"] = (
+                f"kNN {100 * evaluation['knn']['top1']:.2f} % "
+                f"(raw pixels {100 * evaluation['baselines']['raw_pixels']['top1']:.2f} %)"
+            )
+    return facts
+
+
+def _of_source(place: Any) -> dict[str, str]:
+    source = open_source(place)
+    look = look_at(source)
+    facts = {
+        "source": source.name,
+        "pictures": f"{len(source):,}",
+        "sizes": f"{look.smallest[0]}×{look.smallest[1]} to {look.largest[0]}×{look.largest[1]} px, "
+        f"usual shorter side {look.side} px (of {look.looked} looked at)",
+    }
+    if look.unreadable:
+        facts["unreadable"] = f"{look.unreadable} of the {look.looked} looked at"
+    if source.labels is None:
+        facts["labels"] = "none (training needs none)"
+    else:
+        counts = Counter(source.labels[source.labels >= 0].tolist())
+        names = source.label_names
+        shown = [f"{names[value] if names else value} ({count:,})" for value, count in counts.most_common(8)]
+        more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
+        facts["labels"] = f"{len(counts)} classes: {', '.join(shown)}{more}"
+    for number, note in enumerate(source.notes, 1):
+        facts[f"note {number}"] = note
+    return facts

@@ -1,0 +1,85 @@
+"""Opening what a person named, remembering it in a run so that a later command finds it again, and looking at it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instdisc.data.decode import UnreadableError, decode
+from instdisc.data.source import Source, open_source
+from instdisc.errors import InputError
+from instdisc.runs import RunFolder
+
+_LOOKED_AT = 32  # pictures decoded to learn their usual size
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a few pictures show. side: median shorter side in pixels; unreadable: how many of `looked` can't be decoded."""
+
+    side: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    looked: int
+    unreadable: int
+
+
+def look_at(source: Source) -> Look:
+    """Decode a few pictures, spread evenly over the source."""
+    rows = np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int))
+    sizes: list[tuple[int, int]] = []
+    for _, content in source.iterate(rows):
+        try:
+            if isinstance(content, UnreadableError):
+                raise content
+            height, width = decode(content).shape[:2]
+        except UnreadableError:
+            continue
+        sizes.append((width, height))
+    if not sizes:
+        raise InputError(f"None of the {len(rows)} pictures tried in {source.name} can be read: is it the right place?")
+    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+    side = int(np.median([min(size) for size in sizes]))
+    return Look(side, by_area[0], by_area[-1], len(rows), len(rows) - len(sizes))
+
+
+def describe_source(source: Any, labels: Any, split: str | None, limit: int | None) -> dict[str, Any]:
+    """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again and give `given: null`."""
+    given: Any = None
+    if isinstance(source, str | os.PathLike):
+        given = _absolute(source)
+    elif isinstance(source, list | tuple) and all(isinstance(part, str | os.PathLike) for part in source):
+        given = [_absolute(part) for part in source]
+    kept_labels = _absolute(labels) if isinstance(labels, str | os.PathLike) else None
+    return {"given": given, "labels": kept_labels, "split": split, "limit": limit}
+
+
+def reopen(run: RunFolder, facts: Mapping[str, Any]) -> Source:
+    """The source that a run was trained on; InputError when it has changed or was never on disk."""
+    described = facts["source"]
+    if described["given"] is None:
+        raise InputError(f"{run.path} was trained on arrays in memory, which can't be opened again: name a SOURCE.")
+    source = open_source(
+        described["given"], labels=described["labels"], split=described["split"], limit=described["limit"]
+    )
+    check_unchanged(run, facts, source)
+    return source
+
+
+def check_unchanged(run: RunFolder, facts: Mapping[str, Any], source: Source) -> None:
+    """Bank rows belong to pictures: raise InputError where the source has other pictures now than when it was trained on."""
+    if source.fingerprint != facts["data"]["fingerprint"]:
+        raise InputError(
+            f"{source.name} has other pictures now ({len(source):,}) than when {run.path} was trained on it "
+            f"({facts['data']['rows']:,}): restore them, or start a new run."
+        )
+
+
+def _absolute(place: Any) -> str:
+    text = os.fspath(place)
+    return str(Path(text).absolute()) if os.path.exists(text) else text

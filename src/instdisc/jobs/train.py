@@ -1,0 +1,280 @@
+"""`instdisc train`: from a source of pictures to a run folder with a trained encoder and its bank."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from instdisc import __version__, ranks
+from instdisc.allocator import keep_freed_memory
+from instdisc.checkpoint import load_encoder
+from instdisc.data.pictures import Pictures, open_pictures
+from instdisc.data.quarantine import Quarantine
+from instdisc.data.source import Source, open_source
+from instdisc.encoder import Encoder, build_encoder
+from instdisc.errors import InputError
+from instdisc.jobs.monitor import make_monitor
+from instdisc.jobs.sources import Look, check_unchanged, describe_source, look_at
+from instdisc.progress import duration
+from instdisc.runs import FORMAT, RunFolder, write_json
+from instdisc.training import DataFacts, Settings, Training, choose_precision, preset, read_metrics
+
+FEWEST = 16  # pictures; below, there is nothing to tell apart
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what came of it. finished: False when it was interrupted and can be resumed."""
+
+    path: Path
+    instances: int
+    epochs: float
+    seconds: float
+    finished: bool
+    quarantined: int
+
+    def encoder(self) -> Encoder:
+        """The trained encoder, as `instdisc.load` gives it."""
+        return load_encoder(self.path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_metrics(RunFolder(self.path))
+
+
+def train(
+    source: Any,
+    out: str | Path,
+    preset: str | Settings = "default",
+    *,
+    resume: bool = False,
+    labels: Any = None,
+    split: str | None = None,
+    limit: int | None = None,
+    test: Any = None,
+    device: str = "auto",
+    say: Callable[[str], None] | None = print,
+    **overrides: Any,
+) -> Run:
+    """Train an encoder on unlabelled pictures, and leave it with its bank in the run folder `out`.
+
+    source: see `instdisc.data.open_source`. preset: a name (default, paper_cifar10, ...), or whole Settings.
+    resume: go on from the last checkpoint of `out`, with the same settings and pictures.
+    labels, test: labels of the source, and other pictures with labels, for measuring while it trains: the training
+        itself never sees a label.
+    say: takes each line that tells what was chosen; None = silence. overrides: any field of Settings by name.
+    Raises InputError, with a sentence for a person, for what can't be.
+    """
+    with ranks.together():
+        tell: Callable[[str], None] = say if say is not None and ranks.is_main() else _silent
+        return _train(source, RunFolder(out), preset, resume, labels, split, limit, test, device, tell, overrides)
+
+
+def _train(
+    given: Any,
+    run: RunFolder,
+    recipe: str | Settings,
+    resume: bool,
+    labels: Any,
+    split: str | None,
+    limit: int | None,
+    test: Any,
+    asked_device: str,
+    say: Callable[[str], None],
+    overrides: Mapping[str, Any],
+) -> Run:
+    _check_folder(run, resume)
+    place = ranks.device(asked_device)
+    if place.type == "cpu":
+        keep_freed_memory()
+    source = _open_in_turn(given, labels=labels, split=split, limit=limit)
+    if len(source) < FEWEST:
+        raise InputError(f"{source.name} has {len(source)} pictures: at least {FEWEST} are needed to tell apart.")
+    look = look_at(source)
+    settings = recipe if isinstance(recipe, Settings) else preset(recipe, DataFacts(len(source), look.side, place.type))
+    settings = settings.with_overrides(overrides)
+    described = describe_source(given, labels, split, limit)
+    earlier = run.read_config() if resume and run.exists() else None
+    if earlier is not None:
+        _check_same(run, earlier, settings, source)
+        settings = replace(settings, preset=earlier["settings"]["preset"])
+    _say_source(say, source, look)
+    _say_settings(say, settings)
+
+    quarantine = Quarantine(run.quarantine, strict=settings.strict)
+    pictures = open_pictures(
+        source,
+        settings.size,
+        place,
+        storage=settings.storage,
+        workers=settings.workers,
+        strict=settings.strict,
+        quarantine=quarantine,
+    )
+    if pictures.count < FEWEST:
+        raise InputError(f"Only {pictures.count} pictures of {source.name} can be read: see {run.quarantine}.")
+    say(f"Data: {pictures.why}")
+    encoder = build_encoder(settings.encoder, seed=settings.seed)
+    if earlier is None:
+        choice = choose_precision(encoder, place, settings.precision, settings.batch)
+        precision = choice.precision
+        say(f"Precision: {choice.why}")
+    else:
+        precision = earlier["chosen"]["precision"]
+    training = Training(run, settings, pictures, encoder, place, precision)
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    say(
+        f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {_device_name(place)}"
+        + (f" and {ranks.world() - 1} more ranks" if ranks.world() > 1 else "")
+        + f"; a bank of {pictures.count:,} rows of {settings.dim} numbers."
+    )
+    if ranks.world() > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
+        shared = settings.sync_batchnorm and place.type == "cuda"
+        say(
+            "Batch statistics: shared by all ranks."
+            if shared
+            else "Batch statistics: each rank's own (on GPUs, sync_batchnorm=true shares them)."
+        )
+    if earlier is None and ranks.is_main():
+        _write_start(run, settings, encoder, source, described, pictures, place, precision)
+    ranks.barrier()
+    if resume:
+        found = training.resume()
+        at = f"epoch {training.step_number / training.batches_per_epoch:.1f}"
+        say(
+            f"Resumed at {at}, step {training.step_number}." if found else "There is no checkpoint yet: from the start."
+        )
+    held_out = None if test is None else _open_in_turn(test, labels=None, split=None, limit=None)
+    monitor = make_monitor(settings, source, pictures, held_out, training.bank)
+    started = time.monotonic()
+    training.fit(monitor)
+    say(_closing(run, training, quarantine, time.monotonic() - started))
+    return Run(
+        run.path,
+        pictures.count,
+        training.step_number / training.batches_per_epoch,
+        training.seconds,
+        training.finished,
+        quarantine.count,
+    )
+
+
+def _silent(_: str) -> None:
+    """Take no notice."""
+
+
+def _open_in_turn(given: Any, **how: Any) -> Source:
+    """Open a source on the main rank first, which writes its index, and then on the others, which read it."""
+    if ranks.is_main():
+        source = open_source(given, **how)
+        _ = source.fingerprint
+        ranks.barrier()
+        return source
+    ranks.barrier()
+    return open_source(given, **how)
+
+
+def _check_folder(run: RunFolder, resume: bool) -> None:
+    if run.exists() and not resume:
+        raise InputError(f"{run.path} holds a run already: add --resume to go on with it, or choose another folder.")
+    if resume and not run.exists():
+        raise InputError(f"There is no run in {run.path} to resume: start it without --resume.")
+    if run.path.exists() and not run.path.is_dir():
+        raise InputError(f"{run.path} is a file: choose a folder for the run.")
+    if not run.exists() and run.path.is_dir() and any(run.path.iterdir()) and not run.quarantine.is_file():
+        raise InputError(f"{run.path} is not empty and holds no run: choose another folder, so that nothing is mixed.")
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The run folder {run.path} can't be made ({error.strerror}): choose another place.") from None
+
+
+def _check_same(run: RunFolder, earlier: Mapping[str, Any], settings: Settings, source: Source) -> None:
+    different = Settings.from_dict(earlier["settings"]).differences(
+        replace(settings, preset=earlier["settings"]["preset"])
+    )
+    if different:
+        raise InputError(
+            f"{run.path} was started with other settings ({'; '.join(different)}): resume with the same, or start a new run."
+        )
+    check_unchanged(run, earlier, source)
+
+
+def _write_start(
+    run: RunFolder,
+    settings: Settings,
+    encoder: Encoder,
+    source: Source,
+    described: Mapping[str, Any],
+    pictures: Pictures,
+    place: torch.device,
+    precision: str,
+) -> None:
+    """instances.arrow and config.json: the last makes the folder a run."""
+    table = source.fetch_table().take(pa.array(pictures.rows)).append_column("row", pa.array(pictures.rows))
+    with pa.OSFile(str(run.instances), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    write_json(
+        run.config,
+        {
+            "format": FORMAT,
+            "instdisc": __version__,
+            "torch": torch.__version__,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "source": {"name": source.name, **described},
+            "data": {"rows": len(source), "readable": pictures.count, "fingerprint": source.fingerprint},
+            "settings": settings.to_dict(),
+            "encoder": encoder.describe(),
+            "chosen": {
+                "device": str(place),
+                "device_name": _device_name(place),
+                "precision": precision,
+                "storage": pictures.storage,
+                "ranks": ranks.world(),
+            },
+        },
+    )
+
+
+def _say_source(say: Callable[[str], None], source: Source, look: Look) -> None:
+    low, high = look.smallest, look.largest
+    sizes = f"{low[0]}×{low[1]} px" if low == high else f"{low[0]}×{low[1]} to {high[0]}×{high[1]} px"
+    known = " Labels were found: they serve for measuring only." if source.labels is not None else ""
+    say(f"Pictures: {len(source):,} in {source.name}, {sizes}.{known}")
+    for note in source.notes:
+        say(f"  {note}")
+
+
+def _say_settings(say: Callable[[str], None], settings: Settings) -> None:
+    length = f"{settings.minutes:g} minutes" if settings.minutes is not None else f"{settings.epochs:g} epochs"
+    views = "1 view" if settings.views == 1 else f"{settings.views} views"
+    sampled = f" with {settings.negatives:,} negatives" if settings.objective in ("nce", "sampled") else ""
+    say(
+        f"Recipe: preset {settings.preset}: {settings.objective}{sampled}, temperature {settings.temperature:g}, "
+        f"{views} of {settings.size} px, batch {settings.batch}, lr {settings.lr:g} ({settings.schedule}), {length}."
+    )
+
+
+def _closing(run: RunFolder, training: Training, quarantine: Quarantine, seconds: float) -> str:
+    unreadable = ""
+    if quarantine.count:
+        unreadable = f" {quarantine.count} pictures could not be read: see {run.quarantine}."
+    if training.interrupted and not training.finished:
+        epoch = training.step_number / training.batches_per_epoch
+        return f"Stopped and saved at epoch {epoch:.1f}; go on with --resume. The run is in {run.path}.{unreadable}"
+    return f"Done in {duration(seconds)}. The run is in {run.path}.{unreadable}"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    return f"CPU ({torch.get_num_threads()} threads, {platform.machine()})"

@@ -1,0 +1,35 @@
+"""The objectives, one a file, all called alike: `forward(features, indices, bank) -> scalar`, the mean over the batch.
+
+An objective asks the bank and never writes it. The loss of a run is a sum of named terms; `OBJECTIVES` gives them the
+names that configurations use. A new objective is one file, one line here, and one test file.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from instdisc.objectives.nce import NCE
+from instdisc.objectives.nonparametric_softmax import NonParametricSoftmax
+from instdisc.objectives.parametric_softmax import ParametricSoftmax
+from instdisc.objectives.proximal import Proximal
+from instdisc.objectives.sampled_softmax import SampledSoftmax
+from instdisc.objectives.view_softmax import ViewSoftmax
+
+OBJECTIVES: dict[str, type[nn.Module]] = {
+    "softmax": NonParametricSoftmax,
+    "sampled": SampledSoftmax,
+    "nce": NCE,
+    "parametric": ParametricSoftmax,
+    "views": ViewSoftmax,
+    "proximal": Proximal,
+}
+
+__all__ = [
+    "NCE",
+    "OBJECTIVES",
+    "NonParametricSoftmax",
+    "ParametricSoftmax",
+    "Proximal",
+    "SampledSoftmax",
+    "ViewSoftmax",
+]

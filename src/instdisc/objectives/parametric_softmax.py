@@ -1,0 +1,33 @@
+"""The parametric softmax (eq 1): every instance has a trainable weight vector. The paper's baseline."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from instdisc import draws
+from instdisc.bank import MemoryBank, full_precision
+from instdisc.shapes import Float, Int, Tensor
+
+_WEIGHT_STREAM = 3  # of draws
+
+
+class ParametricSoftmax(nn.Module):
+    """-log P(i | f), P(i | f) = exp(w_i . f) / sum_j exp(w_j . f), with trainable `w` of shape (instances, dim).
+
+    The bank is not read. Each rank keeps all weights and forms the whole (batch, instances) matrix: a baseline for
+    collections that fit.
+    """
+
+    def __init__(self, instances: int, dim: int = 128, *, seed: int = 0) -> None:
+        super().__init__()
+        uniform = draws.uniforms(torch.arange(instances), dim, seed=seed, step=0, stream=_WEIGHT_STREAM)
+        self.weight = nn.Parameter((2 * uniform - 1) / dim**0.5)  # as torch's Linear starts
+
+    def forward(
+        self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank | None = None
+    ) -> Float[Tensor, ""]:
+        """The mean over the batch."""
+        with full_precision(features):
+            return cross_entropy(features.to(self.weight.dtype) @ self.weight.T, indices)

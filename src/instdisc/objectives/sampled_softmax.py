@@ -1,0 +1,50 @@
+"""The softmax over the picture's own row and a sample of the others: for banks too large for the exact one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from instdisc.bank import MemoryBank
+from instdisc.objectives.noise import Draw, Noise, is_own
+from instdisc.objectives.nonparametric_softmax import check_temperature
+from instdisc.shapes import Float, Int, Tensor
+
+
+class SampledSoftmax(nn.Module):
+    """-log [exp(v_i . f / temperature) / (exp(v_i . f / temperature) + sum_k exp(v_jk . f / temperature))].
+
+    negatives: how many rows j_k are drawn, uniformly; noise: "shared" by the batch or "private" to each picture.
+    mask_own: rows that are the picture's own are left out of the negatives.
+    decoupled: the positive is left out of the denominator (Yeh et al. 2022).
+    draw: draw(count) -> (count,) row numbers, instead of the random ones.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        negatives: int = 4096,
+        noise: Literal["shared", "private"] = "shared",
+        *,
+        mask_own: bool = True,
+        decoupled: bool = False,
+        seed: int = 0,
+        draw: Draw | None = None,
+    ) -> None:
+        super().__init__()
+        self.temperature, self.mask_own, self.decoupled = check_temperature(temperature), mask_own, decoupled
+        self.noise = Noise(negatives, noise, seed, draw)
+
+    def forward(
+        self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank
+    ) -> Float[Tensor, ""]:
+        """The mean over the batch."""
+        drawn = self.noise.indices(indices, bank)
+        positive = bank.positives(features, indices)[:, None]
+        scores = bank.scores(features, drawn)
+        if self.mask_own:
+            scores = scores.masked_fill(is_own(drawn, indices), -torch.inf)
+        among = scores if self.decoupled else torch.cat([positive, scores], dim=1)
+        return ((among / self.temperature).logsumexp(1) - positive[:, 0] / self.temperature).mean()

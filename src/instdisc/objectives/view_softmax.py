@@ -1,0 +1,64 @@
+"""The softmax of one view of a picture among the batch and a sample of the bank: needs two or more views a picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from instdisc import ranks
+from instdisc.bank import MemoryBank, full_precision
+from instdisc.errors import InputError
+from instdisc.objectives.noise import Draw, Noise, is_own
+from instdisc.objectives.nonparametric_softmax import check_temperature
+from instdisc.shapes import Float, Int, Tensor
+
+
+class ViewSoftmax(nn.Module):
+    """-log [exp(f . f' / t) / (exp(f . f' / t) + sum over other pictures of exp(f . g / t) + sum_k exp(f . v_jk / t))].
+
+    f' is another view of the same picture in the same batch; g runs over all views of the other pictures of the global
+    batch; v_jk are `negatives` rows of the bank, shared by the batch (0: none). With more than two views, the mean over
+    the other views. Early in a run the rows of the bank are an epoch old, while the views of a batch are not: this term
+    teaches while the bank still fills, and it is the batch-wise contrast of Chen et al. 2020 with the bank as memory.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        negatives: int = 4096,
+        *,
+        weight: float = 1.0,
+        seed: int = 0,
+        draw: Draw | None = None,
+    ) -> None:
+        super().__init__()
+        self.temperature, self.weight = check_temperature(temperature), weight
+        self.noise = Noise(negatives, "shared", seed, draw) if negatives else None
+
+    def forward(
+        self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank
+    ) -> Float[Tensor, ""]:
+        """The mean over the batch."""
+        everyone, owners, first = ranks.gather_with_gradient(features), ranks.gather(indices), _first(len(features))
+        with full_precision(features):
+            scores = features.float() @ everyone.float().T / self.temperature
+        same = torch.eq(indices[:, None], owners[None, :])
+        itself = torch.arange(len(features), device=features.device) + first
+        other_view = same.scatter(1, itself[:, None], False)
+        views = other_view.sum(1)
+        if not bool((views > 0).all()):
+            raise InputError("ViewSoftmax compares views of one picture: set views to 2 or more.")
+        against = [scores.masked_fill(same, -torch.inf)]
+        if self.noise is not None:
+            drawn = self.noise.indices(indices, bank)
+            rows = bank.scores(features, drawn) / self.temperature
+            against.append(rows.masked_fill(is_own(drawn, indices), -torch.inf))
+        others = torch.cat(against, dim=1).logsumexp(1)
+        # for each other view p: -log(e^p / (e^p + e^others)) = softplus(others - p)
+        terms = nn.functional.softplus(others[:, None] - scores).masked_fill(~other_view, 0.0)
+        return self.weight * (terms.sum(1) / views).mean()
+
+
+def _first(count: int) -> int:
+    """Where this rank's part of the batch stands in the global one."""
+    return sum(ranks.sizes(count)[: ranks.rank()])

@@ -1,0 +1,115 @@
+"""Progress with the time left, on standard error: a bar on a terminal, a plain line now and then elsewhere.
+
+Nothing is shown for work that ends within two seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+QUIET_SECONDS = 2.0
+LINE_SECONDS = 10.0
+
+
+class Bar:
+    """A progress bar that appears once the work has lasted two seconds.
+
+    with Bar(total=1000, description="Reading pictures", unit="pictures") as bar:
+        bar.advance(10)
+    """
+
+    def __init__(self, total: int | None = None, description: str = "", unit: str = "", enabled: bool = True) -> None:
+        self.total, self.description, self.unit, self.enabled = total, description, unit, enabled
+        self.done = self._before = 0
+        self.note = ""
+        self._started = self._last = time.monotonic()
+        self._rich: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Bar:
+        self._started = self._last = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Say that `count` more items are done; `note` replaces the words at the end of the line."""
+        self.done += count
+        if note is not None:
+            self.note = note
+        now = time.monotonic()
+        if not self.enabled or now - self._started < QUIET_SECONDS:
+            return
+        if sys.stderr.isatty():
+            self._show_bar()
+        elif now - self._last >= LINE_SECONDS:
+            self._last = now
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def start_from(self, done: int) -> None:
+        """Work that was done before, which does not count for the speed."""
+        self.done = self._before = done
+
+    def say(self, words: str) -> None:
+        """Print a line on standard output, above the bar."""
+        if not self.enabled:
+            return
+        print(words, flush=True)
+
+    def _line(self, now: float) -> str:
+        rate = (self.done - self._before) / max(now - self._started, 1e-9)
+        count = f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"
+        parts = [f"{self.description}: {count} {self.unit}".rstrip(), f"{rate:,.0f}/s"]
+        if self.total is not None and rate > 0:
+            parts.append(f"{duration((self.total - self.done) / rate)} left")
+        return ", ".join([*parts, self.note] if self.note else parts)
+
+    def _show_bar(self) -> None:
+        if self._rich is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}", markup=False),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
+            # what is printed stands above the bar on a terminal, and goes where it belongs otherwise
+            to_terminal = sys.stdout.isatty()
+            self._rich = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=to_terminal)
+            self._task = self._rich.add_task(self.description, total=self.total, unit=self.unit, note=self.note)
+            self._rich.start()
+        self._rich.update(self._task, completed=self.done, note=self.note)
+
+
+def track(
+    items: Iterable[Item], total: int | None = None, description: str = "", unit: str = "", enabled: bool = True
+) -> Iterator[Item]:
+    """The items themselves, with a bar that counts them."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Bar(total, description, unit, enabled) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

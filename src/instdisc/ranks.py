@@ -1,0 +1,202 @@
+"""The processes of one run, and what they send each other: the only user of torch.distributed.
+
+A run of one process is the same code with nothing to send: every function here is then the identity. Under `torchrun`
+call `start()` once, first. Only `gather_with_gradient` carries a gradient: the bank derives its
+own by hand, because an `all_reduce` inside a graph gives a gradient off by the world size while the loss looks right.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from instdisc.errors import InputError
+from instdisc.shapes import Tensor
+
+
+def start() -> None:
+    """Join the other processes that torchrun started (by its environment variables), or do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local())
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+
+
+def stop() -> None:
+    """Leave the group of processes, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """`start()` on entry and `stop()` on exit, for a whole command."""
+    already = dist.is_initialized()
+    start()
+    try:
+        yield
+    finally:
+        if not already:
+            stop()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local() -> int:
+    """The number of this process on its own machine: which GPU it takes."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def device(asked: str = "auto") -> torch.device:
+    """The device of this process: the one asked for, or this process's GPU, Apple's, or the CPU, whichever there is."""
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(asked)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f'The device "{asked}" can\'t be used here: leave it to auto, or take cpu.') from None
+    return chosen
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes files."""
+    return rank() == 0
+
+
+def share(count: int, of: int | None = None, total: int | None = None) -> tuple[int, int]:
+    """The contiguous part [start, stop) of range(count) that rank `of` (this one) holds among `total` (all) ranks.
+
+    The first `count % total` ranks hold one more than the others.
+    """
+    of = rank() if of is None else of
+    total = world() if total is None else total
+    size, more = divmod(count, total)
+    first = of * size + min(of, more)
+    return first, first + size + (of < more)
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def sizes(count: int) -> list[int]:
+    """`count` of every rank, in rank order."""
+    if world() == 1:
+        return [count]
+    everyone: list[Any] = [None] * world()
+    dist.all_gather_object(everyone, count)
+    return everyone
+
+
+def gather(tensor: Tensor, counts: list[int] | None = None) -> Tensor:
+    """The tensors of all ranks one after another along dimension 0; lengths may differ. No gradient.
+
+    Give `counts` (the length at every rank) where they are known: otherwise they are exchanged first.
+    """
+    if world() == 1:
+        return tensor.detach()
+    counts = sizes(len(tensor)) if counts is None else counts
+    longest = max(counts)
+    padded = tensor.detach().new_zeros((longest, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.counts = sizes(len(tensor))
+        return gather(tensor, ctx.counts)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        first = sum(ctx.counts[: rank()])
+        return total(gradients[0].contiguous())[first : first + ctx.counts[rank()]]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """`gather`, where what every rank's loss says of this rank's part is summed in backward.
+
+    That is the gradient of the sum of the ranks' losses, which data-parallel averaging then divides by their number.
+    """
+    return tensor if world() == 1 else _GatherWithGradient.apply(tensor)
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The elementwise sum over ranks, as a new tensor. No gradient."""
+    if world() == 1:
+        return tensor.detach()
+    summed = tensor.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def largest(tensor: Tensor) -> Tensor:
+    """The elementwise maximum over ranks, as a new tensor. No gradient."""
+    if world() == 1:
+        return tensor.detach()
+    result = tensor.detach().clone()
+    dist.all_reduce(result, op=dist.ReduceOp.MAX)
+    return result
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up on any rank: a decision that all ranks then take together."""
+    if world() == 1:
+        return flag
+    device = torch.device("cuda", local()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    return bool(largest(torch.tensor([int(flag)], device=device)).item())
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """The value of rank `source` on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def data_parallel(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with its gradients averaged over ranks in `backward` (DistributedDataParallel); itself for one rank.
+
+    Buffers (batch statistics) stay each rank's own: `average_buffers` brings them together where they are used.
+    """
+    if world() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    with warnings.catch_warnings():  # DDP's own internals warn about their deprecations
+        warnings.simplefilter("ignore")
+        devices = [local()] if next(module.parameters()).is_cuda else None
+        return torch.nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+
+def average_buffers(module: torch.nn.Module) -> None:
+    """Replace every floating buffer (running statistics) by its mean over ranks, in place."""
+    if world() > 1:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(total(buffer) / world())

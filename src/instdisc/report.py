@@ -1,0 +1,255 @@
+"""Pictures for a person, drawn from arrays and files: a sheet of nearest neighbours, and the curves of a run.
+
+    neighbour_sheet(queries, neighbours, scores, "neighbours.png")      # one row a query, best neighbour first
+    training_curves("RUN/metrics.jsonl", "curves.png")                  # needs matplotlib: the extra "plots"
+
+Colours are Okabe and Ito's, which people with any colour vision can tell apart; where a colour says something, a second
+mark says it too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from instdisc.errors import InputError
+from instdisc.runs import write_whole
+
+Picture = np.ndarray | Image.Image  # (h, w, 3) or (h, w) uint8, or a PIL image
+
+_INK, _PALE, _PAPER, _BACKDROP = (34, 34, 34), (110, 110, 110), (255, 255, 255), (240, 240, 240)
+_SAME, _OTHER = (0, 158, 115), (213, 94, 0)  # bluish green, vermilion
+_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_CELL = 112  # pixels: the square that a picture is fitted into
+_BORDER = 4
+_GAP = 16
+_MARGIN = 28
+_QUERY_GAP = 36  # between a query and its neighbours
+_TEXT = 15
+_LINE = 20
+
+
+def neighbour_sheet(
+    queries: Sequence[Picture],
+    neighbours: Sequence[Sequence[Picture]],
+    scores: Any,
+    out_png: Path | str,
+    *,
+    query_labels: Sequence[str] | None = None,
+    neighbour_labels: Sequence[Sequence[str]] | None = None,
+    title: str = "Nearest neighbours, with their cosine",
+) -> None:
+    """A contact sheet: each row a query, then its neighbours, best first, with scores beneath.
+
+    scores: (queries, k) numbers. With labels for both, a neighbour of the query's class has a solid green border and
+    one of another class a broken orange one. An unlabelled picture has the label "" and no border.
+    Raises InputError if there is nothing to show, or if the numbers of pictures, scores and labels misfit.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    width = max((len(row) for row in neighbours), default=0)
+    if not len(queries) or not width:
+        raise InputError("A neighbour sheet needs at least one query with at least one neighbour.")
+    if (
+        len(neighbours) != len(queries)
+        or table.shape != (len(queries), width)
+        or {len(r) for r in neighbours} != {width}
+    ):
+        raise InputError("A neighbour sheet needs as many neighbours and scores for each query as for the others.")
+    labelled = query_labels is not None and neighbour_labels is not None
+    own_labels = query_labels if labelled and query_labels is not None else [""] * len(queries)
+    found_labels = neighbour_labels if labelled and neighbour_labels is not None else [[""] * width] * len(queries)
+    if len(own_labels) != len(queries) or [len(row) for row in found_labels] != [width] * len(queries):
+        raise InputError("A neighbour sheet needs one label for each picture.")
+
+    font = ImageFont.load_default(_TEXT)
+    step_x = _CELL + _GAP
+    step_y = _CELL + (2 if labelled else 1) * _LINE + _GAP + 4
+    left = _MARGIN
+    first = left + _CELL + _QUERY_GAP
+    top = _MARGIN + _LINE + 8
+    # A sheet of one neighbour is still wide enough for its heading and its legend.
+    content_width = max(first - left + width * step_x - _GAP, first - left + round(font.getlength(title)))
+    if labelled:
+        content_width = max(content_width, _legend_width(font))
+    height = top + len(queries) * step_y - _GAP + (_LINE + _GAP + 8 if labelled else 0) + _MARGIN // 2
+    sheet = Image.new("RGB", (left + content_width + left, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, _MARGIN // 2), "Query", _INK, font)
+    draw.text((first, _MARGIN // 2), title, _INK, font)
+    for i, query in enumerate(queries):
+        y = top + i * step_y
+        _paste(sheet, query, left, y)
+        _caption(draw, own_labels[i], left, y + _CELL + 4, _PALE, font)
+        rule = left + _CELL + _QUERY_GAP // 2
+        draw.line([(rule, y), (rule, y + _CELL)], (205, 205, 205), 1)
+        for j, neighbour in enumerate(neighbours[i]):
+            x = first + j * step_x
+            label = found_labels[i][j]
+            _paste(sheet, neighbour, x, y)
+            _caption(draw, f"{table[i, j]:.3f}", x, y + _CELL + 4, _INK, font)
+            _caption(draw, label, x, y + _CELL + 4 + _LINE, _PALE, font)
+            if own_labels[i] and label:
+                _frame(draw, x, y, _CELL, same=own_labels[i] == label)
+    if labelled:
+        _legend(draw, left, height - _MARGIN // 2 - _LINE - 4, font)
+    content = io.BytesIO()
+    sheet.save(content, "PNG", optimize=True)
+    write_whole(Path(out_png), content.getvalue())
+
+
+def training_curves(metrics: Path | str, out_png: Path | str, *, title: str = "") -> None:
+    """The loss terms, the kNN accuracy and the label-free health of a run against epochs, one panel each.
+
+    metrics: the `metrics.jsonl` of a run; lines with `losses` and lines with `measured` are drawn, a line cut short
+    by a kill is left out. Raises InputError without matplotlib, without the file, or if it holds nothing to draw.
+    """
+    lines = _read_lines(Path(metrics))
+    panels = _panels(lines)
+    if not panels:
+        raise InputError(f"{metrics} holds nothing to draw yet: train for at least one epoch.")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError('Curves need matplotlib: pip install "instdisc[plots]".') from None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * rows + (0.3 if title else 0)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax, (heading, curves) in zip(axes, panels.items(), strict=False):
+        for colour, (name, points) in zip(_LINES * len(curves), curves.items(), strict=False):
+            epochs, values = zip(*points, strict=True)
+            ax.plot(
+                epochs,
+                values,
+                color=colour,
+                linewidth=1.6,
+                label=name,
+                marker="o" if len(points) < 15 else "",
+                markersize=3,
+            )
+        ax.set_title(heading, loc="left", fontsize=10)
+        ax.set_xlabel("epoch", fontsize=9)
+        ax.tick_params(labelsize=8, length=3)
+        ax.grid(color="#e6e6e6", linewidth=0.7)
+        ax.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            ax.legend(frameon=False, fontsize=8)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(content, dpi=150, format="png")
+    write_whole(Path(out_png), content.getvalue())
+
+
+# What a measured number is called, the panel it stands in, and its scale. A panel's name says which way is better.
+_MEASURED = {
+    "knn": ("training pictures, leave-one-out", "kNN accuracy, % (higher is better)", 100.0),
+    "knn_test": ("test pictures", "kNN accuracy, % (higher is better)", 100.0),
+    "alignment": ("alignment", "Alignment of two views (0 = equal)", 1.0),
+    "uniformity": ("uniformity", "Uniformity (lower = more evenly spread)", 1.0),
+    "effective_rank": ("effective rank", "Effective rank (directions in use)", 1.0),
+}
+
+Curves = dict[str, list[tuple[float, float]]]
+
+
+def _panels(lines: list[dict[str, Any]]) -> dict[str, Curves]:
+    """Panel -> curve -> points (epoch, value), in the order in which they should be read."""
+    found: dict[str, Curves] = {}
+    for line in lines:
+        for name, value in line.get("losses", {}).items():
+            _add(found, "Loss", name, line["epoch"], value)
+        for name, value in line.get("measured", {}).items():
+            curve, panel, scale = _MEASURED.get(name, (name, name, 1.0))
+            _add(found, panel, curve, line["epoch"], value, scale)
+    order = ["Loss", *dict.fromkeys(panel for _, panel, _ in _MEASURED.values())]
+    return {panel: found[panel] for panel in [*order, *found] if panel in found}
+
+
+def _add(found: dict[str, Curves], panel: str, curve: str, epoch: float, value: Any, scale: float = 1.0) -> None:
+    # A figure that could not be measured is null, and a diverged one NaN: neither is a point.
+    if isinstance(value, int | float) and math.isfinite(value):
+        found.setdefault(panel, {}).setdefault(curve, []).append((float(epoch), scale * value))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"There are no metrics at {path}: give the metrics.jsonl of a run.")
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "epoch" in line:
+            lines.append(line)
+    return lines
+
+
+def _paste(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:
+    """The picture in the middle of its square, in its own proportions."""
+    image = (picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))).convert("RGB")
+    sheet.paste(_BACKDROP, (x, y, x + _CELL, y + _CELL))
+    scale = _CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # Few pixels shown large should look like pixels and not like a blurred photograph.
+    image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    sheet.paste(image, (x + (_CELL - image.width) // 2, y + (_CELL - image.height) // 2))
+
+
+def _frame(draw: ImageDraw.ImageDraw, x: int, y: int, side: int, *, same: bool) -> None:
+    """A solid green or a broken orange border just outside a square."""
+    low, high = -_BORDER, side + _BORDER - 1
+    if same:
+        draw.rectangle((x + low, y + low, x + high, y + high), outline=_SAME, width=_BORDER)
+        return
+    length = high - low + 1
+    dashes = max(3, length // 10) | 1  # odd: a dash in every corner
+    edges = [low + round(i * length / dashes) for i in range(dashes + 1)]
+    for start, stop in zip(edges[::2], edges[1::2], strict=False):
+        for near in (low, high - _BORDER + 1):
+            draw.rectangle((x + start, y + near, x + stop - 1, y + near + _BORDER - 1), fill=_OTHER)
+            draw.rectangle((x + near, y + start, x + near + _BORDER - 1, y + stop - 1), fill=_OTHER)
+
+
+_LEGEND = ((True, "same class as the query"), (False, "another class"))
+_LEGEND_BOX, _LEGEND_GAP = 14, 28
+
+
+def _legend(draw: ImageDraw.ImageDraw, x: int, y: int, font: Any) -> None:
+    for same, words in _LEGEND:
+        _frame(draw, x + _BORDER, y + _BORDER, _LEGEND_BOX, same=same)
+        x += _LEGEND_BOX + 2 * _BORDER + 8
+        draw.text((x, y + 2), words, _INK, font)
+        x += round(font.getlength(words)) + _LEGEND_GAP
+
+
+def _legend_width(font: Any) -> int:
+    each = _LEGEND_BOX + 2 * _BORDER + 8 + _LEGEND_GAP
+    return sum(each + round(font.getlength(words)) for _, words in _LEGEND) - _LEGEND_GAP
+
+
+def _caption(draw: ImageDraw.ImageDraw, text: str, x: int, y: int, colour: tuple[int, int, int], font: Any) -> None:
+    if text:
+        draw.text((x, y + 2), _fitted(text, _CELL, font), colour, font)
+
+
+def _fitted(text: str, width: float, font: Any) -> str:
+    """The text, cut with an ellipsis where it is too long."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

@@ -1,0 +1,108 @@
+"""The names of the files in a run folder, and how one is written whole.
+
+    RUN/config.json        every setting, as it was used          RUN/metrics.jsonl     one line for each logged step
+    RUN/instances.arrow    which picture each bank row belongs to RUN/quarantine.csv    pictures that could not be read
+    RUN/checkpoints/       the last whole states of the run       RUN/evaluation.json   what `evaluate` measured
+    RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
+
+Training and everything after it meet in these files only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from instdisc.errors import InputError
+
+FORMAT = 1  # of the whole folder: a newer one is refused, an older one is brought up to date when it is opened
+
+
+class RunFolder:
+    """Paths inside one run folder. Nothing is made or read until it is asked for."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.instances = self.path / "instances.arrow"
+        self.metrics = self.path / "metrics.jsonl"
+        self.quarantine = self.path / "quarantine.csv"
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation.json"
+        self.tensorboard = self.path / "tensorboard"
+        self.diagnosis = self.path / "diagnosis"
+        self.neighbours_sheet = self.path / "neighbours.png"
+        self.curves = self.path / "curves.png"
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def read_config(self) -> dict[str, Any]:
+        """config.json as a dict; InputError when the folder is no run, is damaged, or is newer than this version."""
+        if not self.path.is_dir():
+            raise InputError(
+                f"There is no run folder at {self.path}: give the folder that `instdisc train --out` made."
+            )
+        if not self.config.is_file():
+            raise InputError(f"{self.path} is not a run folder: it has no config.json.")
+        config = read_json(self.config)
+        found = config.get("format")
+        if not isinstance(found, int) or found > FORMAT:
+            raise InputError(
+                f"{self.path} was made by a newer version of instdisc (format {found}, this version reads up to "
+                f"{FORMAT}): upgrade instdisc to open it."
+            )
+        return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError with the file's name when it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} can't be read ({error}): the file is damaged, restore it or start a new run."
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: a JSON object was expected.")
+    return value
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: after a rename, a power cut can't undo it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part: aside, synced, renamed."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} could not be written ({error.strerror or error}): make room there, then try again."
+        ) from None
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of indented JSON."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,220 @@
+"""What a run shows and writes while it goes: a bar, a line an epoch, metrics.jsonl, TensorBoard, and the diagnosis of a NaN.
+
+One line of metrics.jsonl holds step, epoch, images, seconds, learning rate, each term of the loss and their sum, images a
+second and the share of time spent waiting for data; a line with `measured` holds a measurement of quality instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from instdisc import ranks
+from instdisc.progress import Bar
+from instdisc.runs import RunFolder, write_json
+
+if TYPE_CHECKING:
+    from instdisc.training.loop import Training
+
+_COLLAPSED_RANK = 2.0  # effective dimensions: below, all pictures lie on a line
+
+
+class Metrics:
+    """Sums since the last line, and the places they are written to; only the main rank writes and shows."""
+
+    def __init__(self, run: RunFolder, terms: list[str]) -> None:
+        self.run, self.terms = run, terms
+        self.latest: dict[str, float] = {}
+        self._sums = dict.fromkeys(terms, 0.0)
+        self._steps, self._rate, self._images, self._waited = 0, 0.0, 0, 0.0
+        self._clock = time.monotonic()
+        self._bar: Bar | None = None
+        self._board: Any = None
+        self._warned = False
+
+    def count(self, pictures: int, waited: float) -> None:
+        """A piece of a batch came in: so many pictures, after so many seconds of waiting."""
+        self._images += pictures
+        self._waited += waited
+
+    def add(self, losses: dict[str, float], rate: float) -> None:
+        """The terms of one step, over all ranks."""
+        for name in self.terms:
+            self._sums[name] += losses[name]
+        self._steps, self._rate = self._steps + 1, rate
+        if self._bar is not None:
+            shown = ", ".join(f"{name} {losses[name]:.3f}" for name in self.terms)
+            self._bar.advance(1, shown)
+
+    def state(self) -> dict[str, Any]:
+        """The sums, for a checkpoint between two lines."""
+        return {"sums": dict(self._sums), "steps": self._steps}
+
+    def rewind(self, step: int, state: dict[str, Any] | None) -> None:
+        """Drop the lines after `step`, which a resumed run writes again, and take up the sums of that moment."""
+        if state is not None:
+            self._sums, self._steps = dict(state["sums"]), int(state["steps"])
+        if ranks.is_main() and self.run.metrics.is_file():
+            kept = [line for line in read_metrics(self.run) if line["step"] <= step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            aside = self.run.metrics.with_name(".metrics.jsonl.tmp")
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, self.run.metrics)
+
+    @contextmanager
+    def showing(self, training: Training) -> Iterator[None]:
+        """Show a bar while the run goes; for a run by the clock, it counts steps without an end."""
+        total = None if training.settings.minutes is not None else training.total_steps
+        self._board = _open_board(self.run, training.step_number) if ranks.is_main() else None
+        self._clock = time.monotonic()
+        with Bar(total, "Training", "steps", enabled=ranks.is_main()) as bar:
+            bar.start_from(training.step_number)
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+                if self._board is not None:
+                    self._board.close()
+
+    def say(self, words: str) -> None:
+        """A sentence for the person, above the bar."""
+        if ranks.is_main():
+            if self._bar is not None:
+                self._bar.say(words)
+            else:
+                print(words, flush=True)
+
+    def write(self, training: Training) -> None:
+        """One line from the sums since the last one; at the end of an epoch also a line on the screen."""
+        if self._steps == 0:
+            return
+        took = max(time.monotonic() - self._clock, 1e-9)
+        losses = {name: total / self._steps for name, total in self._sums.items()}
+        line: dict[str, Any] = {
+            "step": training.step_number,
+            "epoch": round(training.step_number / training.batches_per_epoch, 4),
+            "seconds": round(training.seconds, 3),
+            "lr": self._rate,
+            "loss": sum(losses.values()),
+            "losses": losses,
+            "images_per_second": round(self._images * ranks.world() / took, 1),
+            "waiting": round(self._waited / took, 4),
+        }
+        if "nce" in training.terms:
+            line["log_partition"] = float(training.terms["nce"].log_partition)
+        self._append(line)
+        self.latest = {**line, **losses}
+        if training.step_number % training.batches_per_epoch == 0:
+            self.say(_sentence(line))
+        self._sums = dict.fromkeys(self.terms, 0.0)
+        self._steps, self._images, self._waited = 0, 0, 0.0
+        self._clock = time.monotonic()
+
+    def measured(self, training: Training, numbers: dict[str, float]) -> None:
+        """A measurement of quality: written, shown, and looked at for collapse."""
+        line = {
+            "step": training.step_number,
+            "epoch": round(training.step_number / training.batches_per_epoch, 4),
+            "seconds": round(training.seconds, 3),
+            "measured": numbers,
+        }
+        self._append(line)
+        self.say("  " + ", ".join(f"{_NAMES.get(name, name)} {_shown(name, value)}" for name, value in numbers.items()))
+        collapsed = numbers.get("effective_rank", _COLLAPSED_RANK) < _COLLAPSED_RANK
+        if collapsed and not self._warned:
+            self._warned = True
+            self.say(
+                "  Warning: the encoder gives nearly the same vector for every picture (it has collapsed). It will learn "
+                "nothing more: stop, and start again with a lower lr or a higher temperature."
+            )
+        self._clock = time.monotonic()
+
+    def diagnose(self, training: Training, losses: dict[str, float]) -> None:
+        """Save what is needed to understand a loss that is no number: RUN/diagnosis/."""
+        if not ranks.is_main():
+            return
+        weights = {name: value for name, value in training.encoder.state_dict().items() if value.is_floating_point()}
+        write_json(
+            self.run.diagnosis / "nan.json",
+            {
+                "step": training.step_number,
+                "epoch": training.step_number / training.batches_per_epoch,
+                "losses": {name: str(value) for name, value in losses.items()},
+                "lr": self._rate,
+                "settings": training.settings.to_dict(),
+                "precision": training.precision,
+                "bank_rows_not_finite": int((~torch.isfinite(training.bank.rows)).any(1).sum()),
+                "weights": {
+                    name: {"largest": str(float(value.abs().max())), "not_finite": int((~torch.isfinite(value)).sum())}
+                    for name, value in weights.items()
+                    if value.numel()
+                },
+                "last_good_line": self.latest,
+            },
+        )
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if not ranks.is_main():
+            return
+        with open(self.run.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name, value in _flat(line):
+                if name not in ("step",):
+                    self._board.add_scalar(name, value, line["step"])
+
+
+def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl; a last one cut short by a kill is left out."""
+    lines = []
+    for text in run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+_NAMES = {
+    "knn": "kNN",
+    "knn_test": "kNN on the test pictures",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "effective_rank": "effective rank",
+}
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if name.startswith("knn") else f"{value:.3g}"
+
+
+def _sentence(line: dict[str, Any]) -> str:
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in line["losses"].items())
+    return (
+        f"epoch {line['epoch']:.0f}: {losses}, {line['images_per_second']:,.0f} images/s, "
+        f"waiting for data {100 * line['waiting']:.0f} %"
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, float(value)
+
+
+def _open_board(run: RunFolder, step: int) -> Any:
+    """TensorBoard's writer, where it is installed; steps that a resumed run repeats are dropped from its record."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)

@@ -1,0 +1,86 @@
+"""The optimizers of the recipes: SGD as published, and Muon, which learns faster from few epochs.
+
+Both are one torch Optimizer with one state dict, so checkpoints and schedules need not know which is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from instdisc.shapes import Float, Tensor
+from instdisc.training.config import Settings
+
+# Odd quintic p(x) = ax + bx³ + cx⁵, iterated: drives singular values in (0, 1] to about 1 within four or five rounds.
+# The coefficients maximise the slope at 0 (Jordan et al., "Muon", 2024).
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ROUNDS = 5
+
+
+def make_optimizer(settings: Settings, encoder: nn.Module, terms: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the encoder's weights and those of the objective (the parametric softmax has some)."""
+    parameters = [*encoder.parameters(), *terms.parameters()]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+        )
+    matrices = [parameter for parameter in encoder.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in encoder.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "lr": settings.lr, "orthogonal": True, "weight_decay": settings.weight_decay},
+        {"params": [*vectors, *terms.parameters()], "lr": settings.vector_lr, "orthogonal": False, "weight_decay": 0.0},
+    ]
+    return Muon(groups, momentum=settings.momentum)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix is replaced by the nearest orthogonal one (Jordan et al. 2024); SGD for what is no matrix.
+
+    A group with orthogonal=True updates each weight W (convolutions as (out, in·height·width)) by
+        B ← momentum·B + G,   W ← (1 − lr·weight_decay)·W − lr·√max(1, rows/columns)·orthogonal(G + momentum·B);
+    another by Nesterov SGD, W ← W − lr·(G + momentum·B), with the same decoupled decay.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.9) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0, "orthogonal": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients; a closure is not called."""
+        for group in self.param_groups:
+            momentum, rate = group["momentum"], group["lr"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                buffer = state["momentum_buffer"].mul_(momentum).add_(weight.grad)
+                update = weight.grad.add(buffer, alpha=momentum)
+                if group["orthogonal"]:
+                    matrix = update.reshape(len(update), -1)
+                    stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                    update = orthogonal(matrix).mul_(stretch).reshape(update.shape)
+                weight.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """U·Vᵀ of the singular value decomposition U·S·Vᵀ, nearly: singular values land between about 0.7 and 1.2.
+
+    Newton and Schulz's iteration in matrix products only; float32 in and out.
+    """
+    a, b, c = _QUINTIC
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).float()
+    x = x / (x.norm() + 1e-7)  # the Frobenius norm bounds the largest singular value
+    for _ in range(_ROUNDS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T.contiguous() if tall else x

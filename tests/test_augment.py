@@ -1,0 +1,506 @@
+"""The augmentation against torchvision's own transforms: operations for fixed draws, samplers by their distribution."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import functional as reference
+from torchvision.transforms.v2 import functional as reference_v2  # resizes uint8 without a detour over floats
+
+from instdisc.data import colour
+from instdisc.data.augment import Augmentation, centre
+from instdisc.data.augment_blur import gaussian_blur, kernel_length
+from instdisc.data.augment_draws import ATTEMPTS, BOX_COLUMNS, ORDERS, Draws, draw_boxes
+from instdisc.data.resample import resized_crop
+from instdisc.draws import uniforms
+from instdisc.errors import InputError
+
+# float32 operations in another sequence: a few roundings of 2⁻²⁴ each.
+ROUNDING = 2e-6
+# A position among 64 pixels is known to 2⁻²⁴ · 64 = 4e-6, on two axes, and neighbouring pixels differ by at most 1.
+POSITION = 1e-5
+# Chance of a false alarm in each test of a distribution; the draws are fixed, so a test that passes stays passed.
+ALARM = 1e-3
+
+
+def noise(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Pictures of independent pixels: the hardest ones to resample."""
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.manual_seed(seed))
+
+
+def planes_of(images: torch.Tensor) -> torch.Tensor:
+    return (images / 255).transpose(0, 1).contiguous()
+
+
+def crops(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    numbers = uniforms(torch.arange(count), BOX_COLUMNS, seed=seed, step=0)
+    aspects = torch.full((count,), width / height)
+    return draw_boxes(numbers, aspects, height=height, width=width, scale=(0.1, 1.0), ratio=(0.5, 2.0))
+
+
+# --- operations, for fixed draws ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(32, 32, 32), (40, 40, 32), (64, 64, 24), (48, 60, 20), (9, 7, 16)]
+)
+def test_crop_equals_torchvision_in_float(height: int, width: int, size: int) -> None:
+    images = noise(12, height, width)
+    boxes = crops(12, height, width)
+    flip = torch.arange(12) % 2 == 0
+    ours = resized_crop(images, boxes, flip, size)
+    for place in range(12):
+        theirs = reference.resized_crop(images[place] / 255, *boxes[place].tolist(), [size, size], antialias=True)
+        theirs = reference.hflip(theirs) if flip[place] else theirs
+        assert (ours[:, place] - theirs).abs().max() < POSITION
+
+
+def test_large_crops_are_torchvisions_uint8_ones() -> None:
+    images = noise(6, 160, 160).contiguous(memory_format=torch.channels_last)
+    boxes = crops(6, 160, 160)
+    flip = torch.arange(6) % 2 == 0
+    ours = resized_crop(images, boxes, flip, 112)
+    for place in range(6):
+        theirs = reference_v2.resized_crop(images[place], *boxes[place].tolist(), [112, 112], antialias=True)
+        theirs = reference.hflip(theirs) if flip[place] else theirs
+        assert torch.equal((ours[:, place] * 255).round().byte(), theirs)
+
+
+def test_both_ways_of_resampling_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, boxes, flip = noise(8, 40, 40), crops(8, 40, 40), torch.arange(8) % 2 == 0
+    products = resized_crop(images, boxes, flip, 32)
+    monkeypatch.setattr("instdisc.data.resample.MATRIX_WORK", 0)
+    kernel = resized_crop(images, boxes, flip, 32)
+    assert (
+        0 < (products - kernel).abs().max() <= 1.5 / 255
+    )  # half a level after each axis, and half for the fixed point
+
+
+@pytest.mark.parametrize("shrink", [1.1, 1.3, 2.0, 3.7])
+def test_shrinking_is_antialiased_as_in_pillow(shrink: float) -> None:
+    length = round(24 * shrink)
+    image = noise(1, length, length)
+    ours = resized_crop(image, torch.tensor([[0, 0, length, length]]), torch.tensor([False]), 24)
+    for channel in range(3):
+        source = Image.fromarray(image[0, channel].numpy().astype(np.float32) / 255)  # mode F: Pillow in float
+        theirs = np.asarray(source.resize((24, 24), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(ours[channel, 0].numpy(), theirs, atol=POSITION)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "low", "high"),
+    [
+        (colour.brightness, reference.adjust_brightness, 0.0, 2.0),
+        (colour.contrast, reference.adjust_contrast, 0.0, 2.0),
+        (colour.saturation, reference.adjust_saturation, 0.0, 2.0),
+        (colour.hue, reference.adjust_hue, -0.5, 0.5),
+    ],
+)
+def test_colour_operation_equals_torchvision(ours, theirs, low: float, high: float) -> None:
+    images = noise(10, 17, 19)
+    images[1] = 0
+    images[2] = 255
+    images[3] = images[3, :1]  # grey, so that there is no hue
+    images[4] = images[4] // 128 * 255  # pure colours
+    images[5] = images[5] // 64 + 100  # nearly grey: many ties for the largest channel
+    factors = torch.linspace(low, high, 10)
+    planes = planes_of(images)
+    ours(planes, factors)
+    for place in range(10):
+        expected = theirs(images[place] / 255, factors[place].item())
+        assert (planes[:, place] - expected).abs().max() < ROUNDING
+
+
+def test_hue_is_the_hue_of_hsv() -> None:
+    """A second opinion from the standard library, on the corners and edges of the colour cube."""
+    levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    colours = torch.cartesian_prod(levels, levels, levels)
+    for turn in (-0.5, -0.3, -1 / 6, 0.0, 0.1, 1 / 3, 0.5):
+        planes = colours.T.reshape(3, 1, 8, 8).clone()
+        colour.hue(planes, torch.tensor([turn]))
+        for before, after in zip(colours.tolist(), planes.reshape(3, -1).T.tolist(), strict=True):
+            hue, saturation, value = colorsys.rgb_to_hsv(*before)
+            assert after == pytest.approx(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value), abs=ROUNDING)
+
+
+def test_hue_of_faint_colours_does_not_blow_up() -> None:
+    faint = 0.5 + torch.rand(3, 1, 64, 64, generator=torch.manual_seed(0)) * 1e-6
+    planes = faint.clone()
+    colour.hue(planes, torch.tensor([0.37]))
+    assert (planes - 0.5).abs().max() < 1.2e-6
+
+
+def test_grey_equals_torchvision() -> None:
+    images = noise(4, 8, 8)
+    planes = planes_of(images)
+    colour.grey(planes, torch.tensor([True, False, True, False]))
+    for place in (0, 2):
+        expected = reference.rgb_to_grayscale(images[place] / 255, num_output_channels=3)
+        assert (planes[:, place] - expected).abs().max() < ROUNDING
+    assert torch.equal(planes[:, 1::2], planes_of(images)[:, 1::2])
+
+
+@pytest.mark.parametrize("size", [7, 32, 96])
+def test_blur_equals_torchvision(size: int) -> None:
+    images = noise(5, size, size)
+    sigma = torch.tensor([0.1, 0.5, 1.0, 1.7, 2.0])
+    taps = kernel_length(size)
+    ours = gaussian_blur(planes_of(images), sigma, taps)
+    for place in range(5):
+        expected = reference.gaussian_blur(images[place] / 255, [taps, taps], [sigma[place].item()] * 2)
+        assert (ours[:, place] - expected).abs().max() < ROUNDING
+
+
+def test_blur_length_is_simclrs() -> None:
+    assert [kernel_length(size) for size in (32, 64, 96, 128, 224)] == [3, 7, 9, 13, 23]
+
+
+def test_jitter_keeps_each_pictures_own_order() -> None:
+    """All 24 orders and a picture without jitter in one batch, shuffled, against torchvision one by one."""
+    orders = torch.tensor([*ORDERS, (colour.NOTHING,) * 4])[torch.randperm(25, generator=torch.manual_seed(3))]
+    images = noise(25, 12, 12)
+    low, high = torch.tensor([0.4, 0.4, 0.4, -0.5]), torch.tensor([1.6, 1.6, 1.6, 0.5])
+    factors = low + (high - low) * torch.rand(25, 4, generator=torch.manual_seed(4))
+    ours = colour.jitter(planes_of(images), factors, orders)
+    for place in range(25):
+        expected = jittered(images[place] / 255, factors[place].tolist(), orders[place].tolist())
+        assert (ours[:, place] - expected).abs().max() < ROUNDING
+
+
+def jittered(image: torch.Tensor, factors: list[float], order: list[int]) -> torch.Tensor:
+    operations = (
+        reference.adjust_brightness,
+        reference.adjust_contrast,
+        reference.adjust_saturation,
+        reference.adjust_hue,
+    )
+    for number in order:
+        if number != colour.NOTHING:
+            image = operations[number](image, factors[number])
+    return image
+
+
+def by_torchvision(settings: Augmentation, image: torch.Tensor, draws: Draws, place: int) -> torch.Tensor:
+    """The whole augmentation of one picture, by torchvision's functional operations."""
+    box = draws.boxes[place].tolist()
+    size = [settings.size, settings.size]
+    if settings.size > 48:
+        result = reference_v2.resized_crop(image, *box, size, antialias=True) / 255
+    else:
+        result = reference.resized_crop(image / 255, *box, size, antialias=True)
+    if draws.flip[place]:
+        result = reference.hflip(result)
+    result = jittered(result, draws.factors[place].tolist(), draws.order[place].tolist())
+    if draws.grey[place]:
+        result = reference.rgb_to_grayscale(result, num_output_channels=3)
+    if draws.blur[place] > 0:
+        taps = kernel_length(settings.size)
+        result = reference.gaussian_blur(result, [taps, taps], [draws.blur[place].item()] * 2)
+    return reference.normalize(result, list(settings.mean), list(settings.std))
+
+
+@pytest.mark.parametrize(("stored", "size"), [(32, 32), (40, 32), (128, 112)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_whole_augmentation_equals_torchvision(stored: int, size: int, shuffle: bool) -> None:
+    settings = Augmentation(size, flip=0.5, jitter=0.8, blur=0.5, shuffle=shuffle)
+    images = noise(40, stored, stored)
+    draws = settings.draw(torch.arange(40), torch.linspace(0.5, 2, 40), stored, stored, seed=1, step=2)
+    ours = settings.apply(images, draws)
+    # Contrast and the normalisation enlarge a difference, by at most 1.4 · 1.4 · 1.4 / 0.224 = 12.
+    tolerance = 12 * (POSITION if size <= 48 else ROUNDING)
+    for place in range(40):
+        assert (ours[place] - by_torchvision(settings, images[place], draws, place)).abs().max() < tolerance
+
+
+def test_uint8_all_the_way_differs_by_its_rounding() -> None:
+    """torchvision cuts off to whole levels after each operation, half a level on average; ours never does."""
+    settings = Augmentation(32, mean=(0.0,) * 3, std=(1.0,) * 3, grey=0.0)
+    images = noise(60, 32, 32)
+    draws = settings.draw(torch.arange(60), torch.ones(60), 32, 32, seed=1, step=0)
+    ours = settings.apply(images, draws)
+    theirs = []
+    for image, box, factors, order in zip(images, draws.boxes, draws.factors, draws.order, strict=True):
+        cut = reference_v2.resized_crop(image, *box.tolist(), [32, 32], antialias=True)
+        theirs.append(jittered(cut, factors.tolist(), order.tolist()))
+    difference = (ours * 255 - torch.stack(theirs)).abs()
+    assert difference.mean() < 2 and difference.max() <= 10
+
+
+def test_result_is_float32_and_channels_last() -> None:
+    settings = Augmentation(16)
+    result = settings(noise(5, 20, 20), torch.arange(5), torch.ones(5), seed=0, step=0)
+    assert result.shape == (5, 3, 16, 16) and result.dtype == torch.float32
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_layout_of_the_pictures_changes_nothing() -> None:
+    for stored, size in ((32, 32), (96, 80)):
+        images, indices, aspects = noise(6, stored, stored), torch.arange(6), torch.ones(6)
+        other = images.contiguous(memory_format=torch.channels_last)
+        settings = Augmentation(size)
+        first = settings(images, indices, aspects, seed=0, step=0)
+        assert torch.equal(first, settings(other, indices, aspects, seed=0, step=0))
+
+
+def test_empty_batch() -> None:
+    nothing = torch.empty(0, dtype=torch.long)
+    assert Augmentation(16)(noise(0, 20, 20), nothing, torch.ones(0), seed=0, step=0).shape == (0, 3, 16, 16)
+    assert centre(noise(0, 20, 20), torch.ones(0), size=16).shape == (0, 3, 16, 16)
+
+
+# --- draws ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pictures_view_depends_on_nothing_else_in_the_batch() -> None:
+    settings = Augmentation(32, flip=0.5, jitter=0.8, blur=0.5)
+    images, indices, aspects = noise(30, 32, 32), torch.arange(30) * 7, torch.linspace(0.6, 1.7, 30)
+    whole = settings(images, indices, aspects, seed=5, step=11)
+    chosen = torch.tensor([17, 3, 3, 28])
+    part = settings(images[chosen], indices[chosen], aspects[chosen], seed=5, step=11)
+    torch.testing.assert_close(part, whole[chosen], atol=ROUNDING, rtol=0)
+
+
+def test_size_of_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Augmentation(16, flip=0.5, jitter=0.8, blur=0.5)
+    arguments = (noise(23, 16, 16), torch.arange(23), torch.ones(23))
+    whole = settings(*arguments, seed=0, step=0)
+    monkeypatch.setattr("instdisc.data.augment.CPU_CHUNK", 12 * 16 * 16 * 5)
+    torch.testing.assert_close(settings(*arguments, seed=0, step=0), whole, atol=ROUNDING, rtol=0)
+
+
+def test_seed_step_and_view_all_change_the_draws() -> None:
+    settings = Augmentation(32, flip=0.5)
+
+    def boxes(**key: int) -> torch.Tensor:
+        return settings.draw(torch.arange(50), torch.ones(50), 64, 64, **key).boxes
+
+    first = boxes(seed=0, step=0)
+    assert torch.equal(first, boxes(seed=0, step=0, view=0))
+    for key in ({"seed": 1, "step": 0}, {"seed": 0, "step": 1}, {"seed": 0, "step": 0, "view": 1}):
+        assert (first != boxes(**key)).any(1).float().mean() > 0.9
+
+
+def test_one_setting_does_not_move_the_draws_of_another() -> None:
+    key = {"seed": 0, "step": 0}
+    plain = Augmentation(32).draw(torch.arange(50), torch.ones(50), 64, 64, **key)
+    other = Augmentation(32, flip=0.5, grey=0.0, blur=0.5, hue=0.1).draw(
+        torch.arange(50), torch.ones(50), 64, 64, **key
+    )
+    assert torch.equal(plain.boxes, other.boxes)
+    assert torch.equal(plain.factors[:, :3], other.factors[:, :3])
+    torch.testing.assert_close(plain.factors[:, 3] / 4, other.factors[:, 3])
+
+
+def slow_box(numbers: np.ndarray, height: int, width: int, scale, ratio) -> list[int]:
+    """torchvision's algorithm in plain Python, fed with the given uniform numbers."""
+    for attempt in range(ATTEMPTS):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * numbers[attempt])
+        shape = math.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * numbers[ATTEMPTS + attempt])
+        wide, tall = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < wide <= width and 0 < tall <= height:
+            top, left = (
+                int(u * (room + 1)) for u, room in zip(numbers[-2:], (height - tall, width - wide), strict=True)
+            )
+            return [top, left, tall, wide]
+    wide, tall = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return [(height - tall) // 2, (width - wide) // 2, tall, wide]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (100, 30), (16, 160)])
+def test_boxes_equal_the_slow_algorithm(height: int, width: int) -> None:
+    """Where the picture is stored as it is. Float32 may round a side the other way at a tie: allowed once in 500."""
+    numbers = uniforms(torch.arange(2000), BOX_COLUMNS, seed=0, step=0)
+    aspects = torch.full((2000,), width / height)
+    limits = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}
+    ours = draw_boxes(numbers, aspects, height=height, width=width, **limits)
+    slow = torch.tensor([slow_box(row, height, width, **limits) for row in numbers.double().numpy()])
+    assert (ours != slow).any(1).sum() <= 4
+    assert (ours - slow).abs().max() <= 1
+
+
+def torchvision_boxes(count: int, height: int, width: int, scale, ratio) -> np.ndarray:
+    torch.manual_seed(0)
+    picture = torch.empty(3, height, width)
+    return np.array([RandomResizedCrop.get_params(picture, list(scale), list(ratio)) for _ in range(count)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (320, 480)])
+def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
+    limits = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}
+    theirs = torchvision_boxes(4000, height, width, **limits)
+    numbers = uniforms(torch.arange(4000), BOX_COLUMNS, seed=0, step=0)
+    ours = draw_boxes(numbers, torch.full((4000,), width / height), height=height, width=width, **limits).numpy()
+    for one, other in zip(ours.T, theirs.T, strict=True):
+        assert stats.ks_2samp(one, other).pvalue > ALARM
+    area, other_area = ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]
+    assert stats.ks_2samp(area, other_area).pvalue > ALARM
+    assert stats.ks_2samp(ours[:, 3] / ours[:, 2], theirs[:, 3] / theirs[:, 2]).pvalue > ALARM
+
+
+def test_boxes_of_squashed_pictures_keep_the_true_geometry() -> None:
+    """480 × 320 pixels stored as 256 × 256: shares of the sides are distributed as on the true picture."""
+    limits = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}
+    theirs = torchvision_boxes(4000, 320, 480, **limits) / [320, 480, 320, 480]
+    numbers = uniforms(torch.arange(4000), BOX_COLUMNS, seed=0, step=0)
+    ours = draw_boxes(numbers, torch.full((4000,), 1.5), height=256, width=256, **limits).numpy() / 256
+    # Jitter of half a stored pixel hides the two different roundings from the test.
+    generator = np.random.default_rng(0)
+    for one, other in zip(ours.T, theirs.T, strict=True):
+        blurred, reference_blurred = (values + generator.uniform(-1, 1, 4000) / 256 for values in (one, other))
+        assert stats.ks_2samp(blurred, reference_blurred).pvalue > ALARM
+    true_ratios = 1.5 * ours[:, 3] / ours[:, 2]
+    assert true_ratios.min() > 0.74 and true_ratios.max() < 1.35
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 200), (200, 20)])
+def test_central_fallback_is_torchvisions(height: int, width: int) -> None:
+    limits = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3)}
+    numbers = uniforms(torch.arange(50), BOX_COLUMNS, seed=0, step=0)
+    ours = draw_boxes(numbers, torch.full((50,), width / height), height=height, width=width, **limits)
+    assert ours.unique(dim=0).tolist() == np.unique(torchvision_boxes(50, height, width, **limits), axis=0).tolist()
+
+
+def test_boxes_lie_inside_the_picture() -> None:
+    aspects = torch.exp(torch.linspace(-5, 5, 3000))
+    numbers = uniforms(torch.arange(3000), BOX_COLUMNS, seed=0, step=0)
+    top, left, tall, wide = draw_boxes(
+        numbers, aspects, height=24, width=24, scale=(0.01, 1.0), ratio=(0.1, 10.0)
+    ).unbind(1)
+    assert min(top.min(), left.min()) >= 0 and min(tall.min(), wide.min()) >= 1
+    assert max((top + tall).max(), (left + wide).max()) <= 24
+    almost_one = torch.full((1, BOX_COLUMNS), 1 - 2.0**-24)
+    top, left, tall, wide = draw_boxes(
+        almost_one, torch.ones(1), height=255, width=255, scale=(0.01, 0.02), ratio=(1.0, 1.0)
+    ).unbind(1)
+    assert (top + tall).item() == 255 and (left + wide).item() == 255
+
+
+def test_colour_factors_are_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    settings = Augmentation(8, brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1)
+    sampler = ColorJitter(0.4, 1.5, 0.2, 0.1)
+    theirs = [
+        ColorJitter.get_params(sampler.brightness, sampler.contrast, sampler.saturation, sampler.hue)
+        for _ in range(3000)
+    ]
+    ours = settings.draw(torch.arange(3000), torch.ones(3000), 8, 8, seed=0, step=0)
+    for number in range(4):
+        expected = np.array([values[1 + number] for values in theirs])
+        assert stats.ks_2samp(ours.factors[:, number].numpy(), expected).pvalue > ALARM
+    # Every pair of columns is uncorrelated: five standard deviations of a correlation of 3000 pairs are 0.09.
+    correlations = np.corrcoef(ours.factors.numpy().T)
+    assert np.abs(correlations - np.eye(4)).max() < 0.09
+
+
+def test_all_orders_are_equally_frequent() -> None:
+    draws = Augmentation(8).draw(torch.arange(12_000), torch.ones(12_000), 8, 8, seed=0, step=0)
+    _, counts = draws.order.unique(dim=0, return_counts=True)
+    assert len(counts) == 24 and stats.chisquare(counts.numpy()).pvalue > ALARM
+
+
+def test_probabilities_and_blur_widths() -> None:
+    count = 10_000
+    settings = Augmentation(32, flip=0.5, jitter=0.8, grey=0.2, blur=0.3, blur_sigma=(0.5, 1.5))
+    draws = settings.draw(torch.arange(count), torch.ones(count), 8, 8, seed=0, step=0)
+    for happened, probability in (
+        (draws.flip, 0.5),
+        (draws.order[:, 0] != colour.NOTHING, 0.8),
+        (draws.grey, 0.2),
+        (draws.blur > 0, 0.3),
+    ):
+        assert stats.binomtest(int(happened.sum()), count, probability).pvalue > ALARM
+    widths = draws.blur[draws.blur > 0].numpy()
+    assert stats.kstest(widths, stats.uniform(0.5, 1.0).cdf).pvalue > ALARM
+
+
+def test_unused_operations_are_left_out() -> None:
+    draws = Augmentation(8, contrast=0.0, hue=0.0).draw(torch.arange(20), torch.ones(20), 8, 8, seed=0, step=0)
+    assert set(draws.order.flatten().tolist()) == {0, 2, colour.NOTHING}
+
+
+# --- evaluation view ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (40, 53), (61, 40)])
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.875])
+def test_centre_equals_resize_and_central_crop(height: int, width: int, crop_fraction: float) -> None:
+    images = noise(3, height, width)
+    aspects = torch.full((3,), width / height)
+    ours = centre(images, aspects, size=24, crop_fraction=crop_fraction, mean=(0.0,) * 3, std=(1.0,) * 3)
+    shorter = round(24 / crop_fraction)
+    theirs = reference.center_crop(reference.resize(images / 255, [shorter], antialias=True), [24, 24])
+    assert (ours - theirs).abs().max() < POSITION
+
+
+def test_centre_of_a_squashed_picture_is_the_true_centre() -> None:
+    """A smooth picture twice as wide as high, seen through its square store, against the same picture uncut."""
+    across = torch.linspace(0, 1, 128)[None, :].expand(64, 128)
+    along = torch.linspace(0, 1, 64)[:, None].expand(64, 128)
+    picture = torch.stack([across, along, across * along])
+    squashed = reference.resize(picture, [64, 64], antialias=True)
+    stored = (squashed * 255).round().byte()[None]
+    ours = centre(stored, torch.tensor([2.0]), size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    theirs = reference.center_crop(reference.resize(picture, [32], antialias=True), [32, 32])
+    assert (ours[0] - theirs).abs().max() < 1 / 255
+
+
+def test_identity_centre_is_the_picture() -> None:
+    images = noise(4, 32, 32)
+    ours = centre(images, torch.ones(4), size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    expected = reference.normalize(images / 255, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert (ours - expected).abs().max() < POSITION
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_survive_json() -> None:
+    settings = Augmentation(32, flip=0.5, hue=0.1, shuffle=False)
+    assert Augmentation(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"size": 0}, "at least 1 pixel"),
+        ({"flip": 1.5}, "`flip` is a probability"),
+        ({"grey": -0.1}, "`grey` is a probability"),
+        ({"contrast": -1.0}, "`contrast` is the reach"),
+        ({"hue": 0.6}, "`hue` is a share"),
+        ({"scale": (0.5, 0.2)}, "`scale` is a range"),
+        ({"scale": (0.5, 1.2)}, "cannot be larger"),
+        ({"ratio": (0.0, 1.0)}, "`ratio` is a range"),
+        ({"blur_sigma": (1.0,)}, "`blur_sigma` is a range"),
+        ({"size": 1, "blur": 0.5}, "too small to blur"),
+        ({"std": (0.2, 0.0, 0.2)}, "each of red, green, blue"),
+        ({"mean": (0.2, math.nan, 0.2)}, "each of red, green, blue"),
+    ],
+)
+def test_wrong_settings_are_told(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Augmentation(**{"size": 32, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 8, "crop_fraction": 1.1}, {"size": 8, "std": (0.0, 1.0, 1.0)}])
+def test_wrong_settings_of_the_centre_are_told(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        centre(noise(1, 8, 8), torch.ones(1), **wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_views() -> None:
+    settings = Augmentation(32, flip=0.5, jitter=0.8, blur=0.5)
+    arguments = (noise(64, 40, 40), torch.arange(64), torch.linspace(0.6, 1.7, 64))
+    here = settings(*arguments, seed=0, step=0)
+    there = settings(*(argument.cuda() for argument in arguments), seed=0, step=0).cpu()
+    torch.testing.assert_close(there, here, atol=12 * POSITION, rtol=0)

@@ -1,0 +1,144 @@
+"""Progress on a clock that the test turns: silence at first, a line now and then, a bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from instdisc import progress
+from instdisc.progress import Bar, duration, track
+
+
+class Clock:
+    """Stands in for time.monotonic."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    return clock
+
+
+class Terminal(io.StringIO):
+    """A standard error that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_short_work_is_silent(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(total=10, description="Reading", unit="pictures") as bar:
+        for _ in range(10):
+            clock.now += 0.19
+            bar.advance()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_lines_come_every_ten_seconds_on_standard_error_with_the_time_left(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Bar(total=2000, description="Reading pictures", unit="pictures") as bar:
+        for _ in range(40):
+            clock.now += 1
+            bar.advance(10)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "Reading pictures: 100 of 2,000 pictures, 10/s, 3 min left",
+        "Reading pictures: 200 of 2,000 pictures, 10/s, 3 min left",
+        "Reading pictures: 300 of 2,000 pictures, 10/s, 3 min left",
+        "Reading pictures: 400 of 2,000 pictures, 10/s, 3 min left",
+    ]
+
+
+def test_work_done_before_counts_for_what_is_left_but_not_for_the_speed(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Bar(total=1000, description="Embedding") as bar:
+        bar.start_from(900)
+        clock.now += 10
+        bar.advance(20, note="loss 3.1")
+    assert capsys.readouterr().err == "Embedding: 920 of 1,000, 2/s, 40 s left, loss 3.1\n"
+
+
+def test_without_a_total_there_is_no_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(description="Scanning", unit="files") as bar:
+        clock.now += 20
+        bar.advance(5000)
+    assert capsys.readouterr().err == "Scanning: 5,000 files, 250/s\n"
+
+
+def test_other_ranks_say_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(total=10, enabled=False) as bar:
+        clock.now += 100
+        bar.advance(5)
+        bar.say("words")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_a_terminal_gets_a_bar_after_two_seconds(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with Bar(total=100, description="Training", unit="steps") as bar:
+        clock.now += seconds
+        bar.advance(30, note="loss 2.0 [low]")
+        bar.say("epoch 1 [of 2]")
+    assert capsys.readouterr().out == "epoch 1 [of 2]\n", "standard output is a file here, and gets its lines as always"
+    assert ("Training" in terminal.getvalue()) == (seconds > progress.QUIET_SECONDS)
+    if seconds > progress.QUIET_SECONDS:
+        assert "30/100" in terminal.getvalue()
+        assert "loss 2.0 [low]" in terminal.getvalue(), "square brackets are no markup"
+
+
+def test_lines_stand_above_the_bar_where_both_go_to_one_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with Bar(total=100, description="Training") as bar:
+        clock.now += 3
+        bar.advance(30)
+        bar.say("epoch 1 [of 2]")
+        bar.advance(30)
+    assert "epoch 1 [of 2]\nTraining" in terminal.getvalue(), "the bar is drawn anew below the line"
+    assert sys.stdout is terminal
+
+
+def test_track_hands_on_the_items(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    for item in track(["a", "b", "c"], description="Letters"):
+        clock.now += 11
+        seen.append(item)
+    assert seen == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines()[0].startswith("Letters: 1 of 3")
+    assert list(track(iter(range(3)))) == [0, 1, 2]
+    assert list(track(iter(range(3)), total=3, enabled=False)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (99, "99 s"),
+        (99.4, "99 s"),
+        (100, "2 min"),
+        (720, "12 min"),
+        (3 * 3600 + 300, "3 h 05 min"),
+        (26 * 3600, "26 h 00 min"),
+    ],
+)
+def test_duration_in_a_persons_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

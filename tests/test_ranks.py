@@ -1,0 +1,125 @@
+"""What processes send each other, on one, two and three of them, against the answer written down by hand."""
+
+from __future__ import annotations
+
+import pytest
+import several_ranks
+import torch
+from several_ranks import tour
+
+from instdisc import ranks
+from instdisc.errors import InputError
+
+WORLDS = (2, 3)
+
+
+def counts_of(world: int) -> list[int]:
+    """How many rows each rank of the tour brings: the last one none."""
+    return [*range(1, world), 0]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_rank_knows_itself(world: int) -> None:
+    facts = tour(world)
+    assert [each["ranks.world"].item() for each in facts] == [world] * world
+    assert [each["ranks.main"].item() for each in facts] == [True] + [False] * (world - 1)
+    assert all(each["ranks.sizes"].tolist() == counts_of(world) for each in facts)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_shares_in_a_group_are_this_ranks(world: int) -> None:
+    expected = {2: [[0, 5], [5, 10]], 3: [[0, 4], [4, 7], [7, 10]]}[world]
+    assert [each["ranks.share"].tolist() for each in tour(world)] == expected
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 1000])
+@pytest.mark.parametrize("total", [1, 2, 3, 8])
+def test_shares_cover_everything_once_and_differ_by_one_at_most(count: int, total: int) -> None:
+    shares = [ranks.share(count, of, total) for of in range(total)]
+    assert [row for first, stop in shares for row in range(first, stop)] == list(range(count))
+    lengths = [stop - first for first, stop in shares]
+    assert max(lengths) - min(lengths) <= 1
+    assert ranks.share(count) == (0, count), "one process holds all"
+
+
+@pytest.mark.fault("a partial last batch dropped or written to wrong rows")
+@pytest.mark.parametrize("world", WORLDS)
+def test_gather_takes_uneven_and_empty_parts_in_rank_order(world: int) -> None:
+    expected = [[float(rank)] * 2 for rank, count in enumerate(counts_of(world)) for _ in range(count)]
+    numbers = [number for count in counts_of(world) for number in range(count)]
+    for each in tour(world):
+        assert each["ranks.gathered"].tolist() == expected
+        assert each["ranks.gathered_whole_numbers"].tolist() == numbers
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_sums_maxima_and_decisions_are_the_same_everywhere(world: int) -> None:
+    for each in tour(world):
+        assert each["ranks.total"].tolist() == [world, sum(range(world))]
+        assert each["ranks.largest"].tolist() == [-1, world - 1]
+        assert each["ranks.any"].tolist() == [True, False]
+        assert bytes(each["ranks.word"].tolist()) == b"from 1"
+
+
+@pytest.mark.fault("all_reduce without a backward: gradient off by 1/world_size though the loss is right")
+@pytest.mark.parametrize("world", WORLDS)
+def test_gather_with_gradient_sums_what_every_rank_says_of_a_part(world: int) -> None:
+    """Rank r's loss is (r + 1) sum_j x_j^2 over everyone's x: d/dx_j of the sum of losses is 2 x_j sum_r (r + 1)."""
+    weight = sum(range(1, world + 1))
+    for each in tour(world):
+        assert torch.equal(each["ranks.gradient"], 2 * weight * each["ranks.gradient_leaf"])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_statistics_and_gradients_are_averaged(world: int) -> None:
+    middle = sum(range(world)) / world
+    for rank, each in enumerate(tour(world)):
+        torch.testing.assert_close(each["ranks.mean"], torch.tensor([0.0, middle]))
+        assert each["ranks.batches"].item() == 7 + rank, "a count of batches is no statistic"
+        assert each["ranks.averaged"].item() == pytest.approx(middle)
+        assert each["ranks.same_module"].tolist() == [False, True], "a module without parameters has nothing to average"
+
+
+def test_one_process_sends_nothing() -> None:
+    (facts,) = tour(1)
+    assert facts["ranks.same_module"].all()
+    rows = torch.ones(3, 2, requires_grad=True)
+    assert ranks.gather_with_gradient(rows) is rows
+    for answer in (ranks.gather(rows), ranks.total(rows), ranks.largest(rows)):
+        assert torch.equal(answer, rows)
+        assert not answer.requires_grad
+    assert ranks.sizes(5) == [5]
+    assert ranks.any_rank(True) is True
+    assert ranks.any_rank(False) is False
+    assert ranks.broadcast_object({"a": 1}) == {"a": 1}
+    assert ranks.is_main()
+    ranks.barrier()
+    ranks.stop()
+
+
+def test_start_joins_the_group_that_torchrun_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **settings: joined.append(backend))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with ranks.together():
+        assert joined == [], "an ordinary start is one process"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    ranks.start()
+    assert joined == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ranks.start()
+    assert joined == ["gloo"]
+
+
+def test_device_that_is_not_there_is_told() -> None:
+    assert ranks.device("cpu") == torch.device("cpu")
+    assert ranks.device().type in ("cpu", "cuda", "mps")
+    for missing in ("nonsense", "cuda:99"):
+        with pytest.raises(InputError, match="take cpu"):
+            ranks.device(missing)
+
+
+def test_an_exception_on_a_rank_reaches_the_test() -> None:
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="not a number of rows"):
+        several_ranks.run_on_ranks(1, several_ranks.refuse, "not a number of rows")
