@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from instdisc.errors import InputError
-from instdisc.evaluation.baselines import knn_accuracy, raw_pixels, shrink, untrained
+from instdisc.evaluation.baselines import knn_accuracy, shrink
 from instdisc.evaluation.intervals import wilson
-from instdisc.evaluation.knn import KNN, KNNResult
+from instdisc.evaluation.knn import KNN
 
 
 def clusters(count: int, *, dim: int = 12, classes: int = 7, noise: float = 1.5, seed: int = 0):
@@ -317,23 +317,25 @@ def digits() -> tuple[torch.Tensor, np.ndarray]:
 
 def test_raw_pixels_of_digits_reach_the_known_figure() -> None:
     images, labels = digits()
-    result = raw_pixels(images, labels)
-    assert result.plain.top1 == pytest.approx(0.954, abs=0.002)
-    assert result.centred.top1 > result.plain.top1
+    pixels = shrink(images, 32).flatten(1)
+    plain = knn_accuracy(pixels, labels)
+    assert plain.top1 == pytest.approx(0.954, abs=0.002)
+    assert knn_accuracy(pixels, labels, centre=True).top1 > plain.top1
 
 
-def test_raw_pixels_are_the_flattened_pictures() -> None:
+def test_accuracy_on_pixels_equals_scikit_learn_with_and_without_centring() -> None:
     images, labels = digits()
     train, tests = images[:800], images[800:1000]
-    result = raw_pixels(train, labels[:800], tests, labels[800:1000], neighbours=20)
     rows, test_rows = (part.flatten(1).numpy().astype(np.float32) for part in (train, tests))
-    assert result.plain == KNN(20).fit(rows, labels[:800]).evaluate(test_rows, labels[800:1000])
-    mean = rows.mean(axis=0)
     from sklearn.neighbors import KNeighborsClassifier
 
-    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07))
-    score = theirs.fit(rows - mean, labels[:800]).score(test_rows - mean, labels[800:1000])
-    assert result.centred.top1 == pytest.approx(score, abs=0.006)
+    for centre, mean in ((False, 0.0), (True, rows.mean(axis=0))):
+        theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07))
+        score = theirs.fit(rows - mean, labels[:800]).score(test_rows - mean, labels[800:1000])
+        mine = knn_accuracy(
+            train.flatten(1), labels[:800], tests.flatten(1), labels[800:1000], neighbours=20, centre=centre
+        )
+        assert mine.top1 == pytest.approx(score, abs=0.006)
 
 
 def test_shrinking_takes_the_mean_of_the_covered_pixels() -> None:
@@ -343,23 +345,3 @@ def test_shrinking_takes_the_mean_of_the_covered_pixels() -> None:
     assert shrink(images, 64) is images
     assert shrink(images, 50).shape == (3, 3, 50, 48)
     assert shrink(images[:0], 8).shape == (0, 3, 8, 8)
-
-
-def test_untrained_is_the_mean_over_seeds() -> None:
-    (train, labels), (tests, test_labels) = clusters(300), clusters(100, seed=1)
-
-    def embed(seed: int):
-        weights = np.random.default_rng(seed).normal(size=(12, 3)).astype(np.float32)
-        return train @ weights, tests @ weights
-
-    result = untrained(embed, (4, 5, 6), labels, test_labels, neighbours=20)
-    figures = [
-        knn_accuracy(embed(seed)[0], labels, embed(seed)[1], test_labels, neighbours=20).top1 for seed in (4, 5, 6)
-    ]
-    assert [one.top1 for one in result.results] == figures
-    assert result.top1 == pytest.approx(np.mean(figures)) and result.std == pytest.approx(np.std(figures, ddof=1))
-    assert untrained(embed, (4,), labels, test_labels, neighbours=20).std == 0
-    left_out = untrained(lambda seed: (embed(seed)[0], None), (4,), labels, neighbours=20)
-    assert isinstance(left_out.results[0], KNNResult) and left_out.results[0].count == 300
-    with pytest.raises(InputError, match="at least one seed"):
-        untrained(embed, (), labels)

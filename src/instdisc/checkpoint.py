@@ -215,9 +215,10 @@ def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Che
     return checkpoint
 
 
-def load_encoder(run: str | os.PathLike[str]) -> Encoder:
+def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = None) -> Encoder:
     """The encoder of a run folder with the weights of its last whole checkpoint, on the CPU, in evaluation mode.
 
+    checkpoint: one of the run's that is open already, instead of the last: a run that still trains saves others.
     Raises InputError, in a sentence, for a folder that is no run, is damaged, has no checkpoint yet, or is newer.
     """
     folder = RunFolder(run)
@@ -226,7 +227,7 @@ def load_encoder(run: str | os.PathLike[str]) -> Encoder:
         choices = EncoderConfig.from_dict(config["encoder"] | {"pretrained": False})  # the checkpoint has the weights
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder.config} does not describe an encoder: the run folder is damaged.") from error
-    checkpoint = latest(folder.checkpoints, verify=("encoder",))
+    checkpoint = checkpoint or latest(folder.checkpoints, verify=("encoder",))
     if checkpoint is None:
         raise InputError(f"{folder.path} holds no whole checkpoint yet: train it first, or resume it.")
     encoder = build_encoder(choices)

@@ -23,6 +23,8 @@ Examples:
 `torchrun --nproc-per-node 4 -m instdisc train photos/ --out runs/photos` — four processes
 """
 
+_OPTIONS = ("source", "out", "preset", "resume", "labels", "split", "limit", "test", "device", "say")
+
 
 def command(
     source: Annotated[
@@ -72,7 +74,9 @@ def command(
     )
     from instdisc import ranks
 
-    if run.finished and ranks.is_main():
+    if not run.finished:
+        raise typer.Exit(130)  # as shells expect after Ctrl-C, so that a script does not go on to evaluate
+    if ranks.is_main():
         print(f"Next: instdisc evaluate {out}")
 
 
@@ -85,5 +89,8 @@ def parse_settings(texts: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise InputError(f'--set takes NAME=VALUE, as in --set lr=0.1, not "{text}".')
-        settings[name.strip().replace("-", "_")] = value.strip()
+        name = name.strip().replace("-", "_")
+        if name in _OPTIONS:
+            raise InputError(f'"{name}" is no setting of a run: it is an option of the command, see --help.')
+        settings[name] = value.strip()
     return settings

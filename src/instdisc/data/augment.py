@@ -33,9 +33,9 @@ STREAM = 0xA06_000
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, BLUR, BLUR_SIGMA, COLUMNS = range(
     BOX_COLUMNS, BOX_COLUMNS + 11
 )
-# Bytes of float planes worked on at a time. On a CPU a longer chunk hides the cost of calling an operation; a shorter one
-# stays in the cache, and its temporaries are small enough for malloc to keep instead of giving the pages back to the
-# system and fetching them anew (which cost a third at twice this). On a GPU it bounds the memory.
+# Bytes of float planes worked on at a time. On a CPU a longer chunk hides the cost of calling an operation; a shorter
+# one stays in the cache, and its temporaries are small enough for malloc to keep instead of giving the pages back to
+# the system and fetching them anew (which cost a third at twice this). On a GPU it bounds the memory.
 CPU_CHUNK = 800_000
 GPU_CHUNK = 256_000_000
 

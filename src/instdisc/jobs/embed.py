@@ -12,7 +12,6 @@ import numpy as np
 from instdisc import checkpoint, ranks
 from instdisc.data.source import open_source
 from instdisc.embeddings import Embedded, Written, write_embeddings
-from instdisc.runs import RunFolder
 
 
 def embed(
@@ -33,12 +32,11 @@ def embed(
     """
     with ranks.together():
         place = ranks.device(device)
-        encoder = checkpoint.load_encoder(run).to(place)
-        saved = checkpoint.latest(RunFolder(run).checkpoints)
-        assert saved is not None  # load_encoder has read it
+        encoder = checkpoint.load_encoder(run)
         digest = hashlib.sha256(repr(encoder.describe()).encode())
-        for name, values in sorted(saved.tensors("encoder").items()):
+        for name, values in sorted(encoder.state_dict().items()):
             digest.update(name.encode() + values.contiguous().numpy().tobytes())
+        encoder.to(place)
         pictures = open_source(source, labels=labels, limit=limit)
         if say is not None and ranks.is_main():
             say(f"Embedding {len(pictures):,} pictures of {pictures.name}.")

@@ -1,8 +1,8 @@
 """`instdisc evaluate`: how good a run's vectors are, beside what raw pixels and an untrained encoder give.
 
-Every picture is decoded once, and from it come three vectors: of the encoder, of a fresh encoder of the same build, and
-the pixels themselves. They are kept in files beside the run while the evaluation lasts, so that memory does not grow with
-the collection; with several ranks each holds its share.
+Every picture is decoded once, and from it come three vectors: of the encoder, of a fresh encoder of the same build,
+and the pixels themselves. They are kept in files beside the run while the evaluation lasts, so that memory does not
+grow with the collection; with several ranks each holds its share.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from instdisc.encoder.backbones import evaluating
 from instdisc.encoder.embed import autocast, stream
 from instdisc.errors import InputError
 from instdisc.evaluation.baselines import knn_accuracy, shrink
-from instdisc.evaluation.knn import KNNResult
-from instdisc.evaluation.quality import health
-from instdisc.jobs.sources import check_unchanged, reopen
+from instdisc.evaluation.knn import KNN, KNNResult
+from instdisc.evaluation.quality import health, sample_rows
+from instdisc.jobs.sources import look_at, read_rows, reopen
 from instdisc.neighbours import top_k
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder, write_json
-from instdisc.shapes import Tensor
+from instdisc.shapes import Float, Tensor
 
 NEIGHBOURS = 200
 _PIXEL_SIDE = 32  # raw pixels are compared at this side at most
@@ -94,32 +94,32 @@ def _evaluate(
     facts = folder.read_config()
     votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
     place = ranks.device(device)
-    encoder = checkpoint.load_encoder(run).to(place)
-    saved = checkpoint.latest(folder.checkpoints)
-    assert saved is not None  # load_encoder has read it
-    if train_source is None:
-        training = reopen(folder, facts)
-    else:
-        training = open_source(train_source)
-        check_unchanged(folder, facts, training)
+    saved = checkpoint.latest(folder.checkpoints)  # once: encoder and bank of one step, though the run may still train
+    encoder = checkpoint.load_encoder(run, saved).to(place)
+    assert saved is not None  # load_encoder refuses that
+    training = reopen(folder, facts, train_source)
     if source is None and labels is not None:
         training.set_labels(labels)
     testing = None if source is None else open_source(source, labels=labels)
+    _check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
+    bank_rows = _own_bank_rows(folder, saved, len(training)) if bank else None
     fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(place)
     tell = say if say is not None and ranks.is_main() else None
+    # pixels are compared at the pictures' own size where that is small: enlarging them would only blur them
+    side = min(_PIXEL_SIDE, encoder.preprocessing.size, look_at(training).side)
     aside = _scratch(folder)
     try:
-        train = _vectors(training, encoder, fresh, aside / "train", batch, tell)
-        test = None if testing is None else _vectors(testing, encoder, fresh, aside / "test", batch, tell)
-        if bank:
-            train = _with_bank_rows(folder, saved, train)
+        train = _vectors(training, encoder, fresh, side, aside / "train", batch, tell)
+        test = None if testing is None else _vectors(testing, encoder, fresh, side, aside / "test", batch, tell)
+        if bank_rows is not None:
+            train = _with_bank_rows(train, *bank_rows)
         report: dict[str, Any] = {
             "run": str(folder.path),
             "step": saved.step,
             "epoch": saved.facts.get("epoch"),
             "train": {"source": training.name, "pictures": _everywhere(len(train.rows))},
             "test": None if test is None or testing is None else _about(testing, test),
-            "quality": asdict(health(torch.from_numpy(np.array((test or train).trained)))),
+            "quality": asdict(health(_sample_of_all((test or train).trained, place))),
         }
         known = train.labels is not None and (test is None or test.labels is not None)
         if known:
@@ -136,8 +136,8 @@ def _evaluate(
             }
         if ranks.is_main() and ranks.world() == 1:
             report["neighbours_sheet"] = _draw_sheet(folder, training, train, testing, test)
+        ranks.barrier()  # on success only: after an error on one rank the others would never come here
     finally:
-        ranks.barrier()
         if ranks.is_main():
             shutil.rmtree(aside, ignore_errors=True)
     report |= {
@@ -171,12 +171,18 @@ def _scratch(folder: RunFolder) -> Path:
 
 
 def _vectors(
-    source: Source, encoder: Encoder, fresh: Encoder, aside: Path, batch: int, tell: Callable[[str], None] | None
+    source: Source,
+    encoder: Encoder,
+    fresh: Encoder,
+    side: int,
+    aside: Path,
+    batch: int,
+    tell: Callable[[str], None] | None,
 ) -> Vectors:
     """This rank's share of the three kinds of vectors, in files that are mapped into memory."""
     first, last = ranks.share(len(source))
     count = last - first
-    dim, side = encoder.config.dim, min(_PIXEL_SIDE, encoder.preprocessing.size)
+    dim = encoder.config.dim
     place = next(encoder.parameters()).device
     aside = aside.with_name(f"{aside.name}-{ranks.rank()}")
     aside.mkdir()
@@ -226,27 +232,41 @@ def _file(path: Path, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape) if shape[0] else np.zeros(shape, kind)
 
 
-def _with_bank_rows(folder: RunFolder, saved: checkpoint.Checkpoint, train: Vectors) -> Vectors:
-    """The same with the bank's rows in place of recomputed vectors, for the pictures that have a row."""
-    import pyarrow as pa
+def _check_votes(neighbours: int | None, temperature: float, training: Source, *, leave_one_out: bool) -> None:
+    """Refuse a k or a temperature that can't be before everything is embedded, which can take hours."""
+    KNN(NEIGHBOURS if neighbours is None else neighbours, temperature)
+    if neighbours is not None and training.labels is not None:
+        most = int((training.labels >= 0).sum()) - leave_one_out
+        if neighbours > most:
+            raise InputError(
+                f"{neighbours} neighbours were asked for, but a picture has {most} labelled others: lower k."
+            )
 
-    with pa.memory_map(str(folder.instances)) as file:
-        rows = np.asarray(pa.ipc.open_file(file).read_all()["row"])
-    where = np.searchsorted(rows, train.rows)
-    has_row = (where < len(rows)) & (rows[np.minimum(where, len(rows) - 1)] == train.rows)
-    instances = where[has_row]
-    if not len(instances):
-        raise InputError(f"The bank of {folder.path} has no row for these pictures.")
-    low, high = int(instances.min()), int(instances.max()) + 1
-    bank = saved.rows("bank", low, high)["rows"].float().numpy()
+
+def _own_bank_rows(folder: RunFolder, saved: checkpoint.Checkpoint, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+    """For this rank's share of the source: the source rows that have a bank row, and those rows (n, dim) float32."""
+    rows = read_rows(folder)
+    low, high = np.searchsorted(rows, ranks.share(pictures)).tolist()
+    return rows[low:high], saved.rows("bank", low, high)["rows"].float().numpy()
+
+
+def _with_bank_rows(train: Vectors, rows: np.ndarray, bank: np.ndarray) -> Vectors:
+    """The same with the bank's rows in place of recomputed vectors, for the pictures that have a row."""
+    _, kept, places = np.intersect1d(train.rows, rows, assume_unique=True, return_indices=True)
     return Vectors(
-        train.rows[has_row],
-        bank[instances - low],
-        train.untrained[has_row],
-        train.pixels[has_row],
-        None if train.labels is None else train.labels[has_row],
+        train.rows[kept],
+        bank[places],
+        train.untrained[kept],
+        train.pixels[kept],
+        None if train.labels is None else train.labels[kept],
         train.unreadable,
     )
+
+
+def _sample_of_all(vectors: np.ndarray, place: torch.device) -> Float[Tensor, "sample dim"]:
+    """At most 4,096 vectors of all ranks together, for the label-free figures."""
+    own = sample_rows(torch.from_numpy(vectors), 4096 // ranks.world())
+    return ranks.gather(own.to(place)).cpu()
 
 
 def _how_many(asked: int | None, train: Vectors, *, leave_one_out: bool) -> int:
@@ -309,9 +329,12 @@ def _draw_sheet(
     """RUN/neighbours.png: some pictures and their nearest neighbours, to look at."""
     asked, asked_source = (test, testing) if test is not None and testing is not None else (train, training)
     count = min(_SHEET_NEIGHBOURS, len(train.rows) - (test is None))
-    if len(asked.rows) == 0 or count < 1:
-        return None
     chosen = np.unique(np.linspace(0, len(asked.rows) - 1, _SHEET_QUERIES).astype(int))
+    if asked.labels is not None:  # one of each class is more to look at than any ten
+        classes, first = np.unique(asked.labels, return_index=True)
+        chosen = first[classes >= 0][:_SHEET_QUERIES]
+    if len(chosen) == 0 or count < 1:
+        return None
     exclude = torch.from_numpy(chosen) if test is None else None
     scores, found = top_k(
         torch.from_numpy(np.array(asked.trained[chosen])), torch.from_numpy(train.trained), count, exclude=exclude

@@ -1,7 +1,7 @@
 """What is measured while a run trains: kNN accuracy where there are labels, and health that needs none.
 
 A sample of the training pictures is embedded as for evaluation, without augmentation, and its neighbours are looked up
-among the rows of the bank, each picture's own row left out: a forward pass over the sample and one matrix product.
+among the rows of the bank, the sample's own rows left out: a forward pass over the sample and one matrix product.
 """
 
 from __future__ import annotations
@@ -12,68 +12,83 @@ import numpy as np
 import torch
 
 from instdisc import draws, ranks
-from instdisc.bank import MemoryBank
 from instdisc.data.augment import centre
+from instdisc.data.batches import Batch
 from instdisc.data.pictures import Pictures
 from instdisc.data.source import Source
 from instdisc.encoder import evaluating
 from instdisc.evaluation.knn import KNN
-from instdisc.evaluation.quality import effective_rank, uniformity
+from instdisc.evaluation.quality import health
 from instdisc.shapes import Float, Tensor
-from instdisc.training import Settings, Training
+from instdisc.training import Measurement, Settings, Training
 
-_SAMPLE, _NEIGHBOURS = 2048, 200
+_SAMPLE, _PAIRS, _NEIGHBOURS = 2048, 512, 200
 _BATCH = 256
-_STREAM_STEP = 1 << 40  # of draws.permutation: no epoch has this number
+_APART = 1 << 40  # as step and epoch of draws: no step of a run has this number
 
 
 def make_monitor(
-    settings: Settings, source: Source, pictures: Pictures, held_out: Source | None, bank: MemoryBank
-) -> Callable[[Training], dict[str, float]]:
-    """A function that measures a run as it stands."""
-    order = draws.permutation(pictures.count, seed=settings.seed, step=_STREAM_STEP)
-    sample = np.sort(order[: max(1, min(_SAMPLE, pictures.count // 4))])
+    settings: Settings, source: Source, pictures: Pictures, held_out: Source | None
+) -> Callable[[Training], Measurement]:
+    """A function that measures a run as it stands. held_out: labelled pictures that it was not trained on."""
+    order = draws.permutation(pictures.count, seed=settings.seed, step=_APART)
+    sample = np.sort(order[: max(2, min(_SAMPLE, pictures.count // 4))])
     labels = None if source.labels is None else source.labels[pictures.rows]
     neighbours = min(_NEIGHBOURS, pictures.count - len(sample))
 
-    def measure(training: Training) -> dict[str, float]:
-        encoder = training.encoder
-        vectors, rows = _embed_stored(training, sample)
-        own = bank.lookup(torch.as_tensor(rows, device=bank.device), common=True).cpu()
+    def measure(training: Training) -> Measurement:
+        vectors, rows = _embed(training, sample, lambda batch: _evaluation_view(training, batch))
         numbers: dict[str, float] = {}
         if labels is not None:
-            all_rows = ranks.gather(bank.rows).float().cpu()
+            bank = ranks.gather(training.bank.rows).float().cpu()
             others = labels.copy()
             others[rows] = -1  # the sample's own rows do not vote, so none is its own neighbour
-            if (others >= 0).sum() >= neighbours:
-                numbers["knn"] = KNN(neighbours).fit(all_rows, others).score(vectors, labels[rows])
+            if (others >= 0).sum() >= neighbours and (labels[rows] >= 0).any():
+                numbers["knn"] = KNN(neighbours).fit(bank, others).score(vectors, labels[rows])
             if held_out is not None and held_out.labels is not None and (labels >= 0).sum() >= neighbours:
-                tested = encoder.embed(held_out, batch=_BATCH)
-                numbers["knn_test"] = KNN(neighbours).fit(all_rows, labels).score(tested, held_out.labels)
-        numbers["distance_to_bank"] = float((vectors - own).square().sum(1).mean())
-        numbers["uniformity"] = uniformity(vectors)
-        numbers["effective_rank"] = effective_rank(vectors)
-        return numbers
+                tested = training.encoder.embed(held_out, batch=_BATCH)
+                numbers["knn_test"] = KNN(neighbours).fit(bank, labels).score(tested, held_out.labels)
+        first, second = (
+            _embed(training, sample[:_PAIRS], lambda batch, view=view: _random_view(training, batch, view))[0]
+            for view in range(2)
+        )
+        found = health(vectors, first, second)
+        assert found.alignment is not None  # it was given views
+        numbers |= {
+            "alignment": found.alignment,
+            "uniformity": found.uniformity,
+            "effective_rank": found.effective_rank,
+        }
+        return Measurement(numbers, found.sentence if found.collapsed else "")
 
     return measure
 
 
-def _embed_stored(training: Training, instances: np.ndarray) -> tuple[Float[Tensor, "sample dim"], np.ndarray]:
-    """Unit vectors of stored pictures in the evaluation view, and the instances that could be read."""
-    encoder, pictures = training.encoder, training.pictures
-    view = encoder.preprocessing
+def _embed(
+    training: Training, instances: np.ndarray, view: Callable[[Batch], Tensor]
+) -> tuple[Float[Tensor, "sample dim"], np.ndarray]:
+    """Unit vectors of stored pictures seen in some view, and the instances that could be read."""
     vectors, rows = [], []
     pieces = [instances[start : start + _BATCH] for start in range(0, len(instances), _BATCH)]
-    with evaluating(encoder):
-        for batch in pictures.batches(pieces):
-            images = centre(
-                batch.images,
-                pictures.aspects[batch.indices],
-                size=view.size,
-                crop_fraction=view.crop_fraction,
-                mean=view.mean,
-                std=view.std,
-            )
-            vectors.append(encoder(images).cpu())
+    with evaluating(training.encoder):
+        for batch in training.pictures.batches(pieces):
+            vectors.append(training.encoder(view(batch)).cpu())
             rows.append(batch.indices.cpu().numpy())
     return torch.cat(vectors), np.concatenate(rows)
+
+
+def _evaluation_view(training: Training, batch: Batch) -> Tensor:
+    view = training.encoder.preprocessing
+    return centre(
+        batch.images,
+        training.pictures.aspects[batch.indices],
+        size=view.size,
+        crop_fraction=view.crop_fraction,
+        mean=view.mean,
+        std=view.std,
+    )
+
+
+def _random_view(training: Training, batch: Batch, view: int) -> Tensor:
+    aspects = training.pictures.aspects[batch.indices]
+    return training.augment(batch.images, batch.indices, aspects, seed=training.settings.seed, step=_APART, view=view)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from instdisc.data.cache import fingerprint_of
 from instdisc.data.decode import UnreadableError, decode
+from instdisc.data.named import NAMES
 from instdisc.data.source import Source, open_source
 from instdisc.errors import InputError
 from instdisc.runs import RunFolder
@@ -20,7 +22,7 @@ _LOOKED_AT = 32  # pictures decoded to learn their usual size
 
 @dataclass(frozen=True)
 class Look:
-    """What a few pictures show. side: median shorter side in pixels; unreadable: how many of `looked` can't be decoded."""
+    """What a few pictures show. side: median shorter side in pixels; unreadable: how many of `looked` are so."""
 
     side: int
     smallest: tuple[int, int]
@@ -49,7 +51,7 @@ def look_at(source: Source) -> Look:
 
 
 def describe_source(source: Any, labels: Any, split: str | None, limit: int | None) -> dict[str, Any]:
-    """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again and give `given: null`."""
+    """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again: `given` is null."""
     given: Any = None
     if isinstance(source, str | os.PathLike):
         given = _absolute(source)
@@ -59,27 +61,41 @@ def describe_source(source: Any, labels: Any, split: str | None, limit: int | No
     return {"given": given, "labels": kept_labels, "split": split, "limit": limit}
 
 
-def reopen(run: RunFolder, facts: Mapping[str, Any]) -> Source:
-    """The source that a run was trained on; InputError when it has changed or was never on disk."""
+def reopen(run: RunFolder, facts: Mapping[str, Any], moved_to: Any = None) -> Source:
+    """The source that a run was trained on; InputError when it has changed or was never on disk.
+
+    moved_to: where it is now, if it was moved, or the arrays in memory.
+    """
     described = facts["source"]
-    if described["given"] is None:
-        raise InputError(f"{run.path} was trained on arrays in memory, which can't be opened again: name a SOURCE.")
-    source = open_source(
-        described["given"], labels=described["labels"], split=described["split"], limit=described["limit"]
-    )
+    place = described["given"] if moved_to is None else moved_to
+    if place is None:
+        raise InputError(
+            f"{run.path} was trained on arrays in memory, which can't be opened again: give them as train_source."
+        )
+    source = open_source(place, labels=described["labels"], split=described["split"], limit=described["limit"])
     check_unchanged(run, facts, source)
     return source
 
 
 def check_unchanged(run: RunFolder, facts: Mapping[str, Any], source: Source) -> None:
-    """Bank rows belong to pictures: raise InputError where the source has other pictures now than when it was trained on."""
-    if source.fingerprint != facts["data"]["fingerprint"]:
+    """Bank rows belong to pictures: InputError where the source has other pictures now than when it was trained on."""
+    if fingerprint_of(source) != facts["data"]["fingerprint"]:
         raise InputError(
             f"{source.name} has other pictures now ({len(source):,}) than when {run.path} was trained on it "
             f"({facts['data']['rows']:,}): restore them, or start a new run."
         )
 
 
+def read_rows(run: RunFolder) -> np.ndarray:
+    """instance -> row of the source, int64 (instances,): which picture each bank row belongs to."""
+    try:
+        with pa.memory_map(str(run.instances)) as file:
+            return np.array(pa.ipc.open_file(file).read_all()["row"])
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{run.instances} can't be read ({error}): the run folder is damaged.") from None
+
+
 def _absolute(place: Any) -> str:
+    """A path or pattern that a later command finds from any folder; names of data sets and URLs as they are."""
     text = os.fspath(place)
-    return str(Path(text).absolute()) if os.path.exists(text) else text
+    return text if text in NAMES or "://" in text else os.path.abspath(os.path.expanduser(text))

@@ -9,24 +9,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from instdisc import __version__, ranks
 from instdisc.allocator import keep_freed_memory
 from instdisc.checkpoint import load_encoder
+from instdisc.data.cache import fingerprint_of
 from instdisc.data.pictures import Pictures, open_pictures
 from instdisc.data.quarantine import Quarantine
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder, build_encoder
 from instdisc.errors import InputError
 from instdisc.jobs.monitor import make_monitor
-from instdisc.jobs.sources import Look, check_unchanged, describe_source, look_at
+from instdisc.jobs.sources import Look, check_unchanged, describe_source, look_at, read_rows
 from instdisc.progress import duration
 from instdisc.runs import FORMAT, RunFolder, write_json
 from instdisc.training import DataFacts, Settings, Training, choose_precision, preset, read_metrics
 
 FEWEST = 16  # pictures; below, there is nothing to tell apart
+# What a start that failed leaves in a folder that is no run yet: config.json comes last.
+_BEFORE_CONFIG = ("quarantine.csv", "instances.arrow", ".config.json.")
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def _train(
     _say_source(say, source, look)
     _say_settings(say, settings)
 
+    encoder = build_encoder(settings.encoder, seed=settings.seed)  # an unknown name is refused before all is read
     quarantine = Quarantine(run.quarantine, strict=settings.strict)
     pictures = open_pictures(
         source,
@@ -121,7 +126,8 @@ def _train(
     if pictures.count < FEWEST:
         raise InputError(f"Only {pictures.count} pictures of {source.name} can be read: see {run.quarantine}.")
     say(f"Data: {pictures.why}")
-    encoder = build_encoder(settings.encoder, seed=settings.seed)
+    if earlier is not None:
+        _check_instances(run, pictures)
     if earlier is None:
         choice = choose_precision(encoder, place, settings.precision, settings.batch)
         precision = choice.precision
@@ -152,7 +158,7 @@ def _train(
             f"Resumed at {at}, step {training.step_number}." if found else "There is no checkpoint yet: from the start."
         )
     held_out = None if test is None else _open_in_turn(test, labels=None, split=None, limit=None)
-    monitor = make_monitor(settings, source, pictures, held_out, training.bank)
+    monitor = make_monitor(settings, source, pictures, held_out)
     started = time.monotonic()
     training.fit(monitor)
     say(_closing(run, training, quarantine, time.monotonic() - started))
@@ -188,10 +194,16 @@ def _check_folder(run: RunFolder, resume: bool) -> None:
         raise InputError(f"There is no run in {run.path} to resume: start it without --resume.")
     if run.path.exists() and not run.path.is_dir():
         raise InputError(f"{run.path} is a file: choose a folder for the run.")
-    if not run.exists() and run.path.is_dir() and any(run.path.iterdir()) and not run.quarantine.is_file():
-        raise InputError(f"{run.path} is not empty and holds no run: choose another folder, so that nothing is mixed.")
+    if not run.exists() and run.path.is_dir():
+        foreign = [path.name for path in run.path.iterdir() if not path.name.startswith(_BEFORE_CONFIG)]
+        if foreign:
+            raise InputError(
+                f"{run.path} is not empty and holds no run: choose another folder, so that nothing is mixed."
+            )
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        if not resume and ranks.is_main():
+            run.quarantine.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"The run folder {run.path} can't be made ({error.strerror}): choose another place.") from None
 
@@ -202,9 +214,20 @@ def _check_same(run: RunFolder, earlier: Mapping[str, Any], settings: Settings, 
     )
     if different:
         raise InputError(
-            f"{run.path} was started with other settings ({'; '.join(different)}): resume with the same, or start a new run."
+            f"{run.path} was started with other settings ({'; '.join(different)}): resume with the same, or start a new "
+            "run."
         )
     check_unchanged(run, earlier, source)
+
+
+def _check_instances(run: RunFolder, pictures: Pictures) -> None:
+    """Bank row i is picture i of instances.arrow: a picture more or less that can be read would move all after it."""
+    held = read_rows(run)
+    if not np.array_equal(held, pictures.rows):
+        raise InputError(
+            f"{pictures.count:,} pictures can be read now and {len(held):,} when {run.path} was started, or others: "
+            "restore them, or start a new run."
+        )
 
 
 def _write_start(
@@ -219,8 +242,11 @@ def _write_start(
 ) -> None:
     """instances.arrow and config.json: the last makes the folder a run."""
     table = source.fetch_table().take(pa.array(pictures.rows)).append_column("row", pa.array(pictures.rows))
-    with pa.OSFile(str(run.instances), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
+    try:
+        with pa.OSFile(str(run.instances), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    except OSError as error:
+        raise InputError(f"{run.instances} could not be written ({error}): make room there, then try again.") from None
     write_json(
         run.config,
         {
@@ -229,7 +255,7 @@ def _write_start(
             "torch": torch.__version__,
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "source": {"name": source.name, **described},
-            "data": {"rows": len(source), "readable": pictures.count, "fingerprint": source.fingerprint},
+            "data": {"rows": len(source), "readable": pictures.count, "fingerprint": fingerprint_of(source)},
             "settings": settings.to_dict(),
             "encoder": encoder.describe(),
             "chosen": {

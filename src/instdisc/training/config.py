@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -98,6 +98,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("drops", "crop_scale"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, hint in get_type_hints(Settings).items():
+            if get_origin(hint) is Literal:
+                _convert(name, getattr(self, name), hint)
         self._check(0 <= self.view_share < 1, "view_share is a share of the loss in [0, 1)")
         self._check(self.views >= 1, "views must be at least 1")
         self._check(self.fill_epochs >= 0, "fill_epochs must not be negative")
@@ -114,7 +117,9 @@ class Settings:
         self._check(self.minutes is None or self.minutes > 0, "minutes must be positive")
         self._check(self.monitor_epochs >= 1, "monitor_epochs must be at least 1")
         self._check(self.keep_checkpoints >= 1, "keep_checkpoints must be at least 1")
-        self._check(0 <= self.warmup < self.epochs, f"warmup must be shorter than the {self.epochs:g} epochs of the run")
+        self._check(
+            0 <= self.warmup < self.epochs, f"warmup must be shorter than the {self.epochs:g} epochs of the run"
+        )
         self._check(self.temperature > 0, "temperature must be positive")
         self._check(self.negatives >= 1, "negatives must be at least 1")
         self._check(self.proximal >= 0, "proximal must not be negative")
@@ -122,9 +127,8 @@ class Settings:
         self._check(all(0 <= drop <= 1 for drop in self.drops), "drops are fractions of the run in [0, 1]")
         self._check(self.workers is None or self.workers >= 0, "workers must not be negative")
         self._check(self.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative")
-        # What the parts refuse, they refuse here: before the pictures are read, which can take hours.
-        self.augmentation(_NO_NORMALISATION[0], _NO_NORMALISATION[1])
-        self._check(self.encoder.image_size >= 1, "size must be at least 1")
+        # The parts refuse what they can't do, and here: before the pictures are read, which can take hours.
+        _ = self.encoder, self.augmentation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
     def _check(self, holds: bool, rule: str) -> None:
         if not holds:

@@ -30,10 +30,10 @@ from instdisc.encoder import Encoder
 from instdisc.errors import InputError
 from instdisc.runs import RunFolder
 from instdisc.training.config import Settings
-from instdisc.training.metrics import Metrics
+from instdisc.training.metrics import Measurement, Metrics
 from instdisc.training.optimizers import make_optimizer
 
-Monitor = Callable[["Training"], dict[str, float]]
+Monitor = Callable[["Training"], Measurement]
 _LOGS_PER_EPOCH = 10
 
 
@@ -63,7 +63,7 @@ class Training:
         self.total_steps = max(1, round(settings.epochs * self.batches_per_epoch))
         self.encoder = encoder.to(device)
         if device.type != "mps":  # convolutions are faster in this layout on CPUs and GPUs, in either precision
-            self.encoder = self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.encoder = self.encoder.to(memory_format=torch.channels_last)
         if settings.sync_batchnorm and ranks.world() > 1 and device.type == "cuda":
             self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)
         self.terms = nn.ModuleDict(settings.terms(pictures.count)).to(device)
@@ -123,7 +123,7 @@ class Training:
                         break
 
     def step(self, parts: Iterator[Batch], planned: int) -> dict[str, float]:
-        """One step of the optimizer from one global batch of `planned` pictures, this rank's part in `accumulate` pieces.
+        """One step of the optimizer from a global batch of `planned` pictures, this rank's part in `accumulate` pieces.
 
         Returns the terms' values of this rank, each weighted by its part of the global batch: their sum over ranks is
         the loss. The pieces equal one large batch, the bank's update included.
@@ -229,8 +229,8 @@ class Training:
         part = next(stream, None)  # a piece without a readable picture is passed over, so the stream can end early
         if part is None or len(part.indices) < 2:
             raise InputError(
-                f"So many pictures can't be read that a batch is empty (see {self.run.quarantine}): remove them, take a "
-                "larger batch, or set storage=cache, which knows them before it starts."
+                f"So many pictures can't be read that a batch is empty (see {self.run.quarantine}): remove them, take "
+                "a larger batch, or set storage=cache, which knows them before it starts."
             )
         return part
 

@@ -1,17 +1,18 @@
-"""What a run shows and writes while it goes: a bar, a line an epoch, metrics.jsonl, TensorBoard, and the diagnosis of a NaN.
+"""What a run shows and writes while it goes: a bar, a line an epoch, metrics.jsonl, TensorBoard, a diagnosis of a NaN.
 
-One line of metrics.jsonl holds step, epoch, images, seconds, learning rate, each term of the loss and their sum, images a
-second and the share of time spent waiting for data; a line with `measured` holds a measurement of quality instead.
+One line of metrics.jsonl holds step, epoch, seconds, learning rate, each term of the loss and their sum, images a second
+and the share of time spent waiting for data; a line with `measured` holds a measurement of quality instead.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -22,7 +23,12 @@ from instdisc.runs import RunFolder, write_json
 if TYPE_CHECKING:
     from instdisc.training.loop import Training
 
-_COLLAPSED_RANK = 2.0  # effective dimensions: below, all pictures lie on a line
+
+class Measurement(NamedTuple):
+    """What a monitor found: numbers by name, and a sentence where something is wrong."""
+
+    numbers: dict[str, float]
+    warning: str = ""
 
 
 class Metrics:
@@ -108,7 +114,9 @@ class Metrics:
             "waiting": round(self._waited / took, 4),
         }
         if "nce" in training.terms:
-            line["log_partition"] = float(training.terms["nce"].log_partition)
+            log_partition = float(training.terms["nce"].get_buffer("log_partition"))
+            if math.isfinite(log_partition):  # the exact partition has no one number
+                line["log_partition"] = log_partition
         self._append(line)
         self.latest = {**line, **losses}
         if training.step_number % training.batches_per_epoch == 0:
@@ -117,23 +125,20 @@ class Metrics:
         self._steps, self._images, self._waited = 0, 0, 0.0
         self._clock = time.monotonic()
 
-    def measured(self, training: Training, numbers: dict[str, float]) -> None:
-        """A measurement of quality: written, shown, and looked at for collapse."""
+    def measured(self, training: Training, found: Measurement) -> None:
+        """A measurement of quality: written, shown, and its warning said once."""
         line = {
             "step": training.step_number,
             "epoch": round(training.step_number / training.batches_per_epoch, 4),
             "seconds": round(training.seconds, 3),
-            "measured": numbers,
+            "measured": found.numbers,
         }
         self._append(line)
-        self.say("  " + ", ".join(f"{_NAMES.get(name, name)} {_shown(name, value)}" for name, value in numbers.items()))
-        collapsed = numbers.get("effective_rank", _COLLAPSED_RANK) < _COLLAPSED_RANK
-        if collapsed and not self._warned:
+        shown = (f"{_NAMES.get(name, name)} {_shown(name, value)}" for name, value in found.numbers.items())
+        self.say("  " + ", ".join(shown))
+        if found.warning and not self._warned:
             self._warned = True
-            self.say(
-                "  Warning: the encoder gives nearly the same vector for every picture (it has collapsed). It will learn "
-                "nothing more: stop, and start again with a lower lr or a higher temperature."
-            )
+            self.say(f"  Warning: {found.warning}")
         self._clock = time.monotonic()
 
     def diagnose(self, training: Training, losses: dict[str, float]) -> None:

@@ -21,7 +21,7 @@ class Choice:
 
 
 def choose_precision(encoder: Encoder, device: torch.device, asked: str, batch: int) -> Choice:
-    """What was asked for, or for "auto" the faster of the two on this device, timed on made pictures on the main rank."""
+    """What was asked for, or for "auto" the faster of the two on this device, timed on made pictures by rank 0."""
     if asked != "auto":
         return Choice(asked, f"{asked}, as asked for.")
     speeds = None
@@ -47,7 +47,7 @@ def _images_per_second(encoder: Encoder, device: torch.device, precision: str, b
     size = encoder.preprocessing.size
     images = torch.linspace(-2, 2, batch * 3 * size * size, device=device).reshape(batch, 3, size, size)
     if device.type != "mps":  # as the training loop lays it out
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     fastest = float("inf")
     for _ in range(_REPEATS + 1):  # the first one pays for allocations and kernel choice

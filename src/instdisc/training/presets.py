@@ -46,6 +46,39 @@ def paper_imagenet(facts: DataFacts | None = None) -> Settings:
     )
 
 
+def laptop_cifar10(facts: DataFacts | None = None) -> Settings:
+    """instdisc train cifar10 --preset laptop_cifar10 --out runs/laptop
+
+    CIFAR-10 in an hour on two CPU cores.
+    """
+    return Settings(
+        preset="laptop_cifar10",
+        backbone="conv6",
+        width=32,
+        head="mlp",
+        hidden=512,
+        objective="sampled",
+        negatives=4096,
+        temperature=0.1,
+        views=2,
+        view_share=0.5,
+        fill_epochs=1.0,
+        bank_momentum=0.0,
+        batch=256,
+        optimizer="muon",
+        lr=0.02,
+        vector_lr=0.05,
+        schedule="cosine",
+        warmup=2.0,
+        epochs=55,
+        minutes=60.0,
+        flip=0.5,
+        jitter=0.8,
+        hue=0.1,
+        monitor_epochs=5,
+    )
+
+
 def digits(facts: DataFacts | None = None) -> Settings:
     """instdisc train digits --preset digits --out runs/digits
 
@@ -121,6 +154,7 @@ def _nearest_side(side: int) -> int:
 
 PRESETS: dict[str, Callable[[DataFacts | None], Settings]] = {
     "default": default,
+    "laptop_cifar10": laptop_cifar10,
     "paper_cifar10": paper_cifar10,
     "paper_imagenet": paper_imagenet,
     "digits": digits,
