@@ -228,8 +228,3 @@ def _bank() -> Facts:
     facts["tiny_partition"] = tiny.log_partition(mine, 0.07, without=indices[part] % 2)
     facts["tiny_cold"] = tiny.log_partition(mine, 0.005)
     return {name: value.detach() for name, value in facts.items()}
-
-
-def refuse(words: str) -> None:
-    """Fails, to show what a test then sees."""
-    raise ValueError(words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import several_ranks
 import torch
 from several_ranks import tour
 
@@ -118,8 +117,3 @@ def test_device_that_is_not_there_is_told() -> None:
     for missing in ("nonsense", "cuda:99"):
         with pytest.raises(InputError, match="take cpu"):
             ranks.device(missing)
-
-
-def test_an_exception_on_a_rank_reaches_the_test() -> None:
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="not a number of rows"):
-        several_ranks.run_on_ranks(1, several_ranks.refuse, "not a number of rows")

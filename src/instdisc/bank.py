@@ -123,7 +123,8 @@ class MemoryBank:
 
         The batch is the global one: all ranks call this together, each with its part. Where an instance comes more than
         once (two views, or a picture drawn twice) its row is renewed once, from the mean of its features, so the order
-        within the batch plays no role.
+        within the batch plays no role. Where that leaves no direction (a zero feature, the row's exact opposite, a NaN)
+        the row stays as it was: rows are unit vectors always.
         """
         if ranks.world() > 1:
             counts = ranks.sizes(len(indices))
@@ -140,9 +141,12 @@ class MemoryBank:
         if ranks.world() > 1:
             mine, here = self._here(ordered)
             ordered, means = mine[here], means[here]
-        renewed = self.momentum * self.rows[ordered].float() + (1 - self.momentum) * means
+        rows = self.rows[ordered].float()
+        renewed = self.momentum * rows + (1 - self.momentum) * means
+        lengths = renewed.norm(dim=1, keepdim=True)
         # equal instances write equal values, so it does not matter which of them is written last
-        self.rows[ordered] = normalize(renewed, dim=1, eps=_EPSILON).to(self.rows.dtype)
+        renewed = torch.where(lengths > _EPSILON, renewed / lengths.clamp_min(_EPSILON), rows)
+        self.rows[ordered] = renewed.to(self.rows.dtype)
         self.updates += 1
 
     def to(self, device: torch.device | str) -> MemoryBank:

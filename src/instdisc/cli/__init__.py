@@ -26,12 +26,13 @@ for module in (train, evaluate, embed, info, demo):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         from instdisc import __version__
 
         print(f"instdisc {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -46,7 +47,7 @@ def _root(
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        app(prog_name="instdisc")
     except InputError as error:
         print(f"instdisc: {error}", file=sys.stderr)
         sys.exit(1)

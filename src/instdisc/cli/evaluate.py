@@ -34,18 +34,19 @@ def command(
     from instdisc import ranks
     from instdisc.jobs.evaluate import evaluate
 
-    report = evaluate(
-        run,
-        source,
-        neighbours=neighbours,
-        temperature=temperature,
-        bank=bank,
-        labels=labels,
-        train_source=train_source,
-        device=device,
-    )
-    if ranks.is_main():
-        show(report, run)
+    with ranks.together():  # around the table too: once the processes have parted, each is the main one
+        report = evaluate(
+            run,
+            source,
+            neighbours=neighbours,
+            temperature=temperature,
+            bank=bank,
+            labels=labels,
+            train_source=train_source,
+            device=device,
+        )
+        if ranks.is_main():
+            show(report, run)
 
 
 def show(report: dict[str, Any], run: Path) -> None:

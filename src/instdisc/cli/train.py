@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from instdisc.errors import InputError
+
 EXAMPLES = """
 Examples:
 
@@ -53,37 +55,37 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Train an encoder on unlabelled pictures."""
+    if epochs is not None and minutes is not None:
+        raise InputError("Give --epochs or --minutes, not both: either one says how long to train.")
     overrides = parse_settings(set_ or [])
     given = {"epochs": epochs, "minutes": minutes, "batch": batch, "size": size, "seed": seed}
     overrides |= {name: value for name, value in given.items() if value is not None}
     if strict:
         overrides["strict"] = True
+    from instdisc import ranks
     from instdisc.jobs.train import train
 
-    run = train(
-        source[0] if len(source) == 1 else source,
-        out,
-        preset,
-        resume=resume,
-        labels=labels,
-        test=test,
-        split=split,
-        limit=limit,
-        device=device,
-        **overrides,
-    )
-    from instdisc import ranks
-
-    if not run.finished:
-        raise typer.Exit(130)  # as shells expect after Ctrl-C, so that a script does not go on to evaluate
-    if ranks.is_main():
-        print(f"Next: instdisc evaluate {out}")
+    with ranks.together():  # around the last line too: once the processes have parted, each is the main one
+        run = train(
+            source[0] if len(source) == 1 else source,
+            out,
+            preset,
+            resume=resume,
+            labels=labels,
+            test=test,
+            split=split,
+            limit=limit,
+            device=device,
+            **overrides,
+        )
+        if not run.finished:
+            raise typer.Exit(130)  # as shells expect after Ctrl-C, so that a script does not go on to evaluate
+        if ranks.is_main():
+            print(f"Next: instdisc evaluate {out}")
 
 
 def parse_settings(texts: list[str]) -> dict[str, Any]:
     """["lr=0.1", "flip=0.5"] as a dict of texts, which the settings read as their own types."""
-    from instdisc.errors import InputError
-
     settings: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -28,7 +28,7 @@ from instdisc.errors import InputError
 from instdisc.evaluation.baselines import knn_accuracy, shrink
 from instdisc.evaluation.knn import KNN, KNNResult
 from instdisc.evaluation.quality import health, sample_rows
-from instdisc.jobs.sources import look_at, read_rows, reopen
+from instdisc.jobs.sources import look_at, read_facts, read_rows, reopen
 from instdisc.neighbours import top_k
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder, write_json
@@ -91,7 +91,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     started = time.monotonic()
     folder = RunFolder(run)
-    facts = folder.read_config()
+    facts = read_facts(folder)
     votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
     place = ranks.device(device)
     saved = checkpoint.latest(folder.checkpoints)  # once: encoder and bank of one step, though the run may still train

@@ -9,7 +9,7 @@ from typing import Any
 
 from instdisc import checkpoint
 from instdisc.data.source import open_source
-from instdisc.jobs.sources import look_at
+from instdisc.jobs.sources import look_at, read_facts
 from instdisc.progress import duration
 from instdisc.runs import RunFolder
 from instdisc.training import read_metrics
@@ -24,7 +24,7 @@ def info(place: Any) -> dict[str, str]:
 
 
 def _of_run(folder: RunFolder) -> dict[str, str]:
-    config = folder.read_config()
+    config = read_facts(folder)
     settings, data = config["settings"], config["data"]
     facts = {
         "run": str(folder.path),

@@ -50,13 +50,20 @@ def look_at(source: Source) -> Look:
     return Look(side, by_area[0], by_area[-1], len(rows), len(rows) - len(sizes))
 
 
+def read_facts(run: RunFolder) -> dict[str, Any]:
+    """The run's config.json with all the sections that `train` writes; InputError where one is missing."""
+    facts = run.read_config()
+    missing = [name for name in ("source", "data", "settings", "encoder", "chosen") if name not in facts]
+    if missing:
+        raise InputError(f"{run.config} lacks {', '.join(missing)}: the run folder is damaged, or of something else.")
+    return facts
+
+
 def describe_source(source: Any, labels: Any, split: str | None, limit: int | None) -> dict[str, Any]:
     """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again: `given` is null."""
-    given: Any = None
-    if isinstance(source, str | os.PathLike):
-        given = _absolute(source)
-    elif isinstance(source, list | tuple) and all(isinstance(part, str | os.PathLike) for part in source):
-        given = [_absolute(part) for part in source]
+    place = findable(source)
+    by_name = isinstance(place, str) or (isinstance(place, list) and all(isinstance(part, str) for part in place))
+    given = place if by_name else None
     kept_labels = _absolute(labels) if isinstance(labels, str | os.PathLike) else None
     return {"given": given, "labels": kept_labels, "split": split, "limit": limit}
 
@@ -67,7 +74,7 @@ def reopen(run: RunFolder, facts: Mapping[str, Any], moved_to: Any = None) -> So
     moved_to: where it is now, if it was moved, or the arrays in memory.
     """
     described = facts["source"]
-    place = described["given"] if moved_to is None else moved_to
+    place = described["given"] if moved_to is None else findable(moved_to)
     if place is None:
         raise InputError(
             f"{run.path} was trained on arrays in memory, which can't be opened again: give them as train_source."
@@ -95,7 +102,18 @@ def read_rows(run: RunFolder) -> np.ndarray:
         raise InputError(f"{run.instances} can't be read ({error}): the run folder is damaged.") from None
 
 
+def findable(source: Any) -> Any:
+    """Paths and patterns as a later command finds them from any folder; names of data sets, URLs, arrays as they are.
+
+    A source must be opened so the first time too: the id of a picture file that is named by itself is its path.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _absolute(source)
+    if isinstance(source, list | tuple) and source and all(isinstance(part, str | os.PathLike) for part in source):
+        return [_absolute(part) for part in source]
+    return source
+
+
 def _absolute(place: Any) -> str:
-    """A path or pattern that a later command finds from any folder; names of data sets and URLs as they are."""
     text = os.fspath(place)
     return text if text in NAMES or "://" in text else os.path.abspath(os.path.expanduser(text))

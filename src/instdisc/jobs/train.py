@@ -23,7 +23,7 @@ from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder, build_encoder
 from instdisc.errors import InputError
 from instdisc.jobs.monitor import make_monitor
-from instdisc.jobs.sources import Look, check_unchanged, describe_source, look_at, read_rows
+from instdisc.jobs.sources import Look, check_unchanged, describe_source, findable, look_at, read_facts, read_rows
 from instdisc.progress import duration
 from instdisc.runs import FORMAT, RunFolder, write_json
 from instdisc.training import DataFacts, Settings, Training, choose_precision, preset, read_metrics
@@ -98,14 +98,14 @@ def _train(
     place = ranks.device(asked_device)
     if place.type == "cpu":
         keep_freed_memory()
-    source = _open_in_turn(given, labels=labels, split=split, limit=limit)
+    source = _open_in_turn(findable(given), labels=labels, split=split, limit=limit)
     if len(source) < FEWEST:
         raise InputError(f"{source.name} has {len(source)} pictures: at least {FEWEST} are needed to tell apart.")
     look = look_at(source)
     settings = recipe if isinstance(recipe, Settings) else preset(recipe, DataFacts(len(source), look.side, place.type))
     settings = settings.with_overrides(overrides)
     described = describe_source(given, labels, split, limit)
-    earlier = run.read_config() if resume and run.exists() else None
+    earlier = read_facts(run) if resume and run.exists() else None
     if earlier is not None:
         _check_same(run, earlier, settings, source)
         settings = replace(settings, preset=earlier["settings"]["preset"])
@@ -214,8 +214,8 @@ def _check_same(run: RunFolder, earlier: Mapping[str, Any], settings: Settings, 
     )
     if different:
         raise InputError(
-            f"{run.path} was started with other settings ({'; '.join(different)}): resume with the same, or start a new "
-            "run."
+            f"{run.path} was started with other settings ({'; '.join(different)}): resume with the same, "
+            "or start a new run."
         )
     check_unchanged(run, earlier, source)
 

@@ -70,8 +70,7 @@ class NCE(nn.Module):
         if self.partition == "exact":
             log_z = bank.log_partition(features.detach(), self.temperature)[:, None]
         else:
-            self._estimate(scores.detach(), bank)
-            log_z = self.log_partition
+            log_z = self._constant(scores.detach(), bank)
         # log(P / (m P_n)) of the data row and of the noise rows
         offset = log_z + math.log(self.noise.negatives / bank.instances)
         data, noise = positive[:, None] - offset, scores - offset
@@ -81,16 +80,20 @@ class NCE(nn.Module):
         return (softplus(-data)[:, 0] + repelled.sum(1)).mean()
 
     @torch.no_grad()
-    def _estimate(self, scores: Float[Tensor, "batch negatives"], bank: MemoryBank) -> None:
-        """Eq 8: Z ~ (n / m) sum_k exp(v_jk . f / temperature), averaged over the global batch; once a bank update.
+    def _constant(self, scores: Float[Tensor, "batch negatives"], bank: MemoryBank) -> Float[Tensor, ""]:
+        """log Z of eq 8: Z ~ (n / m) sum_k exp(v_jk . f / temperature), averaged over the global batch.
 
-        Micro-batches of one step (gradient accumulation) all use the estimate of the first.
+        It is estimated once a bank update: micro-batches of one step (gradient accumulation) all use that of the first.
+        Evaluation keeps nothing: before any training it uses its own estimate.
         """
         known = int(self.estimated_at)
-        if not self.training or known == bank.updates or (known >= 0 and self.partition == "first_batch"):
-            return
+        settled = not self.training or known == bank.updates or self.partition == "first_batch"
+        if known >= 0 and settled:
+            return self.log_partition
         each = ranks.gather(scores.float().logsumexp(1)) + math.log(bank.instances / self.noise.negatives)
         estimate = each.logsumexp(0) - math.log(len(each))
+        if not self.training:
+            return estimate
         if known < 0:
             _warn_of_strange_partition(float(estimate), bank, self.temperature)
             self.log_partition.copy_(estimate)
@@ -100,6 +103,7 @@ class NCE(nn.Module):
                 torch.logaddexp(self.log_partition + math.log(momentum), estimate + math.log1p(-momentum))
             )
         self.estimated_at.fill_(bank.updates)
+        return self.log_partition
 
 
 def _warn_of_strange_partition(log_z: float, bank: MemoryBank, temperature: float) -> None:

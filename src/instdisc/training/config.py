@@ -32,8 +32,10 @@ class Settings:
     Objective: the bank term and its temperature [τ], negatives [m], noise, partition [Z], mask_own; proximal: the
         weight [λ] of that term, 0 = without; view_share: the share in [0, 1) of the loss that ViewSoftmax takes.
     views: random views of each picture in a step. fill_epochs: until then rows of the bank only fill, and the bank's
-        terms wait (ViewSoftmax does not): a row that is still random teaches nothing. bank_momentum: 0 replaces a row, 0.5 is published.
-    batch: pictures of a step over all ranks; accumulate: forward passes a rank makes of it.
+        terms wait (ViewSoftmax does not): a row that is still random teaches nothing. bank_momentum: 0 replaces a
+        row, 0.5 is published.
+    batch: pictures of a step over all ranks; accumulate: forward passes a rank makes of it. They equal one large batch,
+        but NCE's estimates of Z and ViewSoftmax see the pictures of one pass.
     Optimiser: "sgd" as published, or "muon" (orthogonalised momentum for matrices; SGD with vector_lr for the rest).
     warmup: epochs over which the learning rate rises; drops: fractions of the run where a step schedule falls.
     epochs, or minutes of wall clock for the whole run (then the schedule follows the clock).
@@ -111,6 +113,7 @@ class Settings:
         self._check(self.batch >= 1, "batch must be at least 1")
         self._check(1 <= self.accumulate <= self.batch, "accumulate must be at least 1 and at most batch")
         self._check(0 < self.lr < math.inf, "lr must be positive")
+        self._check(0 < self.vector_lr < math.inf, "vector_lr must be positive")
         self._check(0 <= self.momentum < 1, "momentum must be in [0, 1)")
         self._check(self.weight_decay >= 0, "weight_decay must not be negative")
         self._check(self.epochs > 0, "epochs must be positive")
@@ -213,6 +216,8 @@ class Settings:
             values[name] = _convert(name, value, hints[name])
         if "epochs" in values and "warmup" not in values:  # the schedule keeps its shape, as its drops do
             values["warmup"] = self.warmup * values["epochs"] / self.epochs
+        if "epochs" in values and "minutes" not in values:  # who counts in epochs does not go by a preset's clock
+            values["minutes"] = None
         return replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class Training:
                     if over:
                         break
 
-    def step(self, parts: Iterator[Batch], planned: int) -> dict[str, float]:
+    def step(self, parts: Iterator[Batch], planned: int) -> dict[str, torch.Tensor]:
         """One step of the optimizer from a global batch of `planned` pictures, this rank's part in `accumulate` pieces.
 
         Returns the terms' values of this rank, each weighted by its part of the global batch: their sum over ranks is
@@ -130,7 +130,7 @@ class Training:
         """
         self._set_learning_rate()
         filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
-        shares: dict[str, Any] = dict.fromkeys(self.terms, 0.0)
+        shares = {name: torch.zeros((), device=self.device) for name in self.terms}
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, part in enumerate(parts):
             indices = part.indices.repeat(self.settings.views)
@@ -142,6 +142,7 @@ class Training:
                 losses = {
                     name: self.weights[name] * term(features, indices, self.bank)
                     for name, term in self._parallel_terms.items()
+                    if name == "views" or not filling
                 }
                 share = len(part.indices) / planned
                 # data-parallel averaging divides by the ranks; a picture that could not be read counts as zero
@@ -258,7 +259,7 @@ class Training:
         with _all(waiting):
             yield
 
-    def _agree(self, losses: dict[str, Any], due: bool) -> bool:
+    def _agree(self, losses: dict[str, torch.Tensor], due: bool) -> bool:
         """Bring together what all ranks must decide alike, in one sum: losses, a wish to stop, the clock, a save.
 
         Returns whether to save now. Raises InputError where the run has diverged, and never saves that.

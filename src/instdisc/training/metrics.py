@@ -1,7 +1,7 @@
 """What a run shows and writes while it goes: a bar, a line an epoch, metrics.jsonl, TensorBoard, a diagnosis of a NaN.
 
-One line of metrics.jsonl holds step, epoch, seconds, learning rate, each term of the loss and their sum, images a second
-and the share of time spent waiting for data; a line with `measured` holds a measurement of quality instead.
+One line of metrics.jsonl holds step, epoch, seconds, learning rate, each term of the loss and their sum, images a
+second and the share of time spent waiting for data; a line with `measured` holds a measurement of quality instead.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def choose_precision(encoder: Encoder, device: torch.device, asked: str, batch: 
         return Choice(asked, f"{asked}, as asked for.")
     speeds = None
     if ranks.is_main():
-        batch = min(batch, 64)
+        batch = max(2, min(batch, 64))  # batch statistics need two
         speeds = {precision: _images_per_second(encoder, device, precision, batch) for precision in _PRECISIONS}
     speeds = ranks.broadcast_object(speeds)
     best = max(_PRECISIONS, key=lambda precision: speeds[precision])

@@ -1,0 +1,80 @@
+"""The preset `laptop_cifar10` on two CPU cores: kNN on the test pictures after an hour, and the curve on the way.
+
+    python runs/laptop_cifar10.py --train cifar10-train.parquet --test cifar10-test.parquet       # or without: torchvision
+
+Keep the machine quiet. An interrupted run goes on where it stopped. Measuring counts as time too. The result goes to
+results/laptop_cifar10.json, the curve to results/laptop_cifar10.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from record import record
+
+from instdisc.jobs.evaluate import evaluate
+from instdisc.jobs.train import train
+from instdisc.report import training_curves
+from instdisc.runs import RunFolder
+
+
+def main() -> None:
+    """Train, evaluate, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", default="cifar10")
+    parser.add_argument("--test", default=None, help="labelled test pictures; without: CIFAR-10's test split")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/out/laptop_cifar10"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    settings = parser.parse_args()
+    test = settings.test
+    if test is None:
+        from instdisc.data.source import open_source
+
+        test = open_source("cifar10", split="test")
+    run = train(
+        settings.train,
+        settings.out,
+        "laptop_cifar10",
+        resume=RunFolder(settings.out).exists(),
+        test=test,
+        minutes=settings.minutes,
+        seed=settings.seed,
+    )
+    if not run.finished:
+        print(f"{settings.out} is not finished: start again to go on.")
+        return
+    lines = run.metrics()
+    curve = [
+        {"minutes": round(line["seconds"] / 60, 2), "epoch": line["epoch"], "knn_test": line["measured"]["knn_test"]}
+        for line in lines
+        if "measured" in line
+    ]
+    report = evaluate(settings.out, test)
+    config = RunFolder(settings.out).read_config()
+    record(
+        settings.results / "laptop_cifar10.json",
+        name="laptop_cifar10",
+        command=f"python runs/laptop_cifar10.py --minutes {settings.minutes:g} --seed {settings.seed}",
+        unit="kNN top-1 on the 10,000 test pictures, %, k 200, temperature 0.07, at the end of the run",
+        values=[100 * report["knn"]["top1"]],
+        seeds=[settings.seed],
+        interval=[100 * bound for bound in report["knn"]["interval"]],
+        top5=100 * report["knn"]["top5"],
+        baselines={name: 100 * result["top1"] for name, result in report["baselines"].items()},
+        minutes=round(run.seconds / 60, 2),
+        epochs=run.epochs,
+        curve_note="on the way: test pictures classified by the bank's rows; at the end: by recomputed vectors",
+        curve=curve,
+        settings=config["settings"],
+        precision=config["chosen"]["precision"],
+    )
+    training_curves(RunFolder(settings.out).metrics, settings.results / "laptop_cifar10.png", title="laptop_cifar10")
+
+
+if __name__ == "__main__":
+    main()

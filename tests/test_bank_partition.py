@@ -1,0 +1,172 @@
+"""The sum over all rows, log Z: in blocks, in shards and in half precision against slow NumPy, and its gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from by_hand import Allocations, agrees_with, bank_of, tensor_of, unit_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from several_ranks import joined
+
+from instdisc import bank as bank_room
+from instdisc.bank import MemoryBank
+
+WORLDS = (2, 3)
+BLOCK = 2048  # rows, on a CPU
+
+
+def slow_log_partition(
+    features: np.ndarray, rows: np.ndarray, temperature: float, without: np.ndarray | None = None
+) -> np.ndarray:
+    """log sum_j exp(v_j . f / temperature), one picture at a time, in float64."""
+    result = []
+    for picture, feature in enumerate(features):
+        scores = [float(row @ feature) / temperature for row in rows]
+        if without is not None:
+            del scores[without[picture]]
+        largest = max(scores)
+        result.append(largest + np.log(sum(np.exp(score - largest) for score in scores)))
+    return np.array(result)
+
+
+@pytest.mark.parametrize("instances", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.02, 0.005])
+def test_log_partition_in_blocks_is_the_slow_sum(instances: int, temperature: float) -> None:
+    """0.02 and 0.005 take the running maximum: exp(-2 / 0.005) is no float32."""
+    rows, features = unit_rows(instances, 4, 0), unit_rows(3, 4, 1)
+    features[0] = -rows[-1]  # one picture is opposite to a row, one equal to it
+    features[1] = rows[0]
+    found = bank_of(rows).log_partition(tensor_of(features), temperature)
+    np.testing.assert_allclose(found, slow_log_partition(features, rows, temperature), rtol=2e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.005])
+def test_log_partition_without_the_own_row(temperature: float) -> None:
+    rows, features = unit_rows(BLOCK + 50, 4, 0), unit_rows(5, 4, 1)
+    own = np.array([0, 7, BLOCK - 1, BLOCK, BLOCK + 49])
+    features[[1, 3]] = rows[[7, BLOCK]]  # their own rows are the largest terms of all
+    found = bank_of(rows).log_partition(tensor_of(features), temperature, without=tensor_of(own))
+    np.testing.assert_allclose(found, slow_log_partition(features, rows, temperature, own), rtol=2e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.02, 0.005])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_of_log_partition_by_finite_differences(temperature: float, masked: bool) -> None:
+    rows, features = unit_rows(60, 4, 0), unit_rows(3, 4, 1)
+    own = np.array([5, 6, 59]) if masked else None
+    weights = np.array([1.0, -2.0, 0.5])
+
+    class Weighted:
+        def __call__(self, asked: torch.Tensor, indices: torch.Tensor, bank: MemoryBank) -> torch.Tensor:
+            without = indices if masked else None
+            return (bank.log_partition(asked, temperature, without=without) * tensor_of(weights)).sum()
+
+    agrees_with(
+        lambda asked: float(slow_log_partition(asked, rows, temperature, own) @ weights),
+        Weighted(),
+        features,
+        np.array([5, 6, 59]),
+        bank_of(rows),
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.005])
+def test_gradient_by_hand_is_that_of_autograd_through_the_whole_matrix(temperature: float) -> None:
+    bank = MemoryBank(2 * BLOCK + 100, 16)
+    features = MemoryBank(7, 16, seed=9).rows.requires_grad_()
+    (by_hand,) = torch.autograd.grad(bank.log_partition(features, temperature).square().sum(), features)
+    plain = (features.double() @ bank.rows.double().T / temperature).logsumexp(1)
+    (naive,) = torch.autograd.grad(plain.square().sum(), features)
+    torch.testing.assert_close(by_hand, naive, rtol=1e-4, atol=1e-5 * naive.abs().max().item())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    instances=st.integers(1, 40),
+    block=st.integers(1, 9),
+    temperature=st.sampled_from([0.005, 0.03, 0.1, 2.0]),
+    seed=st.integers(0, 100),
+)
+def test_any_size_of_block_gives_the_same(instances: int, block: int, temperature: float, seed: int) -> None:
+    rows, features = unit_rows(instances, 3, seed), unit_rows(2, 3, seed + 1)
+    queries = tensor_of(features / temperature)
+    reference, sums = torch.tensor(-np.inf), torch.tensor(0.0)
+    # what the blocks add up to is merged here as the ranks merge their shards
+    for first in range(0, instances, block):
+        part, part_sum, _ = bank_room._sums_over_rows(queries, tensor_of(rows[first : first + block]), None)
+        highest = torch.maximum(reference, part)
+        sums = sums * (reference - highest).exp() + part_sum * (part - highest).exp()
+        reference = highest
+    found = (reference + sums.log())[:, 0]
+    np.testing.assert_allclose(found, slow_log_partition(features, rows, temperature), rtol=3e-6, atol=3e-6)
+
+
+def test_longer_features_and_zero_features_have_their_sums_too() -> None:
+    rows, features = unit_rows(30, 4, 0), unit_rows(3, 4, 1)
+    features[0] *= 0
+    features[1] *= 9  # 2 * 9 / 0.1 is past what the fixed maximum can hold
+    found = bank_of(rows).log_partition(tensor_of(features), 0.1)
+    np.testing.assert_allclose(found, slow_log_partition(features, rows, 0.1), rtol=2e-6)
+    assert found[0].item() == pytest.approx(np.log(30))
+    assert bank_of(rows).log_partition(torch.empty(0, 4), 0.1).shape == (0,)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_a_nan_stays_with_its_picture(temperature: float) -> None:
+    """The loop must see it and stop; the other pictures' answers are not touched."""
+    rows, features = unit_rows(30, 4, 0), unit_rows(3, 4, 1)
+    clean = bank_of(rows).log_partition(tensor_of(features), temperature)
+    features[1, 2] = np.nan
+    found = bank_of(rows).log_partition(tensor_of(features), temperature)
+    assert torch.isnan(found[1])
+    torch.testing.assert_close(found[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.fault("exp(1/τ) in half precision: inf")
+def test_half_precision_rows_are_summed_in_float32(dtype: torch.dtype) -> None:
+    bank = MemoryBank(3 * BLOCK, 8, dtype=dtype)
+    features = bank.rows[:4].float()
+    assert torch.isinf(torch.tensor(1 / 0.07).exp().half()), "the fault that is avoided"
+    found = bank.log_partition(features, 0.07)
+    exact = slow_log_partition(features.double().numpy(), bank.rows.double().numpy(), 0.07)
+    np.testing.assert_allclose(found, exact, rtol=2e-6, atol=3e-6)
+
+
+@pytest.mark.fault("exp(1/τ) in half precision: inf")
+def test_a_callers_autocast_does_not_reach_the_sums() -> None:
+    bank, features = MemoryBank(3000, 8), MemoryBank(5, 8, seed=3).rows
+    exact = bank.log_partition(features, 0.07), bank.scores(features, torch.arange(9))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = bank.log_partition(features, 0.07), bank.scores(features, torch.arange(9))
+    assert torch.equal(exact[0], within[0])
+    assert torch.equal(exact[1], within[1])
+
+
+def test_memory_of_log_partition_does_not_depend_on_the_number_of_rows() -> None:
+    largest = {}
+    for blocks in (1, 20):
+        bank, features = MemoryBank(blocks * BLOCK, 16), MemoryBank(64, 16, seed=1).rows.requires_grad_()
+        for temperature in (0.07, 0.005):
+            with Allocations() as made:
+                bank.log_partition(features, temperature).sum().backward()
+            largest[blocks, temperature] = made.largest
+    assert set(largest.values()) == {64 * BLOCK}, "one block of scores, never a (batch, instances) matrix"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(
+    "what", ["log_partition", "without", "cold", "half_partition", "empty_partition", "tiny_partition", "tiny_cold"]
+)
+def test_log_partition_over_shards_is_that_of_one_process(world: int, what: str) -> None:
+    torch.testing.assert_close(joined(world)[f"bank.{what}"], joined(1)[f"bank.{what}"], rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.fault("all_reduce without a backward: gradient off by 1/world_size though the loss is right")
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("what", ["scores", "private", "log_partition", "without", "cold"])
+def test_gradients_over_shards_are_those_of_one_process(world: int, what: str) -> None:
+    ours, one = joined(world)[f"bank.{what}_gradient"], joined(1)[f"bank.{what}_gradient"]
+    torch.testing.assert_close(ours, one, rtol=1e-5, atol=2e-6 * one.abs().max().item())

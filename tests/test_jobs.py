@@ -1,0 +1,365 @@
+"""What the commands do, as functions: evaluate, embed and info on a run, and what they leave untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_runs import CLASSES, made_pictures, picture_folder, tiny
+
+import instdisc
+from instdisc import checkpoint
+from instdisc.checkpoint import latest
+from instdisc.data.source import open_source
+from instdisc.errors import InputError
+from instdisc.evaluation.knn import KNN
+from instdisc.jobs import evaluate as jobs_evaluate
+from instdisc.jobs.embed import embed
+from instdisc.jobs.evaluate import evaluate
+from instdisc.jobs.info import info
+from instdisc.jobs.train import train
+from instdisc.runs import RunFolder
+
+COUNT = 61
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of pictures in three class folders, and a run on it. Tests that change either take a copy."""
+    folder = tmp_path_factory.mktemp("jobs")
+    pictures = picture_folder(folder / "pictures", COUNT)
+    train(pictures, folder / "run", tiny(epochs=4, monitor_epochs=2), say=None)
+    return pictures, folder / "run"
+
+
+@pytest.fixture
+def copied(trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The same run in a place of its own; it was trained on the original pictures."""
+    pictures, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    return pictures, tmp_path / "run"
+
+
+def measured(run: Path, source: Any = None, **options: Any) -> dict[str, Any]:
+    return evaluate(run, source, **{"device": "cpu", "say": None, **options})
+
+
+def refused(act: Any, *arguments: Any, **options: Any) -> str:
+    with pytest.raises(InputError) as error:
+        act(*arguments, **options)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluate
+
+
+def test_leave_one_out_is_the_knn_of_recomputed_vectors(copied: tuple[Path, Path]) -> None:
+    pictures, run = copied
+    report = measured(run, neighbours=7, temperature=0.1)
+    assert json.loads(RunFolder(run).evaluation.read_text()) == report
+    source = open_source(pictures)
+    vectors = instdisc.load(run).embed(source)
+    labels = source.labels
+    assert labels is not None
+    scores = (vectors @ vectors.T).double().fill_diagonal_(-2)
+    right = 0
+    for row in range(COUNT):  # the equation, one picture at a time
+        near = scores[row].topk(7)
+        votes = np.zeros(CLASSES)
+        for score, place in zip(near.values, near.indices, strict=True):
+            votes[labels[place]] += np.exp(float(score) / 0.1)
+        right += votes.argmax() == labels[row]
+    assert report["knn"]["top1"] == pytest.approx(right / COUNT)
+    assert report["knn"]["top5"] == 1.0, "there are three classes"
+    low, high = report["knn"]["interval"]
+    assert 0 <= low < report["knn"]["top1"] <= high <= 1
+    for name in ("raw_pixels", "raw_pixels_centred", "untrained"):
+        assert 0 <= report["baselines"][name]["top1"] <= 1
+    assert report["baselines"]["raw_pixels_centred"]["top1"] > 0.8, "the classes are colours"
+    pixels = torch.from_numpy(np.stack([np.asarray(source_picture) for source_picture in decoded(source)]))
+    knn = KNN(7, 0.1).fit(pixels.permute(0, 3, 1, 2).flatten(1), labels)
+    assert report["baselines"]["raw_pixels"]["top1"] == pytest.approx(knn.leave_one_out().top1)
+    settings = report["settings"]
+    assert (settings["neighbours"], settings["temperature"]) == (7, 0.1)
+    assert "leave-one-out" in settings["mode"]
+    assert report["device"] == "cpu"
+    assert report["seconds"] > 0
+    assert report["step"] == 16
+    assert report["quality"]["rows"] == COUNT
+    assert (run / report["neighbours_sheet"]).read_bytes().startswith(b"\x89PNG")
+
+
+def decoded(source: Any) -> list[np.ndarray]:
+    from instdisc.data.decode import decode
+
+    return [decode(source.read(row)) for row in range(len(source))]
+
+
+def test_test_pictures_with_recomputed_vectors_and_with_the_bank(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, run = copied
+    tests = picture_folder(tmp_path / "tests", 40, seed=9)
+    encoder = instdisc.load(run)
+    train_source, test_source = open_source(pictures), open_source(tests)
+    queries = encoder.embed(test_source)
+    recomputed = KNN(5).fit(encoder.embed(train_source), train_source.labels).evaluate(queries, test_source.labels)
+    saved = latest(RunFolder(run).checkpoints)
+    assert saved is not None
+    rows = saved.rows("bank", 0, COUNT)["rows"]
+    from_bank = KNN(5).fit(rows, train_source.labels).evaluate(queries, test_source.labels)
+
+    report = measured(run, tests, neighbours=5)
+    assert report["knn"]["top1"] == recomputed.top1
+    assert report["knn"]["count"] == 40
+    assert report["settings"]["mode"] == "test pictures"
+    assert report["settings"]["train_vectors"] == "recomputed without augmentation"
+    with_bank = measured(run, tests, neighbours=5, bank=True)
+    assert with_bank["knn"]["top1"] == from_bank.top1
+    assert with_bank["settings"]["train_vectors"] == "bank rows"
+    assert with_bank["baselines"] == report["baselines"]
+    loo = measured(run, neighbours=5, bank=True)
+    assert loo["knn"]["top1"] == KNN(5).fit(rows, train_source.labels).leave_one_out().top1
+
+
+def test_bank_rows_find_their_pictures_where_some_could_not_be_read(tmp_path: Path) -> None:
+    pictures = picture_folder(tmp_path / "pictures", COUNT)
+    for name in ("blue/0002.png", "green/0001.png", "red/0030.png"):
+        (pictures / name).write_bytes(b"no picture")
+    run = train(pictures, tmp_path / "run", tiny(epochs=1), say=None)
+    assert (run.instances, run.quarantined) == (COUNT - 3, 3)
+    report = measured(run.path, neighbours=5, bank=True)
+    source = open_source(pictures)
+    good = np.array([row for row in range(COUNT) if "no picture" not in str(source.read(row))])
+    saved = latest(RunFolder(run.path).checkpoints)
+    assert saved is not None and source.labels is not None
+    rows = saved.rows("bank", 0, COUNT - 3)["rows"]
+    assert report["knn"]["count"] == COUNT - 3
+    assert report["knn"]["top1"] == KNN(5).fit(rows, source.labels[good]).leave_one_out().top1
+
+
+@pytest.mark.fault("k larger than the bank crashes")
+def test_neighbours_that_are_not_there(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run = copied
+    assert measured(run)["settings"]["neighbours"] == COUNT - 1, "200, or as many as there are"
+
+    def embedded(*_: Any, **__: Any) -> None:
+        raise AssertionError("hours of embedding came before the refusal")
+
+    monkeypatch.setattr(jobs_evaluate, "_vectors", embedded)
+    assert f"a picture has {COUNT - 1} labelled others" in refused(measured, run, neighbours=COUNT)
+    assert "neighbours is 0" in refused(measured, run, neighbours=0)
+    assert "temperature is -1.0" in refused(measured, run, temperature=-1)
+    assert 'The temperature is a number or "run"' in refused(measured, run, temperature="warm")
+
+
+def test_without_labels_the_quality_is_still_there(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for file in picture_folder(tmp_path / "labelled", COUNT).glob("*/*.png"):
+        shutil.copy(file, pictures)
+    run = train(pictures, tmp_path / "run", tiny(epochs=1), say=None).path
+    report = measured(run)
+    assert "knn" not in report
+    assert 1 <= report["quality"]["effective_rank"] <= 8
+    assert report["quality"]["sentence"]
+    labels = tmp_path / "labels.csv"
+    names = sorted(path.name for path in pictures.iterdir())
+    labels.write_text("path,label\n" + "".join(f"{name},{int(name[:4]) % CLASSES}\n" for name in names))
+    assert measured(run, labels=labels)["knn"]["count"] == COUNT
+
+
+@pytest.mark.fault(
+    "evaluation overwrites the training bank, or runs with gradients, or leaves the encoder in eval mode"
+)
+def test_evaluation_changes_nothing_of_the_run(copied: tuple[Path, Path]) -> None:
+    _, run = copied
+
+    def state() -> dict[str, str]:
+        files = [path for path in run.rglob("*") if path.is_file()]
+        return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = state()
+    measured(run, bank=True)
+    after = state()
+    assert set(after) - set(before) == {"evaluation.json", "neighbours.png"}
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_checkpoint_saved_meanwhile_does_not_mix_two_steps(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that still trains saves a step between any two looks at its folder."""
+    _, run = copied
+    steps = iter(range(100, 200))
+    real = checkpoint.latest
+
+    def saving(folder: Path, **options: Any) -> Any:
+        found = real(folder, **options)
+        assert found is not None
+        rows = found.rows("bank", 0, COUNT)["rows"]
+        weights = {name: values * 0 for name, values in found.tensors("encoder").items()}
+        checkpoint.save(
+            folder,
+            step=next(steps),
+            tensors={"encoder": weights},
+            facts=found.facts,
+            shards={"bank": checkpoint.Shard({"rows": rows.flip(0)}, 0, COUNT)},
+            keep=9,
+        )
+        return found
+
+    expected = measured(run, neighbours=5, bank=True)
+    monkeypatch.setattr(checkpoint, "latest", saving)
+    report = measured(run, neighbours=5, bank=True)
+    assert report["step"] == 16
+    assert report["knn"] == expected["knn"]
+    assert report["quality"] == expected["quality"], "zero weights would have collapsed"
+
+
+def test_a_run_finds_its_pictures_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture_folder(tmp_path / "a" / "digits", COUNT)  # a folder that is called as a known data set is
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    runs = [
+        train(given, f"../run-{number}", tiny(epochs=0.5), say=None).path.absolute()
+        for number, given in enumerate(["./digits", "digits/*/*.png", ["digits/red", "digits/green"]])
+    ]
+    named = train("digits", "../run-named", tiny(epochs=0.05), limit=80, say=None).path.absolute()
+    resolved = [path.resolve() for path in runs]
+    monkeypatch.chdir(tmp_path / "b")
+    for run in resolved:
+        assert measured(run)["quality"]["rows"] > 30
+    assert measured(named.resolve())["knn"]["count"] == 80
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert "does not exist" in refused(measured, resolved[0])
+    assert measured(resolved[0], train_source=tmp_path / "c" / "digits")["quality"]["rows"] == COUNT
+    other = picture_folder(tmp_path / "other", COUNT - 1)
+    assert "has other pictures now" in refused(measured, resolved[0], train_source=other)
+
+
+def test_arrays_are_given_again(tmp_path: Path) -> None:
+    run = train(made_pictures(COUNT), tmp_path / "run", tiny(epochs=1), limit=50, say=None).path
+    assert "trained on arrays in memory" in refused(measured, run)
+    assert measured(run, train_source=made_pictures(COUNT))["quality"]["rows"] == 50
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# embed
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+def test_embed_writes_the_vectors_of_the_encoder(trained: tuple[Path, Path], tmp_path: Path, suffix: str) -> None:
+    pictures, run = trained
+    out = tmp_path / f"vectors{suffix}"
+    written = embed(run, pictures, out, device="cpu", batch=16, say=None)
+    expected = instdisc.load(run).embed(pictures).numpy()
+    assert (written.count, written.dim, written.unreadable) == (COUNT, 8, 0)
+    source = open_source(pictures)
+    table = pq.read_table(out if suffix == ".parquet" else tmp_path / "vectors.ids.parquet")
+    vectors = np.load(out) if suffix == ".npy" else np.stack(table["vector"].to_numpy())
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert table["id"].to_pylist() == [source.identifier(row) for row in range(COUNT)]
+    assert source.labels is not None
+    assert table["label"].to_pylist() == source.labels.tolist()
+
+
+def test_embed_goes_on_where_it_was_cut_off(
+    copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instdisc import embeddings
+    from instdisc.encoder import Encoder
+    from instdisc.jobs import embed as jobs_embed
+
+    pictures, run = copied
+    real, embedded = Encoder.embed_stream, []
+
+    def failing(self: Encoder, *arguments: Any, **options: Any) -> Any:
+        if len(embedded) == fails_at:
+            raise KeyboardInterrupt
+        embedded.append(options["rows"])
+        return real(self, *arguments, **options)
+
+    def in_small_parts(*arguments: Any, **options: Any) -> Any:
+        return embeddings.write_embeddings(*arguments, **options, chunk=10)
+
+    monkeypatch.setattr(Encoder, "embed_stream", failing)
+    monkeypatch.setattr(jobs_embed, "write_embeddings", in_small_parts)
+    fails_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        embed(run, pictures, tmp_path / "v.npy", device="cpu", say=None)
+    fails_at = 99
+    written = embed(run, pictures, tmp_path / "v.npy", device="cpu", say=None)
+    assert written.reused == 30
+    assert np.concatenate(embedded).tolist() == list(range(COUNT)), "nothing twice"
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), instdisc.load(run).embed(pictures).numpy(), atol=1e-5)
+
+    # The same run trained on is another encoder.
+    fails_at = len(embedded) + 1
+    with pytest.raises(KeyboardInterrupt):
+        embed(run, pictures, tmp_path / "w.npy", device="cpu", say=None)
+    fails_at = 999
+    found = latest(RunFolder(run).checkpoints)
+    assert found is not None
+    weights = {name: values * 2 for name, values in found.tensors("encoder").items()}
+    checkpoint.save(RunFolder(run).checkpoints, step=99, tensors={"encoder": weights}, facts={})
+    assert "another encoder" in refused(embed, run, pictures, tmp_path / "w.npy", device="cpu", say=None)
+    assert embed(run, pictures, tmp_path / "w.npy", device="cpu", say=None, restart=True).reused == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# info, and the Python names
+
+
+def test_info_on_a_run_and_on_pictures(copied: tuple[Path, Path]) -> None:
+    pictures, run = copied
+    facts = info(str(run))
+    assert facts["pictures"].startswith(f"{COUNT} of ")
+    assert "conv6, 16 px, linear head, 8 numbers" in facts["encoder"]
+    assert facts["checkpoint"].startswith("step 16, epoch 4.0")
+    assert "at first" in facts["loss"]
+    assert "knn" in facts["last measured"]
+    assert "evaluated" not in facts
+    measured(run)
+    assert info(run)["evaluated"].startswith("kNN ")
+    facts = info(pictures)
+    assert facts["pictures"] == str(COUNT)
+    assert "16×16" in facts["sizes"]
+    assert facts["labels"].startswith("3 classes: ")
+    (pictures.parent / "empty").mkdir(exist_ok=True)
+    assert "holds no pictures" in refused(info, pictures.parent / "empty")
+
+
+def test_public_names(tmp_path: Path) -> None:
+    run = instdisc.train(made_pictures(COUNT), tmp_path / "run", tiny(), epochs=1, lr=0.05, say=None)
+    assert run.finished and run.instances == COUNT and run.epochs == 1
+    assert json.loads((run.path / "config.json").read_text())["settings"]["lr"] == 0.05
+    vectors = instdisc.load(run.path).embed(made_pictures(5))
+    assert vectors.shape == (5, 8) and vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
+    assert torch.equal(run.encoder().embed(made_pictures(5)), vectors)
+    assert "at least 16 are needed" in refused(instdisc.train, made_pictures(9), tmp_path / "few", say=None)
+    assert "is no setting" in refused(instdisc.train, made_pictures(COUNT), tmp_path / "x", speed=9, say=None)
+
+
+def test_what_is_refused_is_refused_before_the_pictures_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instdisc.jobs import train as jobs_train
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("all pictures were read before the refusal")
+
+    monkeypatch.setattr(jobs_train, "open_pictures", read)
+    pictures = made_pictures(COUNT)
+    for wrong in ({"backbone": "resnot18"}, {"crop_scale": "0.9,0.1"}, {"temperature": 0}, {"size": 2}):
+        refused(train, pictures, tmp_path / "run", tiny(), say=None, **wrong)
+    assert list((tmp_path / "run").iterdir()) == []
