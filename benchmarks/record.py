@@ -44,7 +44,7 @@ def commit() -> str:
 def record(
     out: Path | None, *, name: str, command: str, unit: str, values: list[float], seeds: list[int], **more: Any
 ) -> dict[str, Any]:
-    """Print the result, and write it to `out`: mean and sample standard deviation of `values`, one a seed or a repeat."""
+    """Print the result, and write it to `out`, with mean and standard deviation of `values` (one a seed or repeat)."""
     result = {
         "name": name,
         "command": command,

@@ -2,10 +2,10 @@
 
     python benchmarks/step.py --out results/step.json          # some minutes; keep the machine quiet
 
-Ours: the training loop as `instdisc train --preset paper_cifar10` runs it: ResNet-18 with the small stem at 32 px, batch
-128, one view, augmentation, exact softmax over a bank of 50,000 rows, SGD, bank update. Theirs: the same backbone, lightly's
-SimCLR transform (without blur, as for CIFAR), projection head and NT-Xent loss, float32, batch 128 with two views, a
-DataLoader of two workers. Pictures through the encoder are counted alike: a batch of 128 with two views is 256.
+Ours: the training loop as `instdisc train --preset paper_cifar10` runs it: ResNet-18 with the small stem at 32 px,
+batch 128, one view, augmentation, exact softmax over a bank of 50,000 rows, SGD, bank update. Theirs: that backbone,
+lightly's SimCLR transform (without blur, as for CIFAR), projection head and NT-Xent loss, float32, batch 128 with two
+views, a DataLoader of two workers. Pictures through the encoder are counted alike: 128 with two views are 256.
 
 The two take turns, some steps each; every block of theirs starts with a fresh loader and drops the steps that its
 workers had prepared beforehand. Needs the extra `benchmarks`.
@@ -27,6 +27,7 @@ import torch
 from record import record
 from torch import nn
 
+from instdisc.allocator import keep_freed_memory
 from instdisc.data.pictures import open_pictures
 from instdisc.data.source import open_source
 from instdisc.encoder import build_encoder
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     settings = parser.parse_args()
     warnings.simplefilter("ignore")
+    keep_freed_memory()  # for both
     images = np.random.default_rng(0).integers(0, 256, (INSTANCES, 32, 32, 3), dtype=np.uint8)
     rates: dict[str, list[float]] = {"instdisc": [], "lightly": []}
     with tempfile.TemporaryDirectory() as folder:

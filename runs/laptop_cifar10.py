@@ -1,6 +1,6 @@
 """The preset `laptop_cifar10` on two CPU cores: kNN on the test pictures after an hour, and the curve on the way.
 
-    python runs/laptop_cifar10.py --train cifar10-train.parquet --test cifar10-test.parquet       # or without: torchvision
+    python runs/laptop_cifar10.py --train cifar10-train.parquet --test cifar10-test.parquet    # without: torchvision
 
 Keep the machine quiet. An interrupted run goes on where it stopped. Measuring counts as time too. The result goes to
 results/laptop_cifar10.json, the curve to results/laptop_cifar10.png.

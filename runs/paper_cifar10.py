@@ -1,6 +1,6 @@
-"""The paper's CIFAR-10 rows in full, for one GPU: exact softmax (published kNN 80.8) and NCE with 4096 negatives (80.4).
+"""The paper's CIFAR-10 rows in full, for one GPU: exact softmax (kNN 80.8) and NCE with 4096 negatives (80.4).
 
-    python runs/paper_cifar10.py --train cifar10-train.parquet --test cifar10-test.parquet        # or without: torchvision
+    python runs/paper_cifar10.py --train cifar10-train.parquet --test cifar10-test.parquet     # without: torchvision
     python runs/paper_cifar10.py --objectives softmax --seeds 0 --epochs 200 --minutes-each 9     # one piece at a time
 
 Everything is on the device, in bfloat16, compiled. Each run is an ordinary run folder under --runs: a run that is there

@@ -1,4 +1,4 @@
-"""The allocator keeps freed memory: seen from outside, by the page faults that a second use of the same memory costs."""
+"""The allocator keeps freed memory: seen by the page faults that a second use of the same memory costs."""
 
 from __future__ import annotations
 

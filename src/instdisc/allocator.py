@@ -27,4 +27,5 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # musl has none
         return False
     wanted = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20, _ARENA_MAX: 1}
-    return all([mallopt(parameter, value) == 1 for parameter, value in wanted.items()])
+    taken = [mallopt(parameter, value) == 1 for parameter, value in wanted.items()]
+    return all(taken)

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,12 @@ def _vectors(
         trained[at], untrained[at] = values["trained"].numpy(), values["untrained"].numpy()
         pixels[at] = values["pixels"].to(torch.uint8).flatten(1).numpy()
         seen[at] = True
+    view = encoder.preprocessing
+    if side < min(_PIXEL_SIDE, view.size):  # the encoder sees them enlarged, which is no longer the raw pixels
+        own_size = replace(view, size=side)
+        raw = stream(source, own_size, lambda images: {"pixels": images}, batch=batch, on_unreadable=_skip, rows=rows)
+        for numbers, values in raw:
+            pixels[numbers - first] = values["pixels"].to(torch.uint8).flatten(1).numpy()
     if failures and tell is not None:
         tell(f"  {len(failures)} pictures could not be read and are left out, the first is {failures[0]}.")
     good = np.flatnonzero(seen)
@@ -226,6 +232,10 @@ def _vectors(
     if len(good) == count:
         return Vectors(rows, trained, untrained, pixels, labels, 0)
     return Vectors(rows[good], trained[good], untrained[good], pixels[good], labels, count - len(good))
+
+
+def _skip(row: int, name: str, reason: str) -> None:
+    """A picture that can't be read was noted the first time."""
 
 
 def _file(path: Path, kind: Any, shape: tuple[int, ...]) -> np.ndarray:

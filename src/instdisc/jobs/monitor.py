@@ -37,7 +37,7 @@ def make_monitor(
     neighbours = min(_NEIGHBOURS, pictures.count - len(sample))
 
     def measure(training: Training) -> Measurement:
-        vectors, rows = _embed(training, sample, lambda batch: _evaluation_view(training, batch))
+        vectors, rows = _embed(training, sample, _evaluation_view)
         numbers: dict[str, float] = {}
         if labels is not None:
             bank = ranks.gather(training.bank.rows).float().cpu()
@@ -48,10 +48,7 @@ def make_monitor(
             if held_out is not None and held_out.labels is not None and (labels >= 0).sum() >= neighbours:
                 tested = training.encoder.embed(held_out, batch=_BATCH)
                 numbers["knn_test"] = KNN(neighbours).fit(bank, labels).score(tested, held_out.labels)
-        first, second = (
-            _embed(training, sample[:_PAIRS], lambda batch, view=view: _random_view(training, batch, view))[0]
-            for view in range(2)
-        )
+        first, second = (_embed(training, sample[:_PAIRS], view)[0] for view in (_random_view, _other_random_view))
         found = health(vectors, first, second)
         assert found.alignment is not None  # it was given views
         numbers |= {
@@ -65,14 +62,14 @@ def make_monitor(
 
 
 def _embed(
-    training: Training, instances: np.ndarray, view: Callable[[Batch], Tensor]
+    training: Training, instances: np.ndarray, view: Callable[[Training, Batch], Tensor]
 ) -> tuple[Float[Tensor, "sample dim"], np.ndarray]:
     """Unit vectors of stored pictures seen in some view, and the instances that could be read."""
     vectors, rows = [], []
     pieces = [instances[start : start + _BATCH] for start in range(0, len(instances), _BATCH)]
     with evaluating(training.encoder):
         for batch in training.pictures.batches(pieces):
-            vectors.append(training.encoder(view(batch)).cpu())
+            vectors.append(training.encoder(view(training, batch)).cpu())
             rows.append(batch.indices.cpu().numpy())
     return torch.cat(vectors), np.concatenate(rows)
 
@@ -89,6 +86,10 @@ def _evaluation_view(training: Training, batch: Batch) -> Tensor:
     )
 
 
-def _random_view(training: Training, batch: Batch, view: int) -> Tensor:
+def _random_view(training: Training, batch: Batch, view: int = 0) -> Tensor:
     aspects = training.pictures.aspects[batch.indices]
     return training.augment(batch.images, batch.indices, aspects, seed=training.settings.seed, step=_APART, view=view)
+
+
+def _other_random_view(training: Training, batch: Batch) -> Tensor:
+    return _random_view(training, batch, view=1)

@@ -151,6 +151,7 @@ def _train(
     if earlier is None and ranks.is_main():
         _write_start(run, settings, encoder, source, described, pictures, place, precision)
     ranks.barrier()
+    torch.manual_seed(settings.seed)  # for backbones with dropout, the only ones that use torch's own generator
     if resume:
         found = training.resume()
         at = f"epoch {training.step_number / training.batches_per_epoch:.1f}"

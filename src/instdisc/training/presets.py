@@ -83,7 +83,7 @@ def digits(facts: DataFacts | None = None) -> Settings:
     """instdisc train digits --preset digits --out runs/digits
 
     The 1,797 handwritten digits that scikit-learn ships, in a minute or two on two CPU cores. Digits are not mirrored,
-    have no colour, and stay digits when a little is cut off: crops are mild, and the jitter is of brightness and contrast.
+    have no colour, and stay digits when a little is cut off: mild crops, and a jitter of brightness and contrast.
     """
     return Settings(
         preset="digits",
