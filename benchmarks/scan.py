@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
+
+from record import record
 
 PICTURE = b"\xff\xd8\xff\xe0" + bytes(28)  # a scan looks at no more than this
 SCAN = """
@@ -83,21 +82,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
         values["named_as_pictures"] = measure(settings.files, Path(folder), extensionless=False)
         values["known_by_content_only"] = measure(settings.files, Path(folder), extensionless=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "name": "scan",
-        "command": f"python benchmarks/scan.py --files {settings.files}",
-        "device": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "unit": "seconds; MB of resident memory at its peak, imports included",
-        "files": settings.files,
-        "values": values,
-    }
-    print(json.dumps(result, indent=2))
-    if settings.out:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        settings.out.write_text(json.dumps(result, indent=2) + "\n")
+    record(
+        settings.out,
+        name="scan",
+        command=f"python benchmarks/scan.py --files {settings.files}",
+        unit="seconds for the first scan; in `scans` also MB of resident memory at its peak, imports included",
+        values=[found["first"]["seconds"] for found in values.values()],
+        seeds=[],
+        files=settings.files,
+        trees=list(values),
+        scans=values,
+    )
 
 
 if __name__ == "__main__":

@@ -265,8 +265,8 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "CUDA_VISIBLE_DEVICES": ""}
     np.savez(tmp_path / "data.npz", train=train, labels=labels, tests=tests, test_labels=test_labels)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_knn;"
-        "test_knn.one_of_two(Path(sys.argv[2]))"
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_evaluation_knn;"
+        "test_evaluation_knn.one_of_two(Path(sys.argv[2]))"
     )
     processes = [
         subprocess.Popen(
