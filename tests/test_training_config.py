@@ -308,3 +308,16 @@ def test_presets_by_name() -> None:
     for name, make in PRESETS.items():
         assert make(DataFacts(50_000, 32, "cpu")).preset == name
         assert (make.__doc__ or "").startswith("instdisc train "), "the command stands on top"
+
+
+def test_large_pictures_are_stored_larger_than_they_are_seen() -> None:
+    assert Settings(size=32).stored_side == 32 and Settings(size=64).stored_side == 64
+    assert Settings(size=224).stored_side == 256 and Settings(size=96).stored_side == 110
+    assert Settings(size=96, stored=200).stored_side == 200
+
+
+def test_a_short_run_leaves_time_for_the_bank() -> None:
+    preset = Settings(views=2, view_share=0.5, fill_epochs=1.0)
+    assert preset.with_overrides({"epochs": 2}).fill_epochs == 0.5
+    assert preset.with_overrides({"epochs": 40}).fill_epochs == 1.0
+    assert preset.with_overrides({"epochs": 2, "fill_epochs": 1}).fill_epochs == 1.0

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from instdisc.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from instdisc.encoder.config import SMALL_PICTURES, EncoderConfig, did_you_mean
-from instdisc.encoder.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from instdisc.encoder.small import SMALL_ENCODERS
 from instdisc.errors import InputError
 from instdisc.shapes import Float, Tensor

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from instdisc.encoder.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from instdisc.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from instdisc.encoder.preprocessing import Preprocessing
 from instdisc.errors import InputError
 
 SMALL_PICTURES = 64  # pixels: up to here a ResNet gets the small stem, and the evaluation view keeps the whole square

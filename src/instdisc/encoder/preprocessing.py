@@ -17,12 +17,10 @@ import torch
 from jaxtyping import Shaped
 from PIL import Image
 
+from instdisc.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from instdisc.data.decode import Encoded, decode
 from instdisc.errors import InputError
 from instdisc.shapes import Float, Tensor, UInt8
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

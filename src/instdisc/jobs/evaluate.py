@@ -30,6 +30,7 @@ from instdisc.evaluation.knn import KNN, KNNResult
 from instdisc.evaluation.quality import health, sample_rows
 from instdisc.jobs.sources import look_at, read_facts, read_rows, reopen
 from instdisc.neighbours import top_k
+from instdisc.progress import Bar
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder, write_json
 from instdisc.shapes import Float, Tensor
@@ -309,16 +310,18 @@ def _accuracies(
             device=device,
             sharded=True,
         )
+        bar.advance()
         return _plain(result)
 
-    return {
-        "knn": measure("trained"),
-        "baselines": {
-            "raw_pixels": measure("pixels"),
-            "raw_pixels_centred": measure("pixels", centre=True),
-            "untrained": measure("untrained"),
-        },
-    }
+    with Bar(4, "Measuring kNN", "kinds of vectors", enabled=ranks.is_main()) as bar:
+        return {
+            "knn": measure("trained"),
+            "baselines": {
+                "untrained": measure("untrained"),
+                "raw_pixels": measure("pixels"),
+                "raw_pixels_centred": measure("pixels", centre=True),
+            },
+        }
 
 
 def _plain(result: KNNResult) -> dict[str, Any]:

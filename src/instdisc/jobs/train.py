@@ -116,7 +116,7 @@ def _train(
     quarantine = Quarantine(run.quarantine, strict=settings.strict)
     pictures = open_pictures(
         source,
-        settings.size,
+        settings.stored_side,
         place,
         storage=settings.storage,
         workers=settings.workers,

@@ -16,6 +16,7 @@ from torch import nn
 from instdisc import objectives
 from instdisc.data.augment import Augmentation
 from instdisc.encoder import EncoderConfig
+from instdisc.encoder.config import SMALL_PICTURES
 from instdisc.errors import InputError
 from instdisc.schedule import Schedule
 
@@ -29,6 +30,7 @@ class Settings:
     """A run, described. A field's symbol in the paper, where it has one, stands in brackets.
 
     Encoder: backbone, width, head, hidden, dim, size, pretrained: see EncoderConfig (`size` is its image_size).
+    stored: side at which whole pictures are kept, for crops to be cut from; None = `size` up to 64 px, 8/7 of it above.
     Objective: the bank term and its temperature [τ], negatives [m], noise, partition [Z], mask_own; proximal: the
         weight [λ] of that term, 0 = without; view_share: the share in [0, 1) of the loss that ViewSoftmax takes.
     views: random views of each picture in a step. fill_epochs: until then rows of the bank only fill, and the bank's
@@ -51,6 +53,7 @@ class Settings:
     hidden: int | None = None
     dim: int = 128
     size: int = 32
+    stored: int | None = None
     pretrained: bool | str = False
     objective: Objective = "softmax"
     temperature: float = 0.1
@@ -104,6 +107,7 @@ class Settings:
             if get_origin(hint) is Literal:
                 _convert(name, getattr(self, name), hint)
         self._check(0 <= self.view_share < 1, "view_share is a share of the loss in [0, 1)")
+        self._check(self.stored is None or self.stored >= 1, "stored must be at least 1 pixel")
         self._check(self.views >= 1, "views must be at least 1")
         self._check(self.fill_epochs >= 0, "fill_epochs must not be negative")
         self._check(
@@ -136,6 +140,13 @@ class Settings:
     def _check(self, holds: bool, rule: str) -> None:
         if not holds:
             raise InputError(f"These settings can't be: {rule}.")
+
+    @property
+    def stored_side(self) -> int:
+        """Side at which pictures are kept for training, pixels: crops of large ones need something to be cut from."""
+        if self.stored is not None:
+            return self.stored
+        return self.size if self.size <= SMALL_PICTURES else round(self.size * 8 / 7)
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -216,6 +227,8 @@ class Settings:
             values[name] = _convert(name, value, hints[name])
         if "epochs" in values and "warmup" not in values:  # the schedule keeps its shape, as its drops do
             values["warmup"] = self.warmup * values["epochs"] / self.epochs
+        if "epochs" in values and "fill_epochs" not in values:  # a short run must not end before its bank has its say
+            values["fill_epochs"] = min(self.fill_epochs, values["epochs"] / 4)
         if "epochs" in values and "minutes" not in values:  # who counts in epochs does not go by a preset's clock
             values["minutes"] = None
         return replace(self, **values)

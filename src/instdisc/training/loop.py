@@ -82,8 +82,7 @@ class Training:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = ranks.data_parallel(self.encoder)
         self._parallel_terms = {name: ranks.data_parallel(term) for name, term in self.terms.items()}
-        if settings.compile:
-            self._parallel = torch.compile(self._parallel)  # type: ignore[assignment]
+        self._forward = torch.compile(self._parallel) if settings.compile else self._parallel
         self.metrics = Metrics(run, list(self.terms))
         self.step_number, self.seconds, self.progress = 0, 0.0, 0.0
         self.interrupted = False
@@ -138,7 +137,7 @@ class Training:
             last = number == self.settings.accumulate - 1
             with nullcontext() if last else self._no_sync():
                 with self._autocast:
-                    features = self._parallel(images)
+                    features = self._forward(images)
                 losses = {
                     name: self.weights[name] * term(features, indices, self.bank)
                     for name, term in self._parallel_terms.items()
@@ -276,7 +275,7 @@ class Training:
             self.progress = min(1.0, together[-2])
         elif self.finished:
             self.progress = 1.0
-        self.metrics.add(values, self.optimizer.param_groups[0]["lr"])
+        self.metrics.add(values, self.optimizer.param_groups[0]["lr"], self.seconds)
         save = together[-1] > 0 or self.finished or self.interrupted
         if not all(math.isfinite(value) for value in values.values()) or (save and not self._weights_are_finite()):
             self.metrics.diagnose(self, values)

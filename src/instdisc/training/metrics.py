@@ -41,6 +41,7 @@ class Metrics:
         self._steps, self._rate, self._images, self._waited = 0, 0.0, 0, 0.0
         self._clock = time.monotonic()
         self._bar: Bar | None = None
+        self._by_clock = False
         self._board: Any = None
         self._warned = False
 
@@ -49,14 +50,14 @@ class Metrics:
         self._images += pictures
         self._waited += waited
 
-    def add(self, losses: dict[str, float], rate: float) -> None:
+    def add(self, losses: dict[str, float], rate: float, seconds: float) -> None:
         """The terms of one step, over all ranks."""
         for name in self.terms:
             self._sums[name] += losses[name]
         self._steps, self._rate = self._steps + 1, rate
         if self._bar is not None:
             shown = ", ".join(f"{name} {losses[name]:.3f}" for name in self.terms)
-            self._bar.advance(1, shown)
+            self._bar.advance(int(seconds) - self._bar.done if self._by_clock else 1, shown)
 
     def state(self) -> dict[str, Any]:
         """The sums, for a checkpoint between two lines."""
@@ -75,12 +76,14 @@ class Metrics:
 
     @contextmanager
     def showing(self, training: Training) -> Iterator[None]:
-        """Show a bar while the run goes; for a run by the clock, it counts steps without an end."""
-        total = None if training.settings.minutes is not None else training.total_steps
+        """Show a bar while the run goes: of steps, or of seconds for a run by the clock."""
+        minutes = training.settings.minutes
+        self._by_clock = minutes is not None
+        total, unit = (training.total_steps, "steps") if minutes is None else (round(60 * minutes), "s")
         self._board = _open_board(self.run, training.step_number) if ranks.is_main() else None
         self._clock = time.monotonic()
-        with Bar(total, "Training", "steps", enabled=ranks.is_main()) as bar:
-            bar.start_from(training.step_number)
+        with Bar(total, "Training", unit, enabled=ranks.is_main()) as bar:
+            bar.start_from(int(training.seconds) if self._by_clock else training.step_number)
             self._bar = bar
             try:
                 yield
