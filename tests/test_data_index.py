@@ -188,7 +188,7 @@ def test_a_big_tree_in_time_and_memory() -> None:
     finished = subprocess.run(
         [sys.executable, script, "--files", "4000"], check=True, capture_output=True, text=True, timeout=120
     )
-    for found in json.loads(finished.stdout)["values"].values():
+    for found in json.loads(finished.stdout)["scans"].values():
         for scan in found.values():
             assert scan["pictures"] == 4_000 and scan["seconds"] < 6 and scan["peak_mb"] < 200
             assert scan["pickled_bytes"] < 1000

@@ -82,7 +82,8 @@ class Training:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = ranks.data_parallel(self.encoder)
         self._parallel_terms = {name: ranks.data_parallel(term) for name, term in self.terms.items()}
-        self._forward = torch.compile(self._parallel) if settings.compile else self._parallel
+        # Batches come in two sizes at most: a static graph for each is faster than one for any size.
+        self._forward = torch.compile(self._parallel, dynamic=False) if settings.compile else self._parallel
         self.metrics = Metrics(run, list(self.terms))
         self.step_number, self.seconds, self.progress = 0, 0.0, 0.0
         self.interrupted = False
