@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def device_name() -> str:
     """The machine in words."""
+    import torch  # here: a child that is started from a small process reports a small peak of memory
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     model = next(
