@@ -7,14 +7,18 @@ batch 128, one view, augmentation, exact softmax over a bank of 50,000 rows, SGD
 lightly's SimCLR transform (without blur, as for CIFAR), projection head and NT-Xent loss, float32, batch 128 with two
 views, a DataLoader of two workers. Pictures through the encoder are counted alike: 128 with two views are 256.
 
-The two take turns, some steps each; every block of theirs starts with a fresh loader and drops the steps that its
-workers had prepared beforehand. Needs the extra `benchmarks`.
+They take turns, some steps each; theirs in a process of its own, once as it is and once with the allocator settings
+that ours makes (glibc's, see allocator.py), and without the steps that its workers had prepared beforehand. Needs the
+extra `benchmarks`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -37,6 +41,7 @@ from instdisc.training.presets import paper_cifar10
 
 INSTANCES, BATCH = 50_000, 128
 WARM, PREFETCHED = 2, 5
+PEERS = ("lightly", "lightly, our allocator settings")
 
 
 def ours(images: np.ndarray, folder: Path, precision: str) -> tuple[Iterator[float], str]:
@@ -96,9 +101,7 @@ def theirs(images: np.ndarray) -> Iterator[float]:
             optimizer.zero_grad()
             float(loss.detach())
             now = time.perf_counter()
-            fresh = yield now - before
-            if fresh:
-                break
+            yield now - before
             before = time.perf_counter()
 
 
@@ -109,20 +112,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each in a round")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--peer", choices=PEERS, help="measure the peer alone, in this process")
     settings = parser.parse_args()
     warnings.simplefilter("ignore")
-    keep_freed_memory()  # for both
     images = np.random.default_rng(0).integers(0, 256, (INSTANCES, 32, 32, 3), dtype=np.uint8)
-    rates: dict[str, list[float]] = {"instdisc": [], "lightly": []}
+    if settings.peer:
+        if settings.peer == "lightly, our allocator settings":
+            keep_freed_memory()
+        times = [seconds for seconds, _ in zip(theirs(images), range(PREFETCHED + settings.steps), strict=False)]
+        print(json.dumps(2 * BATCH / statistics.median(times[PREFETCHED:])))
+        return
+    keep_freed_memory()  # as `instdisc train` does
+    rates: dict[str, list[float]] = {"instdisc": [], **{name: [] for name in PEERS}}
     with tempfile.TemporaryDirectory() as folder:
         mine, precision = ours(images, Path(folder), settings.precision)
         for _ in range(settings.rounds):
             times = [next(mine) for _ in range(WARM + settings.steps)][WARM:]
             rates["instdisc"].append(BATCH / statistics.median(times))
-            peer = theirs(images)
-            times = [next(peer) for _ in range(PREFETCHED + settings.steps)][PREFETCHED:]
-            peer.close()
-            rates["lightly"].append(2 * BATCH / statistics.median(times))
+            for name in PEERS:  # in processes of their own: plain PyTorch leaves the allocator as it is
+                words = [sys.executable, __file__, "--peer", name, "--steps", str(settings.steps)]
+                done = subprocess.run(words, check=True, capture_output=True, text=True)
+                rates[name].append(float(json.loads(done.stdout.splitlines()[-1])))
             print({name: round(found[-1], 1) for name, found in rates.items()}, flush=True)
     ratios = [a / b for a, b in zip(rates["instdisc"], rates["lightly"], strict=True)]
     import lightly

@@ -154,7 +154,8 @@ def test_every_field_goes_to_json_and_back() -> None:
 def test_every_difference_counts_except_operational_ones() -> None:
     settings = Settings(views=2, view_share=0.5)
     other: dict[str, Any] = {
-        "backbone": "conv6", "width": 8, "head": "mlp", "hidden": 9, "dim": 64, "size": 64, "stored": 70, "pretrained": "x",
+        "backbone": "conv6", "width": 8, "head": "mlp", "hidden": 9, "dim": 64, "size": 64, "pretrained": "x",
+            "stored": 70,
         "objective": "nce", "temperature": 0.2, "negatives": 7, "noise": "private", "partition": "exact",
         "mask_own": True, "proximal": 1.0, "view_share": 0.25, "views": 3, "fill_epochs": 1.0, "bank_momentum": 0.0,
         "bank_dtype": "float16", "batch": 64, "accumulate": 2, "optimizer": "muon", "lr": 0.1, "vector_lr": 0.2,
