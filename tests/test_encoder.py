@@ -98,16 +98,19 @@ def test_large_pictures_keep_timms_own_stem() -> None:
     assert asked.backbone.conv1.weight.shape == (64, 3, 3, 3)
 
 
-def test_conv6_has_six_convolutions_of_the_stated_widths() -> None:
-    encoder = build_encoder({"backbone": "conv6", "width": 8})
+@pytest.mark.parametrize("pairs", [3, 4])
+def test_small_encoders_have_pairs_of_convolutions_of_the_stated_widths(pairs: int) -> None:
+    encoder = build_encoder({"backbone": f"conv{2 * pairs}", "width": 8})
     widths = [part.out_channels for part in encoder.modules() if isinstance(part, nn.Conv2d)]
-    assert widths == [8, 8, 16, 16, 32, 32]
+    assert widths == [8, 8, 16, 16, 32, 32, 64, 64][: 2 * pairs]
     places = {}
-    for name in ("stage1", "stage2", "stage3"):
+    for name in ("stage1", "stage2", "stage3", "stage4")[:pairs]:
         stage = encoder.backbone.get_submodule(name)
         stage.register_forward_hook(lambda module, entering, leaving, name=name: places.update({name: leaving.shape}))
     encoder(torch.zeros(2, 3, 32, 32))
-    assert [tuple(shape[1:]) for shape in places.values()] == [(8, 32, 32), (16, 16, 16), (32, 8, 8)]
+    assert [tuple(shape[1:]) for shape in places.values()] == [(8, 32, 32), (16, 16, 16), (32, 8, 8), (64, 4, 4)][
+        :pairs
+    ]
 
 
 @pytest.mark.parametrize(

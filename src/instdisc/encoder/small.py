@@ -1,37 +1,37 @@
 """Small encoders of our own, for machines with a few CPU cores and pictures of 28 to 64 pixels.
 
-A new one is a class with `feature_info` (as timm's backbones have) and one line in SMALL_ENCODERS.
+A new one is a module with `feature_info` (as timm's backbones have) and one line in SMALL_ENCODERS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import nn
 
 from instdisc.shapes import Float, Tensor
 
 
-class Conv6(nn.Module):
-    """Six 3×3 convolutions of widths w, w, 2w, 2w, 4w, 4w, each with batch normalisation and ReLU; global average.
+class Pairs(nn.Sequential):
+    """Pairs of 3×3 convolutions of widths w, 2w, 4w, ... with batch normalisation and ReLU; global average.
 
-    Pictures are halved by max-pooling after the first and the second pair; the third pair works at a quarter of the
-    picture's side (at least 4 pixels are needed). At w = 32 and 32 px this is 39 million multiplications a picture,
-    a fourteenth of the CIFAR ResNet-18, and a plain chain of large convolutions is what CPU kernels do best.
+    Pictures are halved by max-pooling between the pairs, so they must have 2^(pairs − 1) pixels a side at least. At
+    w = 32 and 32 px three pairs are 39 million multiplications a picture, a fourteenth of the CIFAR ResNet-18, and four
+    are 53; a plain chain of large convolutions is what CPU kernels do best.
     """
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, pairs: int, width: int) -> None:
         super().__init__()
-        widths = [3, width, 2 * width, 4 * width]
-        self.stage1, self.stage2, self.stage3 = (
-            _pair(widths[stage], widths[stage + 1], halve=stage > 0) for stage in range(3)
-        )
-        self.feature_info = [
-            {"module": f"stage{stage}", "num_chs": widths[stage], "reduction": 2 ** (stage - 1)} for stage in (1, 2, 3)
-        ]
+        widths = [3, *(width * 2**pair for pair in range(pairs))]
+        self.feature_info: list[dict[str, object]] = []
+        for number, (entering, leaving) in enumerate(pairwise(widths), start=1):
+            self.add_module(f"stage{number}", _pair(entering, leaving, halve=number > 1))
+            info = {"module": f"stage{number}", "num_chs": leaving, "reduction": 2 ** (number - 1)}
+            self.feature_info.append(info)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels"]:
-        return self.stage3(self.stage2(self.stage1(images))).mean(dim=(2, 3))
+        return super().forward(images).mean(dim=(2, 3))
 
 
 def _pair(entering: int, leaving: int, *, halve: bool) -> nn.Sequential:
@@ -43,4 +43,14 @@ def _pair(entering: int, leaving: int, *, halve: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-SMALL_ENCODERS: dict[str, Callable[..., nn.Module]] = {"conv6": Conv6}
+def conv6(width: int = 32) -> Pairs:
+    """Three pairs: widths w, 2w, 4w."""
+    return Pairs(3, width)
+
+
+def conv8(width: int = 32) -> Pairs:
+    """Four pairs: widths w, 2w, 4w, 8w."""
+    return Pairs(4, width)
+
+
+SMALL_ENCODERS: dict[str, Callable[..., nn.Module]] = {"conv6": conv6, "conv8": conv8}
