@@ -13,19 +13,16 @@ to crop. Needs the extra `benchmarks`.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from record import record
 from torch.utils.data import DataLoader, Dataset
 
 from instdisc.data.augment import Augmentation
@@ -145,29 +142,10 @@ def contestants(size: int, device: str, seconds: float) -> dict[str, Callable[[]
     return {f"{size} px: {name}": run for name, run in runs.items()}
 
 
-def describe_device(device: str) -> str:
-    """The processor's or the accelerator's name."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{models[0].split(': ')[1]}, {len(models)} cores" if models else platform.processor()
-
-
-def commit() -> str:
-    """The commit this was measured at, and whether files differed from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
-
-    return (git("rev-parse", "--verify", "--quiet", "HEAD") or "none") + (
-        " with changes" if git("status", "--porcelain") else ""
-    )
-
-
 def main() -> None:
     """Measure all contestants in turn, write the JSON file, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, help="where the result goes (JSON)")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of a batched contestant")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the batched contestants")
@@ -188,27 +166,28 @@ def main() -> None:
     import kornia as kornia_package
     import torchvision
 
-    result: dict[str, Any] = {
-        "name": "augment",
-        "command": " ".join(["python", *sys.argv]),
-        "device": describe_device(arguments.device),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "unit": "images/s",
-        "seeds": [0],
-        "values": {name: [round(value, 1) for value in row] for name, row in values.items()},
-        "mean": {name: round(statistics.mean(row), 1) for name, row in values.items()},
-        "std": {name: round(statistics.stdev(row), 1) if len(row) > 1 else 0.0 for name, row in values.items()},
-        "median": {name: round(statistics.median(row), 1) for name, row in values.items()},
-        "versions": {
+    first = next(iter(values))
+    record(
+        arguments.out,
+        name="augment",
+        command=f"python benchmarks/augment.py --repeats {arguments.repeats} --seconds {arguments.seconds:g}",
+        unit=f"images/s of {first}; `contestants` has all, in the same unit",
+        values=[round(rate, 1) for rate in values[first]],
+        seeds=list(range(arguments.repeats)),
+        contestants={
+            name: {
+                "values": [round(rate, 1) for rate in rates],
+                "mean": round(statistics.mean(rates), 1),
+                "std": round(statistics.stdev(rates), 1) if len(rates) > 1 else None,
+            }
+            for name, rates in values.items()
+        },
+        versions={
             "python": platform.python_version(),
-            "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "kornia": kornia_package.__version__,
         },
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    )
     for name, row in values.items():
         print(f"{name:45s} median {statistics.median(row):9.0f}   {min(row):9.0f} to {max(row):9.0f} images/s")
 

@@ -56,18 +56,22 @@ def scan(root: Path, index: Path) -> dict[str, float]:
     return dict(json.loads(finished.stdout))
 
 
-def measure(files: int, folder: Path, *, extensionless: bool) -> dict[str, dict[str, float]]:
-    """The three scans of one tree."""
-    root, index = folder / "tree", folder / "index"
+def measure(files: int, folder: Path, *, extensionless: bool, repeats: int) -> dict[str, list[dict[str, float]]]:
+    """The scans of one tree; each kind in a list of repeats."""
+    root = folder / "tree"
     make_tree(root, files, extensionless=extensionless)
+    found: dict[str, list[dict[str, float]]] = {"first": [], "again": [], "after_100_renamed": []}
     try:
-        found = {"first": scan(root, index), "again": scan(root, index)}
-        for path in sorted(root.glob("part-0/0000/*"))[:100]:
-            path.rename(path.with_name("moved-" + path.name))
-        found["after_100_renamed"] = scan(root, index)
+        for repeat in range(repeats):
+            index = folder / f"index-{repeat}"
+            found["first"].append(scan(root, index))
+            found["again"].append(scan(root, index))
+            for path in sorted(root.glob("part-0/0000/*"))[:100]:
+                path.rename(path.with_name(f"moved{repeat}-{path.name}"))
+            found["after_100_renamed"].append(scan(root, index))
+            shutil.rmtree(index)
     finally:
         shutil.rmtree(root)
-        shutil.rmtree(index)
     return found
 
 
@@ -75,23 +79,26 @@ def main() -> None:
     """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=200_000, help="how many files the tree has")
+    parser.add_argument("--repeats", type=int, default=3, help="of each scan")
     parser.add_argument("--out", type=Path, help="where the result goes (JSON)")
     parser.add_argument("--folder", type=Path, help="where the tree is made; a temporary folder without it")
     settings = parser.parse_args()
-    values = {}
     with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
-        values["named_as_pictures"] = measure(settings.files, Path(folder), extensionless=False)
-        values["known_by_content_only"] = measure(settings.files, Path(folder), extensionless=True)
+        named, unnamed = (
+            measure(settings.files, Path(folder), extensionless=extensionless, repeats=settings.repeats)
+            for extensionless in (False, True)
+        )
     record(
         settings.out,
         name="scan",
-        command=f"python benchmarks/scan.py --files {settings.files}",
-        unit="seconds for the first scan; in `scans` also MB of resident memory at its peak, imports included",
-        values=[found["first"]["seconds"] for found in values.values()],
-        seeds=[],
+        command=f"python benchmarks/scan.py --files {settings.files} --repeats {settings.repeats}",
+        unit="seconds for the first scan of files named as pictures, one a repeat",
+        values=[scanned["seconds"] for scanned in named["first"]],
+        seeds=list(range(settings.repeats)),
         files=settings.files,
-        trees=list(values),
-        scans=values,
+        memory="peak_mb: resident memory of the scanning process at its peak, imports included",
+        named_as_pictures=named,
+        known_by_content_only=unnamed,
     )
 
 

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--objectives", default="softmax,nce")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=float, default=200)
+    parser.add_argument("--limit", type=int, help="train on the first pictures only, to try the script")
     parser.add_argument("--minutes-each", type=float, help="stop (and save) a run after so long; start again to go on")
     parser.add_argument("--no-compile", action="store_true")
     settings = parser.parse_args()
@@ -47,9 +48,10 @@ def main() -> None:
         test = open_source("cifar10", split="test")
     seeds = [int(seed) for seed in settings.seeds.split(",")]
     for objective in settings.objectives.split(","):
+        name = f"paper_cifar10_{objective}" + (f"_{settings.limit}" if settings.limit else "")
         reports = []
         for seed in seeds:
-            out = settings.runs / f"paper_cifar10_{objective}_{seed}"
+            out = settings.runs / f"{name}_{seed}"
             if settings.minutes_each:
                 timer = threading.Timer(60 * settings.minutes_each, os.kill, (os.getpid(), signal.SIGINT))
                 timer.daemon = True
@@ -59,6 +61,7 @@ def main() -> None:
                 out,
                 "paper_cifar10",
                 resume=RunFolder(out).exists(),
+                limit=settings.limit,
                 objective=objective,
                 seed=seed,
                 epochs=settings.epochs,
@@ -70,18 +73,24 @@ def main() -> None:
             if not run.finished:
                 print(f"{out} is not finished: start again to go on.")
                 return
-            reports.append((run.seconds, evaluate(out, test)))
+            losses = [round(line["loss"], 3) for line in run.metrics() if "loss" in line]
+            reports.append({"trained": run.seconds, "losses": [losses[0], losses[-1]], **evaluate(out, test)})
         record(
-            settings.results / f"paper_cifar10_{objective}.json",
-            name=f"paper_cifar10_{objective}",
-            command=f"python runs/paper_cifar10.py --objectives {objective} --seeds {settings.seeds}",
+            settings.results / f"{name}.json",
+            name=name,
+            command=f"python runs/paper_cifar10.py --objectives {objective} --seeds {settings.seeds}"
+            + f" --epochs {settings.epochs:g}"
+            + (f" --limit {settings.limit}" if settings.limit else "")
+            + (" --no-compile" if settings.no_compile else ""),
             unit="kNN top-1 on the 10,000 test pictures, %, k 200, temperature 0.07, last epoch",
-            values=[100 * report["knn"]["top1"] for _, report in reports],
+            values=[100 * report["knn"]["top1"] for report in reports],
             seeds=seeds,
-            published=PUBLISHED.get(objective),
+            published=None if settings.limit else PUBLISHED.get(objective),
+            pictures=run.instances,
             epochs=settings.epochs,
-            training_seconds=[seconds for seconds, _ in reports],
-            baselines=reports[0][1]["baselines"],
+            training_seconds=[report["trained"] for report in reports],
+            first_and_last_loss=[report["losses"] for report in reports],
+            baselines=reports[0]["baselines"],
         )
 
 

@@ -67,7 +67,7 @@ def test_work_done_before_counts_for_what_is_left_but_not_for_the_speed(
         bar.start_from(900)
         clock.now += 10
         bar.advance(20, note="loss 3.1")
-    assert capsys.readouterr().err == "Embedding: 920 of 1,000, 2/s, 40 s left, loss 3.1\n"
+    assert capsys.readouterr().err == "Embedding: 920 of 1,000, 2.0/s, 40 s left, loss 3.1\n"
 
 
 def test_without_a_total_there_is_no_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +75,13 @@ def test_without_a_total_there_is_no_time_left(clock: Clock, capsys: pytest.Capt
         clock.now += 20
         bar.advance(5000)
     assert capsys.readouterr().err == "Scanning: 5,000 files, 250/s\n"
+
+
+def test_seconds_have_no_speed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(total=60, description="Training", unit="s") as bar:
+        clock.now += 15
+        bar.advance(15)
+    assert capsys.readouterr().err == "Training: 15 of 60 s, 45 s left\n"
 
 
 def test_other_ranks_say_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

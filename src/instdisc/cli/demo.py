@@ -32,10 +32,13 @@ def command(
     print("\n2. Measure: each digit is classified by the labels of its nearest neighbours, itself left out.\n")
     report = evaluate(out, device=device)
     show(report, out)
-    print(
-        f"\n3. Next, on pictures of your own:\n\n"
-        f"   instdisc info {out}                              what is in this run\n"
-        f"   instdisc train my-pictures/ --out runs/mine      train on a folder\n"
-        f"   instdisc evaluate runs/mine                      measure it\n"
-        f"   instdisc embed runs/mine my-pictures/ -o v.npy   128 numbers for each picture"
-    )
+    print("\n3. Next, on pictures of your own:\n")
+    following = {
+        f"instdisc info {out}": "what is in this run",
+        "instdisc train my-pictures/ --out runs/mine": "train on a folder",
+        "instdisc evaluate runs/mine": "measure it",
+        "instdisc embed runs/mine my-pictures/ -o v.npy": "128 numbers for each picture",
+    }
+    widest = max(map(len, following))
+    for words, meaning in following.items():
+        print(f"   {words:<{widest}}   {meaning}")

@@ -11,14 +11,13 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from instdisc.data.decode import UnreadableError
-from instdisc.data.index import Columns, chunks, digest_of, facts_of, index_file, read_index, reopen_index, write_index
+from instdisc.data.index import Columns, OpenIndex, chunks, digest_of, facts_of, index_file, read_index, write_index
 from instdisc.data.labels import Encoded, encode
 from instdisc.data.listing import has_picture_name, is_picture, list_local, list_remote, short_names
 from instdisc.data.places import is_url, read_bytes, reason
@@ -107,36 +106,24 @@ class FileSource(Source):
     def __init__(
         self, name: str, index: Path, roots: Sequence[str], names: Sequence[bytes], limit: int | None = None
     ) -> None:
-        table = read_index(index)
-        if table is None:
-            raise InputError(f"The index {index} cannot be read: delete it and start again.")
-        facts = facts_of(table)
+        self._index = OpenIndex(index)
+        facts = self._index.facts
         count = int(facts["pictures"])
         notes = []
-        if len(table) > count:
-            notes.append(f"{len(table) - count:,} files that are not pictures were passed over.")
+        passed_over = len(self._index.table) - count
+        if passed_over:
+            notes.append(f"{passed_over:,} files that are not pictures were passed over.")
         if facts["unopened"]:
             notes.append(f"{facts['unopened']:,} folders could not be opened and were passed over.")
         super().__init__(name, count, limit=limit, notes=notes)
-        self._index, self._index_fingerprint = index, str(facts["fingerprint"])
         self._roots, self._names = list(roots), list(names)
-        self._mapped: pa.Table | None = table
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mapped": None}
-
-    @property
-    def _table(self) -> pa.Table:
-        if self._mapped is None:
-            self._mapped = reopen_index(self._index, self._index_fingerprint)
-        return self._mapped
 
     def identifiers(self, start: int, stop: int) -> list[bytes]:
-        return list(self._table["id"].slice(start, stop - start).to_pylist())
+        return list(self._index.table["id"].slice(start, stop - start).to_pylist())
 
     def locations(self, start: int, stop: int) -> list[bytes]:
         ids = self.identifiers(start, stop)
-        roots = self._table["root"].slice(start, stop - start).to_pylist()
+        roots = self._index.table["root"].slice(start, stop - start).to_pylist()
         return [_place(entry, self._roots[root], self._names[root]) for entry, root in zip(ids, roots, strict=True)]
 
     def read(self, row: int) -> Content:
@@ -165,10 +152,10 @@ class FileSource(Source):
                 yield from zip(batch, pool.map(self.read_or_error, batch), strict=True)
 
     def _own_labels(self) -> Encoded | None:
-        names = facts_of(self._table)["label_names"]
+        names = self._index.facts["label_names"]
         if names is None:
             return None
-        return self._table["label"].slice(0, len(self)).to_numpy().astype(np.int64), list(names)
+        return self._index.table["label"].slice(0, len(self)).to_numpy().astype(np.int64), list(names)
 
     def archives(self) -> tuple[str, list[str]] | None:
         """What the folder is really about, when more bytes lie in Parquet files or tar shards than in pictures.
@@ -176,9 +163,9 @@ class FileSource(Source):
         A data set on a hub is a folder of Parquet files with perhaps a logo beside them; a folder of pictures may hold
         a small table of facts. Returns the kind and the files, None for a folder of pictures.
         """
-        pictures = int(facts_of(self._table)["pictures"])
-        weights = {"": _weight(self._table["size"].slice(0, pictures))}
-        others = self._table.slice(pictures)
+        pictures = int(self._index.facts["pictures"])
+        weights = {"": _weight(self._index.table["size"].slice(0, pictures))}
+        others = self._index.table.slice(pictures)
         held: dict[str, list[str]] = {}
         for kind, endings in _ARCHIVES.items():
             matches = [pc.ends_with(others["id"], ending.encode(), ignore_case=True) for ending in endings]

@@ -116,12 +116,31 @@ def facts_of(table: pa.Table) -> dict[str, Any]:
     return dict(json.loads(metadata.get(_FACTS, b"{}")))
 
 
-def reopen_index(path: Path, fingerprint: str) -> pa.Table:
-    """The index that a source was made with, for a source that has come to another process.
+class OpenIndex:
+    """The index that a source was made with: its table, mapped into memory, and mapped anew in another process.
 
-    Raises InputError when it is gone or another scan has since found other rows: going on would mix up pictures.
+    Raises InputError where it can't be read; and later, in another process, where it is gone or another scan has since
+    found other rows: going on would mix up pictures.
     """
-    table = read_index(path)
-    if table is None or facts_of(table).get("fingerprint") != fingerprint:
-        raise InputError(f"The index {path} was changed by another scan while it was in use: start the command again.")
-    return table
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._table = read_index(path)
+        if self._table is None:
+            raise InputError(f"The index {path} cannot be read: delete it and start again.")
+        self.facts = facts_of(self._table)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}
+
+    @property
+    def table(self) -> pa.Table:
+        """The rows."""
+        if self._table is None:
+            table = read_index(self.path)
+            if table is None or facts_of(table).get("fingerprint") != self.facts["fingerprint"]:
+                raise InputError(
+                    f"The index {self.path} was changed by another scan while it was in use: start the command again."
+                )
+            self._table = table
+        return self._table

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instdisc.data.decode import UnreadableError
-from instdisc.data.index import Columns, digest_of, facts_of, index_file, read_index, reopen_index, write_index
+from instdisc.data.index import Columns, OpenIndex, digest_of, facts_of, index_file, read_index, write_index
 from instdisc.data.labels import Encoded, encode
 from instdisc.data.places import describe, is_url, names_below, open_file, reason, seekable
 from instdisc.data.source import Content, Source
@@ -64,22 +64,20 @@ class ParquetSource(Source):
     """One picture a row. Ids: `train-00000.parquet#17`, the file's name below the folder of all, and the row in it."""
 
     def __init__(self, name: str, index: Path, places: Sequence[str], limit: int | None = None) -> None:
-        table = read_index(index)
-        if table is None:
-            raise InputError(f"The index {index} cannot be read: delete it and start again.")
-        facts = facts_of(table)
+        self._index = OpenIndex(index)
+        facts = self._index.facts
         super().__init__(name, sum(int(file["rows"]) for file in facts["files"]), limit=limit)
-        self._index, self._index_fingerprint = index, str(facts["fingerprint"])
         self._places = list(places)
         self._names = [os.fsencode(entry) for entry in names_below(places)]
         self._stamps = [(int(file["stamp"][0]), int(file["stamp"][1])) for file in facts["files"]]
         self._file_starts = np.cumsum([0] + [int(file["rows"]) for file in facts["files"]])
         self._image, self._label = str(facts["image"]), facts["label"]
         self._label_classes: list[str] | None = facts["label_names"]
-        self._prepare(table)
+        self._prepare()
 
-    def _prepare(self, table: pa.Table) -> None:
+    def _prepare(self) -> None:
         """What is not pickled: the row groups, open files, and the groups read last."""
+        table = self._index.table
         self._group_files, self._group_numbers = table["file"].to_numpy(), table["group"].to_numpy()
         self._group_starts = np.concatenate([[0], np.cumsum(table["rows"].to_numpy())])
         self._process = os.getpid()
@@ -95,7 +93,7 @@ class ParquetSource(Source):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._prepare(reopen_index(self._index, self._index_fingerprint))
+        self._prepare()
 
     def identifiers(self, start: int, stop: int) -> list[bytes]:
         files = np.searchsorted(self._file_starts, np.arange(start, stop), side="right") - 1

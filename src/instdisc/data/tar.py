@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instdisc.data.decode import UnreadableError
-from instdisc.data.index import Columns, chunks, digest_of, facts_of, index_file, read_index, reopen_index, write_index
+from instdisc.data.index import Columns, OpenIndex, chunks, digest_of, facts_of, index_file, read_index, write_index
 from instdisc.data.labels import Encoded, encode
 from instdisc.data.listing import has_picture_name, is_picture
 from instdisc.data.places import describe, is_url, names_below, open_file, read_range, reason, seekable
@@ -78,26 +78,13 @@ class TarSource(Source):
     """One picture a sample, in the order of the shards. Ids: `shard-000.tar#0017`."""
 
     def __init__(self, name: str, index: Path, places: Sequence[str], limit: int | None = None) -> None:
-        table = read_index(index)
-        if table is None:
-            raise InputError(f"The index {index} cannot be read: delete it and start again.")
-        facts = facts_of(table)
+        self._index = OpenIndex(index)
+        facts = self._index.facts
         cut = [place for place, shard in zip(places, facts["shards"], strict=True) if not shard["whole"]]
         notes = [f"{place} is cut short: only the samples before the break are there." for place in cut]
-        super().__init__(name, len(table), limit=limit, notes=notes)
-        self._index, self._index_fingerprint = index, str(facts["fingerprint"])
+        super().__init__(name, len(self._index.table), limit=limit, notes=notes)
         self._places, self._names = list(places), [os.fsencode(entry) for entry in names_below(places)]
         self._stamps = [(int(shard["stamp"][0]), int(shard["stamp"][1])) for shard in facts["shards"]]
-        self._mapped: pa.Table | None = table
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mapped": None}
-
-    @property
-    def _table(self) -> pa.Table:
-        if self._mapped is None:
-            self._mapped = reopen_index(self._index, self._index_fingerprint)
-        return self._mapped
 
     def identifiers(self, start: int, stop: int) -> list[bytes]:
         return self._join(self._names, start, stop)
@@ -106,7 +93,7 @@ class TarSource(Source):
         return self._join([os.fsencode(place) for place in self._places], start, stop)
 
     def _join(self, shards: Sequence[bytes], start: int, stop: int) -> list[bytes]:
-        rows = self._table.slice(start, stop - start)
+        rows = self._index.table.slice(start, stop - start)
         keys, numbers = rows["key"].to_pylist(), rows["shard"].to_pylist()
         return [shards[number] + b"#" + key for number, key in zip(numbers, keys, strict=True)]
 
@@ -144,7 +131,7 @@ class TarSource(Source):
                 yield row, error
 
     def _spot(self, row: int) -> tuple[int, int, int]:
-        table = self._table
+        table = self._index.table
         return table["shard"][row].as_py(), table["offset"][row].as_py(), table["size"][row].as_py()
 
     def _fetch(self, shard: int, offset: int, size: int) -> bytes:
@@ -154,7 +141,7 @@ class TarSource(Source):
             raise UnreadableError(f"its shard cannot be read: {reason(error)}") from error
 
     def _own_labels(self) -> Encoded | None:
-        return encode(self._table["label"].slice(0, len(self)))
+        return encode(self._index.table["label"].slice(0, len(self)))
 
 
 def _exactly(content: bytes, size: int) -> bytes:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from instdisc.errors import InputError
 from instdisc.training.config import Settings
@@ -49,32 +49,16 @@ def paper_imagenet(facts: DataFacts | None = None) -> Settings:
 def laptop_cifar10(facts: DataFacts | None = None) -> Settings:
     """instdisc train cifar10 --preset laptop_cifar10 --out runs/laptop
 
-    CIFAR-10 in an hour on two CPU cores.
+    CIFAR-10 in an hour on two CPU cores; network, optimizer and rate were chosen by runs/choose_laptop.py.
     """
-    return Settings(
+    return replace(
+        _TWO_VIEWS,
         preset="laptop_cifar10",
-        backbone="conv6",
-        width=32,
-        head="mlp",
         hidden=512,
-        objective="sampled",
-        negatives=4096,
-        temperature=0.1,
-        views=2,
-        view_share=0.5,
-        fill_epochs=1.0,
-        bank_momentum=0.0,
-        batch=256,
-        optimizer="muon",
-        lr=0.02,
-        vector_lr=0.05,
-        schedule="cosine",
+        lr=0.05,
         warmup=2.0,
         epochs=55,
         minutes=60.0,
-        flip=0.5,
-        jitter=0.8,
-        hue=0.1,
         monitor_epochs=5,
     )
 
@@ -85,26 +69,17 @@ def digits(facts: DataFacts | None = None) -> Settings:
     The 1,797 handwritten digits that scikit-learn ships, in a minute or two on two CPU cores. Digits are not mirrored,
     have no colour, and stay digits when a little is cut off: mild crops, and a jitter of brightness and contrast.
     """
-    return Settings(
+    return replace(
+        _TWO_VIEWS,
         preset="digits",
-        backbone="conv6",
-        width=32,
-        head="mlp",
         size=16,
         objective="softmax",
-        temperature=0.1,
-        negatives=1024,
-        views=2,
-        view_share=0.5,
-        fill_epochs=1,
-        bank_momentum=0.0,
         batch=128,
-        optimizer="muon",
-        lr=0.02,
-        schedule="cosine",
-        warmup=2,
+        warmup=2.0,
         epochs=40,
         crop_scale=(0.5, 1.0),
+        flip=0.0,
+        jitter=1.0,
         saturation=0.0,
         hue=0.0,
         grey=0.0,
@@ -122,37 +97,45 @@ def default(facts: DataFacts | None = None) -> Settings:
         raise InputError("The preset default needs to look at the data: give it their facts.")
     gpu = facts.device != "cpu"
     small = facts.side <= 64
-    size = _nearest_side(facts.side) if small else (224 if gpu else 96)
     # The run sees about this many pictures: hours on a GPU, half an hour or so on two cores.
     seen = 20_000_000 if gpu else 1_500_000 if small else 120_000
     epochs = max(5, min(400, round(seen / facts.count)))
-    return Settings(
+    return replace(
+        _TWO_VIEWS,
         preset="default",
-        backbone="resnet18" if gpu or not small else "conv6",
+        backbone="resnet18" if gpu or not small else _TWO_VIEWS.backbone,
         width=None if gpu else 32,
-        head="mlp",
         hidden=512,
-        size=size,
+        size=_nearest_side(facts.side) if small else (224 if gpu else 96),
         # Exact up to ten million rows on a GPU: beyond, a shared sample costs a thousandth and loses little.
         objective="softmax" if gpu and facts.count <= 10_000_000 else "sampled",
         negatives=4096 if facts.count >= 8192 else max(1, facts.count // 2),
-        temperature=0.1,
-        views=2,
-        view_share=0.5,
-        fill_epochs=1,
-        bank_momentum=0.0,
         batch=min(256, max(8, facts.count // 8)),
-        optimizer="muon",
-        lr=0.02,
-        schedule="cosine",
         warmup=min(5.0, epochs / 16),
         epochs=epochs,
-        flip=0.5,
-        jitter=0.8,
-        hue=0.1,
         blur=0.0 if small else 0.5,
         monitor_epochs=max(1, round(epochs / 20)),
     )
+
+
+# What the recipes of our own share: half of the loss compares two views of a picture, half a view with the bank.
+_TWO_VIEWS = Settings(
+    backbone="conv6",
+    width=32,
+    head="mlp",
+    objective="sampled",
+    views=2,
+    view_share=0.5,
+    fill_epochs=1.0,
+    bank_momentum=0.0,
+    batch=256,
+    optimizer="muon",
+    lr=0.02,
+    schedule="cosine",
+    flip=0.5,
+    jitter=0.8,
+    hue=0.1,
+)
 
 
 def _nearest_side(side: int) -> int:
