@@ -7,6 +7,9 @@ batch 128, one view, augmentation, exact softmax over a bank of 50,000 rows, SGD
 lightly's SimCLR transform (without blur, as for CIFAR), projection head and NT-Xent loss, float32, batch 128 with two
 views, a DataLoader of two workers. Pictures through the encoder are counted alike: 128 with two views are 256.
 
+Beside them the limits of this machine: the encoder alone, forward and backward, and its convolutions alone, each
+through the same library in the same precision and layout: what a step can't exceed while these kernels do the work.
+
 They take turns, some steps each; theirs in a process of its own, once as it is and once with the allocator settings
 that ours makes (glibc's, see allocator.py), and without the steps that its workers had prepared beforehand. Needs the
 extra `benchmarks`.
@@ -22,7 +25,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +48,9 @@ WARM, PREFETCHED = 2, 5
 PEERS = ("lightly", "lightly, our allocator settings")
 
 
-def ours(images: np.ndarray, folder: Path, precision: str) -> tuple[Iterator[float], str]:
+def ours(images: np.ndarray, folder: Path, precision: str, compiled: bool) -> tuple[Iterator[float], str]:
     """Seconds of each step of the real loop, without its reports; and the precision it runs in."""
-    settings = paper_cifar10()
+    settings = replace(paper_cifar10(), compile=compiled)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = open_pictures(open_source(images), settings.size, device, storage="memory")
     encoder = build_encoder(settings.encoder)
@@ -65,6 +69,63 @@ def ours(images: np.ndarray, folder: Path, precision: str) -> tuple[Iterator[flo
             epoch += 1
 
     return steps(), chosen.precision
+
+
+def limits(precision: str) -> dict[str, float]:
+    """Images a second of the encoder alone, and of its convolutions one by one, forward and backward."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = build_encoder(paper_cifar10().encoder).to(device, memory_format=torch.channels_last).train()
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    side = encoder.preprocessing.size
+    images = torch.randn(BATCH, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+
+    def whole() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            features = encoder(images)
+        features.sum().backward()
+
+    met: list[tuple[nn.Conv2d, torch.Size]] = []
+    hooks = [
+        part.register_forward_hook(lambda part, entering, _: met.append((part, entering[0].shape)))
+        for part in encoder.modules()
+        if isinstance(part, nn.Conv2d)
+    ]
+    whole()
+    for hook in hooks:
+        hook.remove()
+    seconds = 0.0
+    for number, (part, shape) in enumerate(met):
+        entering = torch.randn(shape, dtype=kind, device=device).contiguous(memory_format=torch.channels_last)
+        entering.requires_grad_(number > 0)  # nobody asks for the gradient of the pictures
+        weight = part.weight.detach().to(kind).requires_grad_()
+        slope: list[torch.Tensor] = []
+
+        def alone(
+            entering: torch.Tensor = entering,
+            weight: torch.Tensor = weight,
+            part: nn.Conv2d = part,
+            slope: list[torch.Tensor] = slope,
+        ) -> None:
+            leaving = nn.functional.conv2d(entering, weight, None, part.stride, part.padding)
+            if not slope:
+                slope.append(torch.randn_like(leaving))
+            leaving.backward(slope[0])
+            entering.grad = weight.grad = None
+
+        seconds += typical_seconds(alone)
+    return {"encoder alone": BATCH / typical_seconds(whole), "its convolutions alone": BATCH / seconds}
+
+
+def typical_seconds(run: Callable[[], None], repeats: int = 5) -> float:
+    """The median of some runs, after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
 
 
 def theirs(images: np.ndarray) -> Iterator[float]:
@@ -113,6 +174,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each in a round")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--peer", choices=PEERS, help="measure the peer alone, in this process")
+    parser.add_argument("--compile", action="store_true", help="ours through torch.compile")
     settings = parser.parse_args()
     warnings.simplefilter("ignore")
     images = np.random.default_rng(0).integers(0, 256, (INSTANCES, 32, 32, 3), dtype=np.uint8)
@@ -124,27 +186,32 @@ def main() -> None:
         return
     keep_freed_memory()  # as `instdisc train` does
     rates: dict[str, list[float]] = {"instdisc": [], **{name: [] for name in PEERS}}
+    bounds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        mine, precision = ours(images, Path(folder), settings.precision)
+        mine, precision = ours(images, Path(folder), settings.precision, settings.compile)
         for _ in range(settings.rounds):
             times = [next(mine) for _ in range(WARM + settings.steps)][WARM:]
             rates["instdisc"].append(BATCH / statistics.median(times))
+            for name, rate in limits(precision).items():
+                bounds.setdefault(name, []).append(rate)
             for name in PEERS:  # in processes of their own: plain PyTorch leaves the allocator as it is
                 words = [sys.executable, __file__, "--peer", name, "--steps", str(settings.steps)]
                 done = subprocess.run(words, check=True, capture_output=True, text=True)
                 rates[name].append(float(json.loads(done.stdout.splitlines()[-1])))
-            print({name: round(found[-1], 1) for name, found in rates.items()}, flush=True)
+            print({name: round(found[-1], 1) for name, found in (rates | bounds).items()}, flush=True)
     ratios = [a / b for a, b in zip(rates["instdisc"], rates["lightly"], strict=True)]
     import lightly
 
     record(
         settings.out,
         name="step",
-        command=f"python benchmarks/step.py --rounds {settings.rounds} --steps {settings.steps}",
+        command=f"python benchmarks/step.py --rounds {settings.rounds} --steps {settings.steps}"
+        + (" --compile" if settings.compile else ""),
         unit="pictures through the encoder a second, ours over lightly's",
         values=ratios,
         seeds=list(range(settings.rounds)),
         images_per_second=rates,
+        limits_images_per_second=bounds,
         precision={"instdisc": precision, "lightly": "float32"},
         lightly=lightly.__version__,
     )

@@ -37,10 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=float, help="without: what the preset chooses")
     parser.add_argument("--out", type=Path, default=Path("runs/out/photos"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
-    run = train(settings.photos, settings.out, resume=RunFolder(settings.out).exists(), seed=settings.seed)
+    length = {} if settings.epochs is None else {"epochs": settings.epochs}
+    run = train(settings.photos, settings.out, resume=RunFolder(settings.out).exists(), seed=settings.seed, **length)
     if not run.finished:
         print(f"{settings.out} is not finished: start again to go on.")
         return
@@ -55,7 +57,8 @@ def main() -> None:
     record(
         settings.results / "photos.json",
         name="photos",
-        command=f"python runs/photos.py --photos photos.parquet --seed {settings.seed}",
+        command=f"python runs/photos.py --photos photos.parquet --seed {settings.seed}"
+        + (f" --epochs {settings.epochs:g}" if settings.epochs is not None else ""),
         unit="kNN top-1, %, leave-one-out on the training pictures, k 200, temperature 0.07",
         values=[100 * report["knn"]["top1"]],
         seeds=[settings.seed],

@@ -21,16 +21,15 @@ from instdisc import checkpoint
 from instdisc.checkpoint import (
     DamagedError,
     Shard,
-    flatten_optimizer,
     latest,
     load_encoder,
     open_checkpoint,
     save,
-    unflatten_optimizer,
 )
 from instdisc.encoder import build_encoder
 from instdisc.errors import InputError
 from instdisc.runs import RunFolder, write_json
+from instdisc.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 
 MISSING = pytest.mark.fault("optimizer, schedule, random states or bank missing from the checkpoint")
 PICKLE = pytest.mark.fault("pickle: loading a stranger's checkpoint runs their code")

@@ -10,7 +10,15 @@ import torch
 from scipy.spatial.distance import pdist
 
 from instdisc.errors import InputError
-from instdisc.evaluation.quality import alignment, effective_rank, health, sample_rows, uniformity
+from instdisc.evaluation.quality import (
+    alignment,
+    drift,
+    effective_rank,
+    health,
+    neighbour_stability,
+    sample_rows,
+    uniformity,
+)
 
 
 def random(rows: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -115,3 +123,39 @@ def test_what_a_person_can_get_wrong() -> None:
         alignment(torch.zeros(0, 4), torch.zeros(0, 4))
     with pytest.raises(InputError, match="not defined"):
         effective_rank(torch.zeros(5, 4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bank
+
+
+def test_drift_is_the_mean_of_one_less_the_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    rows, vectors = generator.normal(size=(2, 50, 6)).astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vectors, axis=1)
+    expected = np.mean(1 - (rows * vectors).sum(1) / lengths)
+    assert drift(torch.from_numpy(rows), torch.from_numpy(vectors)) == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr("instdisc.evaluation.quality._MOST_ROWS", 7)
+    assert drift(torch.from_numpy(rows), torch.from_numpy(vectors)) == pytest.approx(expected, abs=1e-6)
+    assert drift(torch.from_numpy(rows), torch.from_numpy(3 * rows)) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(InputError, match="Drift compares"):
+        drift(torch.zeros(3, 2), torch.zeros(4, 2))
+
+
+def test_neighbour_stability_counts_shared_neighbours() -> None:
+    generator = np.random.default_rng(1)
+    first, second = generator.normal(size=(2, 30, 5)).astype(np.float32)
+    units = [bank / np.linalg.norm(bank, axis=1)[:, None] for bank in (first, second)]
+    shared = []
+    for row in range(30):
+        nearest = []
+        for bank in units:
+            cosines = bank @ bank[row]
+            cosines[row] = -np.inf
+            nearest.append(set(np.argsort(-cosines)[:4].tolist()))
+        shared.append(len(nearest[0] & nearest[1]) / 4)
+    found = neighbour_stability(torch.from_numpy(first), torch.from_numpy(second), neighbours=4)
+    assert found == pytest.approx(np.mean(shared))
+    assert neighbour_stability(torch.from_numpy(first), torch.from_numpy(2 * first)) == 1.0
+    with pytest.raises(InputError, match="same run"):
+        neighbour_stability(torch.zeros(3, 2), torch.zeros(4, 2))

@@ -20,7 +20,11 @@ from instdisc.checkpoint import latest
 from instdisc.data.source import open_source
 from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
+from instdisc.evaluation.probe import LinearProbe
+from instdisc.evaluation.retrieval import retrieval
+from instdisc.evaluation.svm import LinearSVM
 from instdisc.jobs import evaluate as jobs_evaluate
+from instdisc.jobs.compare import compare
 from instdisc.jobs.embed import embed
 from instdisc.jobs.evaluate import evaluate
 from instdisc.jobs.info import info
@@ -146,6 +150,58 @@ def test_bank_rows_find_their_pictures_where_some_could_not_be_read(tmp_path: Pa
     assert report["knn"]["top1"] == KNN(5).fit(rows, source.labels[good]).leave_one_out().top1
 
 
+def test_further_measures_are_those_of_the_parts(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, run = copied
+    tests = picture_folder(tmp_path / "tests", 40, seed=9)
+    encoder, train_source, test_source = instdisc.load(run), open_source(pictures), open_source(tests)
+    features, asked = encoder.features(train_source), encoder.features(test_source)
+    report = measured(run, tests, neighbours=5, measures=("svm", "linear", "retrieval"))
+    assert list(report["svm"]["levels"]) == ["stage1", "stage2", "stage3", "embedding"], "the backbone's end is stage3"
+    for name, kind in (("svm", LinearSVM), ("linear", LinearProbe)):
+        for level, found in report[name]["levels"].items():
+            alone = kind().fit(features[level], train_source.labels).evaluate(asked[level], test_source.labels)
+            assert (found["top1"], found["chosen"]) == (alone.top1, alone.chosen)
+            assert found["dim"] == features[level].shape[1] and found["interval"][0] < found["interval"][1]
+    alone = retrieval(features["embedding"], train_source.labels, asked["embedding"], test_source.labels)
+    assert report["retrieval"]["mean_average_precision"] == pytest.approx(alone.mean_average_precision)
+    assert report["retrieval"]["recall"]["5"] == alone.recall[5]
+
+    bank = measured(run, neighbours=5, measures=["quality"], bank=True)["bank_quality"]
+    saved = latest(RunFolder(run).checkpoints)
+    assert saved is not None
+    rows = saved.rows("bank", 0, COUNT)["rows"]
+    assert bank["bank_drift"] == pytest.approx(float((1 - (rows * features["embedding"]).sum(1)).mean()), abs=1e-5)
+    earlier = latest(RunFolder(run).checkpoints, before=saved.step)
+    assert ("since_step" in bank) == (earlier is not None)
+    assert all(sentence.endswith(".") for sentence in bank["sentences"])
+
+    held_out = measured(run, neighbours=5, measures=["svm"])["svm"]
+    assert held_out["mode"] == "12 training pictures that were held out"
+    assert held_out["levels"]["embedding"]["count"] == 12
+    assert 'no measurement "smv"' in refused(measured, run, measures=["smv"])
+
+
+def test_two_runs_on_the_same_test_pictures(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, run = copied
+    other = train(pictures, tmp_path / "other", tiny(epochs=1, seed=8), say=None).path
+    tests = picture_folder(tmp_path / "tests", 40, seed=9)
+    (tests / "red" / "0000.png").write_bytes(b"no picture")
+    report = compare(run, other, tests, neighbours=5, say=None)
+    assert report["test"]["pictures"] == 39
+    known, asked = open_source(pictures), open_source(tests)
+    good = np.array([row for row in range(40) if asked.location(row) != str(tests / "red" / "0000.png")])
+    right = []
+    for path in (run, other):
+        encoder = instdisc.load(path)
+        queries = encoder.embed([asked.location(int(row)) for row in good])
+        knn = KNN(5).fit(encoder.embed(known), known.labels)
+        right.append(knn.predict(queries).numpy() == asked.labels[good])
+    assert [found["top1"] for found in report["runs"].values()] == [hits.mean() for hits in right]
+    assert report["paired"]["only_first"] == (right[0] & ~right[1]).sum()
+    assert compare(run, run, tests, neighbours=5, say=None)["paired"]["probability"] == 1.0
+    assert "but there are only 61" in refused(compare, run, other, tests, neighbours=100, say=None)
+
+
 @pytest.mark.fault("k larger than the bank crashes")
 def test_neighbours_that_are_not_there(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, run = copied
@@ -154,7 +210,7 @@ def test_neighbours_that_are_not_there(copied: tuple[Path, Path], monkeypatch: p
     def embedded(*_: Any, **__: Any) -> None:
         raise AssertionError("hours of embedding came before the refusal")
 
-    monkeypatch.setattr(jobs_evaluate, "_vectors", embedded)
+    monkeypatch.setattr(jobs_evaluate, "collect_vectors", embedded)
     assert f"a picture has {COUNT - 1} labelled others" in refused(measured, run, neighbours=COUNT)
     assert "neighbours is 0" in refused(measured, run, neighbours=0)
     assert "temperature is -1.0" in refused(measured, run, temperature=-1)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from by_hand import agrees_with, ask, bank_of, tensor_of, unit_rows
 from several_ranks import joined
+from torch.nn.functional import normalize
 
+from instdisc.bank import MemoryBank
 from instdisc.objectives import NonParametricSoftmax, SampledSoftmax
 
 INDICES = np.array([3, 49, 0, 3])
@@ -101,3 +103,17 @@ def test_several_ranks_are_one(world: int, way: str) -> None:
     for what, tolerance in {"loss": 3e-6, "gradient": 3e-6, "rows": 0}.items():
         ours, one = joined(world)[f"{way}.{what}"], joined(1)[f"{way}.{what}"]
         torch.testing.assert_close(ours, one, rtol=tolerance, atol=tolerance)
+
+
+def test_a_picture_that_drew_only_itself_is_only_attracted() -> None:
+    bank = MemoryBank(6, 4)
+    features = normalize(torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), dim=1).requires_grad_()
+    objective = SampledSoftmax(0.5, 3, decoupled=True, draw=lambda count: torch.full((count,), 2))
+    loss = objective(features, torch.tensor([2, 4]), bank)
+    loss.backward()
+    with torch.no_grad():
+        positive = (features * bank.rows[[2, 4]]).sum(1) / 0.5
+        repelled = torch.stack([torch.zeros(()), features[1] @ bank.rows[2] / 0.5 + np.log(3)])
+    torch.testing.assert_close(loss.detach(), (repelled - positive).mean())
+    assert features.grad is not None and torch.isfinite(features.grad).all()
+    torch.testing.assert_close(features.grad[0], -bank.rows[2] / 0.5 / 2)

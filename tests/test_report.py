@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instdisc import report
 from instdisc.errors import InputError
-from instdisc.report import neighbour_sheet, training_curves
+from instdisc.report import neighbour_sheet, plots, training_curves
+from instdisc.report import sheet as drawing
 
 RED, BLUE, YELLOW = (200, 10, 10), (10, 10, 200), (220, 220, 0)
 GREEN_BORDER, ORANGE_BORDER = (0, 158, 115), (213, 94, 0)
@@ -43,7 +43,7 @@ def test_each_row_is_a_query_and_its_neighbours_in_order(tmp_path: Path) -> None
     neighbours = [[plain(BLUE), plain(YELLOW)], [plain(YELLOW), plain(RED)]]
     neighbour_sheet(queries, neighbours, [[0.9, 0.5], [0.8, 0.1]], tmp_path / "sheet.png")
     sheet = drawn(tmp_path / "sheet.png")
-    side = report._CELL
+    side = drawing._CELL
     known = {colour: area(sheet, colour) for colour in (RED, BLUE, YELLOW)}
     assert known == dict.fromkeys((RED, BLUE, YELLOW), 2 * side * side)
     centres = lambda colour, half: np.nonzero((half == np.array(colour)).all(axis=-1))[1].mean()  # noqa: E731
@@ -67,8 +67,8 @@ def test_borders_say_the_class_by_colour_and_by_shape(tmp_path: Path) -> None:
     top = int(np.nonzero((sheet == np.array(RED)).all(axis=-1))[0][0]) - 2  # inside the border above the pictures
     assert runs_of(sheet[top], GREEN_BORDER) == 1  # solid
     assert runs_of(sheet[top], ORANGE_BORDER) > 4  # broken
-    frame = 4 * report._BORDER * (report._CELL + report._BORDER)
-    legend = 4 * report._BORDER * (report._LEGEND_BOX + report._BORDER)
+    frame = 4 * drawing._BORDER * (drawing._CELL + drawing._BORDER)
+    legend = 4 * drawing._BORDER * (drawing._LEGEND_BOX + drawing._BORDER)
     assert area(sheet, GREEN_BORDER) == frame + legend  # one picture of the class; none for the one without a label
 
 
@@ -77,7 +77,7 @@ def test_proportions_are_kept_and_any_picture_is_taken(tmp_path: Path) -> None:
     neighbour_sheet(
         [wide], [[tall, grey, Image.new("RGBA", (1, 1000), (*YELLOW, 255))]], [[1, 0, -1]], tmp_path / "s.png"
     )
-    sheet, side = drawn(tmp_path / "s.png"), report._CELL
+    sheet, side = drawn(tmp_path / "s.png"), drawing._CELL
     assert area(sheet, RED) == area(sheet, BLUE) == side * side // 4
     assert area(sheet, (77, 77, 77)) >= side * side
     assert area(sheet, YELLOW) == side
@@ -86,10 +86,10 @@ def test_proportions_are_kept_and_any_picture_is_taken(tmp_path: Path) -> None:
 def test_long_names_stay_under_their_picture() -> None:
     from PIL import ImageFont
 
-    font = ImageFont.load_default(report._TEXT)
-    text = report._fitted("an uncommonly long\nname of a class", 112, font)
+    font = ImageFont.load_default(drawing._TEXT)
+    text = drawing._fitted("an uncommonly long\nname of a class", 112, font)
     assert text.startswith("an uncomm") and text.endswith("…") and font.getlength(text) <= 112
-    assert report._fitted("cat", 112, font) == "cat"
+    assert drawing._fitted("cat", 112, font) == "cat"
 
 
 def test_one_neighbour_leaves_room_for_the_legend(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_one_neighbour_leaves_room_for_the_legend(tmp_path: Path) -> None:
         [plain(RED)], [[plain(BLUE)]], [[1]], tmp_path / "s.png", query_labels=["a"], neighbour_labels=[["b"]]
     )
     sheet = drawn(tmp_path / "s.png")
-    assert (sheet[:, -report._MARGIN // 2 :] == 255).all()
+    assert (sheet[:, -drawing._MARGIN // 2 :] == 255).all()
 
 
 def test_sheets_that_cannot_be_drawn(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def write_metrics(path: Path, *, measured: bool = True, cut: bool = False) -> No
 
 def test_panels_hold_the_numbers_of_the_metrics(tmp_path: Path) -> None:
     write_metrics(tmp_path / "m.jsonl", cut=True)
-    panels = report._panels(report._read_lines(tmp_path / "m.jsonl"))
+    panels = plots._panels(plots._read_lines(tmp_path / "m.jsonl"))
     assert [name.split()[0] for name in panels] == ["Loss", "kNN", "Uniformity", "Effective"]
     assert panels["Loss"]["softmax"] == [(epoch, 9 / epoch) for epoch in range(1, 21)]
     assert [epoch for epoch, _ in panels["Loss"]["proximal"]] == [1, 2, *range(4, 21)]

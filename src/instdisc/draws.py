@@ -75,7 +75,7 @@ def integers(
     return ((words >> 2) & ((1 << 62) - 1)) % high
 
 
-def permutation(count: int, *, seed: int, step: int) -> np.ndarray:
+def permutation(count: int, *, seed: int, step: int, stream: int = 0) -> np.ndarray:
     """A random order of range(count), int64: the order of an epoch (`step`), the same on every rank."""
-    key = np.array([_key(seed, step, 0), _GOLDEN], dtype=np.uint64)
+    key = np.array([_key(seed, step, stream), _GOLDEN], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(count)

@@ -14,6 +14,8 @@ Examples:
 
 `instdisc evaluate runs/photos test/` — labelled test pictures
 
+`instdisc evaluate runs/photos test/ --with svm,retrieval` — linear SVMs on every level, and retrieval
+
 `instdisc evaluate runs/photos --labels labels.csv -k 20` — labels from a file, 20 neighbours
 """
 
@@ -21,6 +23,9 @@ Examples:
 def command(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     source: Annotated[str | None, typer.Argument(help="Labelled test pictures; without: leave-one-out.")] = None,
+    with_: Annotated[
+        str, typer.Option("--with", help="Beside knn: svm, linear (on every level), retrieval, quality (of the bank).")
+    ] = "knn",
     neighbours: Annotated[
         int | None, typer.Option("-k", "--neighbours", help="How many vote; 200 if there are.")
     ] = None,
@@ -38,6 +43,7 @@ def command(
         report = evaluate(
             run,
             source,
+            measures=[name.strip() for name in with_.split(",")],
             neighbours=neighbours,
             temperature=temperature,
             bank=bank,
@@ -78,6 +84,7 @@ def show(report: dict[str, Any], run: Path) -> None:
                 style=style,
             )
         console.print(table)
+        _show_linear(console, report)
     else:
         console.print(
             "No labels are known, so kNN accuracy can't be measured: give --labels, or a folder of class folders."
@@ -88,6 +95,39 @@ def show(report: dict[str, Any], run: Path) -> None:
         f"{quality['sentence']}",
         markup=False,
     )
+    for sentence in report.get("bank_quality", {"sentences": []})["sentences"]:
+        console.print(sentence, markup=False)
+    if "retrieval" in report:
+        found = report["retrieval"]
+        recalls = ", ".join(f"{100 * share:.1f} % within {k}" for k, share in found["recall"].items())
+        console.print(
+            f"Retrieval by {found['queries']:,} pictures: mean average precision "
+            f"{100 * found['mean_average_precision']:.2f} %; one of the same class is found: {recalls}."
+        )
     if report.get("neighbours_sheet"):
         console.print(f"Nearest neighbours to look at: {run / report['neighbours_sheet']}", markup=False)
     console.print(f"All of it is in {run / 'evaluation.json'}.", markup=False)
+
+
+def _show_linear(console: Any, report: dict[str, Any]) -> None:
+    """The linear classifiers, a line for each level of features."""
+    from rich.table import Table
+
+    for name, title, constant in (("svm", "Linear SVM", "cost"), ("linear", "Linear probe", "learning rate")):
+        if name not in report:
+            continue
+        table = Table(title=f"{title}, {report[name]['mode']}", title_justify="left")
+        table.add_column("features")
+        for column in ("numbers", "top-1 %", "95 % interval", "top-5 %", constant):
+            table.add_column(column, justify="right")
+        for level, result in report[name]["levels"].items():
+            low, high = result["interval"]
+            table.add_row(
+                level,
+                f"{result['dim']}",
+                f"{100 * result['top1']:.2f}",
+                f"{100 * low:.2f} to {100 * high:.2f}",
+                f"{100 * result['top5']:.2f}",
+                f"{result['chosen']:g}",
+            )
+        console.print(table)

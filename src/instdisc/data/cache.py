@@ -239,3 +239,19 @@ def _lock(file: IO[bytes]) -> None:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def being_filled(path: Path) -> bool:
+    """Whether a process holds the lock of the cache in this folder; no for a folder that is no cache."""
+    if sys.platform == "win32" or not (path / "lock").is_file():
+        return False
+    import fcntl
+
+    with (path / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # the file system has no locks
+            return False
+    return False

@@ -97,10 +97,13 @@ class Encoder(nn.Module):
 
         Stages have timm's names ("layer1", "blocks.3", ...). Arguments and errors as in `embed`.
         """
-        widths = {stage.name: stage.channels for stage in stages(self.backbone)}
-        widths |= {"backbone": self.channels, "embedding": self.config.dim}
+        widths = self.level_channels() | {"embedding": self.config.dim}
         chunks = self._stream(images, batch, device, precision, None, progress, None, with_stages=True)
         return collect(chunks, widths)
+
+    def level_channels(self) -> dict[str, int]:
+        """Channels of every stage and of the backbone's end, in order."""
+        return {stage.name: stage.channels for stage in stages(self.backbone)} | {"backbone": self.channels}
 
     def embed_stream(
         self,
@@ -141,13 +144,14 @@ class Encoder(nn.Module):
         def compute(pixels: Tensor) -> dict[str, Tensor]:
             with evaluating(self), autocast(place, precision):
                 normalised = self.preprocessing.normalise(pixels.to(place))
-                return self._all_levels(normalised) if with_stages else {"embedding": self(normalised)}
+                return self.levels(normalised) if with_stages else {"embedding": self(normalised)}
 
         return stream(
             images, self.preprocessing, compute, batch=batch, on_unreadable=on_unreadable, rows=rows, progress=progress
         )
 
-    def _all_levels(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch _"]]:
+    def levels(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch _"]]:
+        """Of normalised pictures: the pooled features of every stage, of the backbone's end, and the unit vectors."""
         levels: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for stage in stages(self.backbone):

@@ -24,6 +24,7 @@ from torch.nn.functional import normalize, pad
 from instdisc import ranks
 from instdisc.errors import InputError
 from instdisc.evaluation.intervals import wilson
+from instdisc.evaluation.rows import integers, like, require_matrix, widened
 from instdisc.neighbours import Nearest, merge
 from instdisc.shapes import Float, Int
 
@@ -79,8 +80,8 @@ class KNN:
         over later, are this rank's share; the answers are those of one process that holds everything.
         Raises InputError if shapes misfit, if no row has a label, or if there are fewer such rows than neighbours.
         """
-        _require_matrix(vectors)
-        values = _integers(labels, len(vectors))
+        require_matrix(vectors)
+        values = integers(labels, len(vectors))
         self._sharded = sharded and ranks.world() > 1
         self._vectors = vectors
         self._device = torch.device(self.device or (vectors.device if isinstance(vectors, Tensor) else "cpu"))
@@ -111,17 +112,17 @@ class KNN:
         """
         found = [self.classes_[votes.argmax(dim=1).cpu().numpy()] for votes in self._walk(vectors)]
         labels = np.concatenate(found) if found else np.zeros(0, np.int64)
-        return _like(vectors, torch.from_numpy(labels))
+        return like(vectors, torch.from_numpy(labels))
 
     def votes(self, vectors: Any) -> Any:
         """The share of the votes that each class gets: (n, classes) float32, columns as in `classes_`."""
         empty = torch.zeros(0, len(self.classes_))
-        return _like(vectors, torch.cat([empty, *(votes.cpu() for votes in self._walk(vectors))]))
+        return like(vectors, torch.cat([empty, *(votes.cpu() for votes in self._walk(vectors))]))
 
     def evaluate(self, vectors: Any, labels: Any) -> KNNResult:
         """Accuracy on test pictures; those with a negative label are left out."""
-        _require_matrix(vectors)
-        values = _integers(labels, len(vectors))
+        require_matrix(vectors)
+        values = integers(labels, len(vectors))
         positions = np.flatnonzero(values >= 0)
         return self._measure(vectors, positions, values[positions], leave_one_out=False)
 
@@ -168,7 +169,7 @@ class KNN:
 
         Ranks walk in step, each with its own rows: a rank that has no rows left still answers the others.
         """
-        _require_matrix(vectors)
+        require_matrix(vectors)
         if vectors.shape[1] != self._vectors.shape[1]:
             raise InputError(f"The vectors have {vectors.shape[1]} numbers, those in fit had {self._vectors.shape[1]}.")
         count = len(vectors) if positions is None else len(positions)
@@ -216,7 +217,7 @@ class KNN:
 
     def _prepared(self, vectors: Any, rows: slice | np.ndarray) -> Float[Tensor, "rows dim"]:
         """Rows as float32 on the device, centred if asked, with unit length (a zero vector stays zero)."""
-        block = _widened(vectors, rows, self._device)
+        block = widened(vectors, rows, self._device)
         if self.mean_ is not None:
             block = block - self.mean_
         return normalize(block, dim=1, eps=1e-12)
@@ -224,7 +225,7 @@ class KNN:
     def _mean(self) -> Float[Tensor, "dim"]:
         total = torch.zeros(self._vectors.shape[1], dtype=torch.float64)
         for first in range(0, len(self._positions), _BATCH):
-            block = _widened(self._vectors, self._positions[first : first + _BATCH], torch.device("cpu"))
+            block = widened(self._vectors, self._positions[first : first + _BATCH], torch.device("cpu"))
             total += block.sum(dim=0, dtype=torch.float64)
         mean = (total / self.count_).to(self._device, torch.float32)
         return ranks.total(mean) if self._sharded else mean
@@ -232,32 +233,3 @@ class KNN:
     def _gathered(self, tensor: Tensor, counts: list[int] | None = None) -> Tensor:
         """The ranks' tensors one after another (`counts`: their lengths); the tensor itself when nothing is sharded."""
         return ranks.gather(tensor, counts) if self._sharded else tensor
-
-
-def _widened(vectors: Any, rows: slice | np.ndarray, device: torch.device) -> Tensor:
-    if isinstance(vectors, Tensor):
-        picked = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(vectors.device)
-        return vectors[picked].detach().to(device, torch.float32)
-    # A fresh array: torch complains about the read-only ones of a memory map.
-    return torch.from_numpy(np.array(vectors[rows], dtype=np.float32)).to(device)
-
-
-def _like(vectors: Any, answer: Tensor) -> Any:
-    return answer.to(vectors.device) if isinstance(vectors, Tensor) else answer.numpy()
-
-
-def _require_matrix(vectors: Any) -> None:
-    if not isinstance(vectors, np.ndarray | Tensor) or vectors.ndim != 2:
-        raise InputError("Vectors must be an array or tensor of shape (n, dim).")
-
-
-def _integers(labels: Any, count: int) -> np.ndarray:
-    """Labels as int64, one a vector."""
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if values.size == 0:
-        values = values.astype(np.int64)
-    if values.ndim != 1 or len(values) != count:
-        raise InputError(f"There are {count} vectors and labels of shape {values.shape}: give one label for each.")
-    if values.dtype.kind not in "iu":
-        raise InputError(f"Labels must be whole numbers, not {values.dtype}: number the classes.")
-    return values.astype(np.int64)

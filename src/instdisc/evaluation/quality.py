@@ -1,8 +1,10 @@
 """Label-free health of a set of vectors: do views of a picture agree, do pictures spread out, has everything collapsed?
 
     health(vectors, first_views, second_views)   # alignment, uniformity, effective rank, and one plain sentence
+    drift(bank_rows, vectors)                    # how stale the bank is
+    neighbour_stability(earlier_rows, rows)      # whether the run is still changing its mind
 
-Whatever n is, at most 4,096 rows chosen by a seed are looked at; sums run in float64.
+Whatever n is, `health` looks at 4,096 rows at most, chosen by a seed; sums run in float64.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from instdisc.errors import InputError
+from instdisc.neighbours import top_k
 from instdisc.shapes import Float
 
 _MOST_ROWS = 4096
@@ -121,6 +124,43 @@ def health(
     limit = min(_COLLAPSED_RANK, min(rows.shape) / 2)
     collapsed, sentence = _verdict(cosine, directions, limit, rows.shape[1], zero)
     return Health(agreed, spread, directions, cosine, count, collapsed, sentence)
+
+
+def drift(rows: Float[Tensor, "rows dim"], vectors: Float[Tensor, "as_many as_wide"]) -> float:
+    """How far the bank's rows are from the vectors of the same pictures now: the mean of 1 - cosine, 0 when equal.
+
+    A row is as old as the last step that saw its picture, and was made from a random view.
+    """
+    if rows.shape != vectors.shape or len(rows) == 0:
+        raise InputError(f"Drift compares a row with its vector, not {tuple(rows.shape)} with {tuple(vectors.shape)}.")
+    total = 0.0
+    for first in range(0, len(rows), _MOST_ROWS):
+        part = slice(first, first + _MOST_ROWS)
+        total += float((1 - (_units(rows[part]) * _units(vectors[part])).sum(1)).sum())
+    return total / len(rows)
+
+
+def neighbour_stability(
+    first: Float[Tensor, "rows dim"],
+    second: Float[Tensor, "as_many as_wide"],
+    *,
+    neighbours: int = 10,
+    most: int = 1000,
+) -> float:
+    """The share of a picture's nearest neighbours that are the same in two banks of one run, in [0, 1].
+
+    Of at most `most` pictures, evenly spread, the `neighbours` nearest among all others are compared.
+    """
+    if first.shape != second.shape or len(first) < 2:
+        raise InputError(f"Two banks of the same run are compared, not {tuple(first.shape)} and {tuple(second.shape)}.")
+    asked = torch.from_numpy(np.unique(np.linspace(0, len(first) - 1, min(most, len(first))).astype(int)))
+    k = min(neighbours, len(first) - 1)
+    found = []
+    for bank in (first, second):
+        rows = normalize(bank.float(), dim=1, eps=1e-12)
+        found.append(top_k(rows[asked], rows, k, exclude=asked)[1])
+    shared = (found[0][:, :, None] == found[1][:, None, :]).any(2)
+    return float(shared.float().mean())
 
 
 def _verdict(cosine: float, directions: float, limit: float, dim: int, zero: bool) -> tuple[bool, str]:

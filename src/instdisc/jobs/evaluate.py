@@ -1,8 +1,7 @@
 """`instdisc evaluate`: how good a run's vectors are, beside what raw pixels and an untrained encoder give.
 
-Every picture is decoded once, and from it come three vectors: of the encoder, of a fresh encoder of the same build,
-and the pixels themselves. They are kept in files beside the run while the evaluation lasts, so that memory does not
-grow with the collection; with several ranks each holds its share.
+All vectors (vectors.py) are kept in files beside the run while the evaluation lasts, so that memory does not grow with
+the collection; with several ranks each holds its share.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ import torch
 from instdisc import __version__, checkpoint, ranks
 from instdisc.data.decode import decode
 from instdisc.data.source import Source, open_source
-from instdisc.encoder import Encoder, build_encoder
-from instdisc.encoder.backbones import evaluating
-from instdisc.encoder.embed import autocast, stream
+from instdisc.encoder import build_encoder
 from instdisc.errors import InputError
-from instdisc.evaluation.baselines import knn_accuracy, shrink
+from instdisc.evaluation.baselines import knn_accuracy
 from instdisc.evaluation.knn import KNN, KNNResult
 from instdisc.evaluation.quality import health, sample_rows
+from instdisc.jobs.measures import bank_quality, check_measures, further_measures, needs_levels
 from instdisc.jobs.sources import look_at, read_facts, read_rows, reopen
+from instdisc.jobs.vectors import PIXEL_SIDE, Vectors, collect_vectors, with_bank_rows
 from instdisc.neighbours import top_k
 from instdisc.progress import Bar
 from instdisc.report import neighbour_sheet
@@ -36,27 +35,15 @@ from instdisc.runs import RunFolder, write_json
 from instdisc.shapes import Float, Tensor
 
 NEIGHBOURS = 200
-_PIXEL_SIDE = 32  # raw pixels are compared at this side at most
 _UNTRAINED_SEED = 12345
 _SHEET_QUERIES, _SHEET_NEIGHBOURS = 10, 10
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """This rank's share of a collection: rows [start, stop) less what can't be read, in three kinds of vectors."""
-
-    rows: np.ndarray  # source rows, ascending
-    trained: np.ndarray  # (n, dim) float32
-    untrained: np.ndarray  # (n, dim) float32
-    pixels: np.ndarray  # (n, 3 * side * side) uint8
-    labels: np.ndarray | None
-    unreadable: int
 
 
 def evaluate(
     run: str | Path,
     source: Any = None,
     *,
+    measures: Sequence[str] = ("knn",),
     neighbours: int | None = None,
     temperature: float | str = 0.07,
     bank: bool = False,
@@ -68,19 +55,25 @@ def evaluate(
 ) -> dict[str, Any]:
     """Weighted kNN of a run's vectors, with baselines; also written to RUN/evaluation.json.
 
-    source: labelled test pictures, classified by the training pictures; None = leave-one-out on the training pictures.
+    source: labelled test pictures, classified by the training pictures; None = leave-one-out on the training pictures
+        (for svm and linear: a fifth of them, held out).
+    measures: beside knn, which is always there: "svm" and "linear" (classifiers on every level of features),
+        "retrieval" (mean average precision, recall), "quality" (drift of the bank, neighbours since the save before).
     neighbours: k; None = 200, or as many as there are. temperature: of the votes, or "run" for the run's own.
     bank: take the bank's own rows for the training pictures, and not vectors recomputed without augmentation.
     labels: of `source`, or of the training pictures without one. train_source: where the training pictures are now.
     Raises InputError, with a sentence for a person, for what can't be.
     """
     with ranks.together():
-        return _evaluate(run, source, neighbours, temperature, bank, labels, train_source, device, batch, say)
+        return _evaluate(
+            run, source, list(measures), neighbours, temperature, bank, labels, train_source, device, batch, say
+        )
 
 
 def _evaluate(
     run: str | Path,
     source: Any,
+    measures: list[str],
     neighbours: int | None,
     temperature: float | str,
     bank: bool,
@@ -93,6 +86,7 @@ def _evaluate(
     started = time.monotonic()
     folder = RunFolder(run)
     facts = read_facts(folder)
+    check_measures(measures)
     votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
     place = ranks.device(device)
     saved = checkpoint.latest(folder.checkpoints)  # once: encoder and bank of one step, though the run may still train
@@ -103,17 +97,25 @@ def _evaluate(
         training.set_labels(labels)
     testing = None if source is None else open_source(source, labels=labels)
     _check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
-    bank_rows = _own_bank_rows(folder, saved, len(training)) if bank else None
+    bank_rows = _own_bank_rows(folder, saved, len(training)) if bank or "quality" in measures else None
     fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(place)
     tell = say if say is not None and ranks.is_main() else None
     # pixels are compared at the pictures' own size where that is small: enlarging them would only blur them
-    side = min(_PIXEL_SIDE, encoder.preprocessing.size, look_at(training).side)
+    side = min(PIXEL_SIDE, encoder.preprocessing.size, look_at(training).side)
     aside = _scratch(folder)
     try:
-        train = _vectors(training, encoder, fresh, side, aside / "train", batch, tell)
-        test = None if testing is None else _vectors(testing, encoder, fresh, side, aside / "test", batch, tell)
-        if bank_rows is not None:
-            train = _with_bank_rows(train, *bank_rows)
+        train, test = (
+            None
+            if of is None
+            else collect_vectors(
+                of, encoder, fresh, side, aside / name, batch, tell, with_levels=needs_levels(measures)
+            )
+            for name, of in (("train", training), ("test", testing))
+        )
+        assert train is not None
+        own = None if bank_rows is None or "quality" not in measures else bank_quality(folder, saved, *bank_rows, train)
+        if bank and bank_rows is not None:
+            train = with_bank_rows(train, *bank_rows)
         report: dict[str, Any] = {
             "run": str(folder.path),
             "step": saved.step,
@@ -122,6 +124,8 @@ def _evaluate(
             "test": None if test is None or testing is None else _about(testing, test),
             "quality": asdict(health(_sample_of_all((test or train).trained, place))),
         }
+        if own is not None:
+            report["bank_quality"] = own
         known = train.labels is not None and (test is None or test.labels is not None)
         if known:
             k = _how_many(neighbours, train, leave_one_out=test is None)
@@ -135,6 +139,7 @@ def _evaluate(
                 "raw_pixels_side": int((train.pixels.shape[1] // 3) ** 0.5),
                 "untrained_seed": _UNTRAINED_SEED,
             }
+            report |= further_measures(measures, train, test, place)
         if ranks.is_main() and ranks.world() == 1:
             report["neighbours_sheet"] = _draw_sheet(folder, training, train, testing, test)
         ranks.barrier()  # on success only: after an error on one rank the others would never come here
@@ -171,78 +176,6 @@ def _scratch(folder: RunFolder) -> Path:
     return Path(ranks.broadcast_object(made))
 
 
-def _vectors(
-    source: Source,
-    encoder: Encoder,
-    fresh: Encoder,
-    side: int,
-    aside: Path,
-    batch: int,
-    tell: Callable[[str], None] | None,
-) -> Vectors:
-    """This rank's share of the three kinds of vectors, in files that are mapped into memory."""
-    first, last = ranks.share(len(source))
-    count = last - first
-    dim = encoder.config.dim
-    place = next(encoder.parameters()).device
-    aside = aside.with_name(f"{aside.name}-{ranks.rank()}")
-    aside.mkdir()
-    trained = _file(aside / "trained.npy", np.float32, (count, dim))
-    untrained = _file(aside / "untrained.npy", np.float32, (count, dim))
-    pixels = _file(aside / "pixels.npy", np.uint8, (count, 3 * side * side))
-    seen = np.zeros(count, dtype=bool)
-    failures: list[str] = []
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        images = images.to(place)
-        normalised = encoder.preprocessing.normalise(images)
-        bytes_ = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-        with evaluating(encoder), evaluating(fresh), autocast(place, "auto"):
-            return {"trained": encoder(normalised), "untrained": fresh(normalised), "pixels": shrink(bytes_, side)}
-
-    def note(row: int, name: str, reason: str) -> None:
-        failures.append(f"{name}: {reason}")
-
-    if tell is not None:
-        tell(f"Embedding {len(source):,} pictures of {source.name}.")
-    rows = np.arange(first, last)
-    chunks = stream(
-        source,
-        encoder.preprocessing,
-        compute,
-        batch=batch,
-        on_unreadable=note,
-        rows=rows,
-        progress=ranks.is_main(),
-    )
-    for numbers, values in chunks:
-        at = numbers - first
-        trained[at], untrained[at] = values["trained"].numpy(), values["untrained"].numpy()
-        pixels[at] = values["pixels"].to(torch.uint8).flatten(1).numpy()
-        seen[at] = True
-    view = encoder.preprocessing
-    if side < min(_PIXEL_SIDE, view.size):  # the encoder sees them enlarged, which is no longer the raw pixels
-        own_size = replace(view, size=side)
-        raw = stream(source, own_size, lambda images: {"pixels": images}, batch=batch, on_unreadable=_skip, rows=rows)
-        for numbers, values in raw:
-            pixels[numbers - first] = values["pixels"].to(torch.uint8).flatten(1).numpy()
-    if failures and tell is not None:
-        tell(f"  {len(failures)} pictures could not be read and are left out, the first is {failures[0]}.")
-    good = np.flatnonzero(seen)
-    labels = None if source.labels is None else source.labels[first:last][good]
-    if len(good) == count:
-        return Vectors(rows, trained, untrained, pixels, labels, 0)
-    return Vectors(rows[good], trained[good], untrained[good], pixels[good], labels, count - len(good))
-
-
-def _skip(row: int, name: str, reason: str) -> None:
-    """A picture that can't be read was noted the first time."""
-
-
-def _file(path: Path, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape) if shape[0] else np.zeros(shape, kind)
-
-
 def _check_votes(neighbours: int | None, temperature: float, training: Source, *, leave_one_out: bool) -> None:
     """Refuse a k or a temperature that can't be before everything is embedded, which can take hours."""
     KNN(NEIGHBOURS if neighbours is None else neighbours, temperature)
@@ -259,19 +192,6 @@ def _own_bank_rows(folder: RunFolder, saved: checkpoint.Checkpoint, pictures: in
     rows = read_rows(folder)
     low, high = np.searchsorted(rows, ranks.share(pictures)).tolist()
     return rows[low:high], saved.rows("bank", low, high)["rows"].float().numpy()
-
-
-def _with_bank_rows(train: Vectors, rows: np.ndarray, bank: np.ndarray) -> Vectors:
-    """The same with the bank's rows in place of recomputed vectors, for the pictures that have a row."""
-    _, kept, places = np.intersect1d(train.rows, rows, assume_unique=True, return_indices=True)
-    return Vectors(
-        train.rows[kept],
-        bank[places],
-        train.untrained[kept],
-        train.pixels[kept],
-        None if train.labels is None else train.labels[kept],
-        train.unreadable,
-    )
 
 
 def _sample_of_all(vectors: np.ndarray, place: torch.device) -> Float[Tensor, "sample dim"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from instdisc import checkpoint
 from instdisc.data.source import open_source
 from instdisc.jobs.sources import look_at, read_facts
 from instdisc.progress import duration
-from instdisc.runs import RunFolder
+from instdisc.runs import RunFolder, read_json
 from instdisc.training import read_metrics
 
 
@@ -51,7 +50,7 @@ def _of_run(folder: RunFolder) -> dict[str, str]:
     if measured:
         facts["last measured"] = ", ".join(f"{name} {value:.3g}" for name, value in measured[-1]["measured"].items())
     if folder.evaluation.is_file():
-        evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        evaluation = read_json(folder.evaluation)
         if "knn" in evaluation:
             facts["evaluated"] = (
                 f"kNN {100 * evaluation['knn']['top1']:.2f} % "

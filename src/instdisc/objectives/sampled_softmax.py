@@ -44,7 +44,12 @@ class SampledSoftmax(nn.Module):
         drawn = self.noise.indices(indices, bank)
         positive = bank.positives(features, indices)[:, None]
         scores = bank.scores(features, drawn)
+        alone = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         if self.mask_own:
-            scores = scores.masked_fill(is_own(drawn, indices), -torch.inf)
+            own = is_own(drawn, indices)
+            if self.decoupled:
+                alone = own.expand(scores.shape).all(1)  # nothing was drawn that repels: the positive alone attracts
+            scores = scores.masked_fill(own & ~alone[:, None], -torch.inf)
         among = scores if self.decoupled else torch.cat([positive, scores], dim=1)
-        return ((among / self.temperature).logsumexp(1) - positive[:, 0] / self.temperature).mean()
+        repelled = (among / self.temperature).logsumexp(1).masked_fill(alone, 0.0)
+        return (repelled - positive[:, 0] / self.temperature).mean()

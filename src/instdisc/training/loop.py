@@ -31,6 +31,7 @@ from instdisc.errors import InputError
 from instdisc.runs import RunFolder
 from instdisc.training.config import Settings
 from instdisc.training.metrics import Measurement, Metrics
+from instdisc.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from instdisc.training.optimizers import make_optimizer
 
 Monitor = Callable[["Training"], Measurement]
@@ -171,7 +172,7 @@ class Training:
     def save(self) -> None:
         """A whole checkpoint of this moment."""
         ranks.average_buffers(self.encoder)
-        tensors, rest = checkpoint.flatten_optimizer(self.optimizer.state_dict())
+        tensors, rest = flatten_optimizer(self.optimizer.state_dict())
         groups = {"encoder": self.encoder.state_dict(), "objective": self.terms.state_dict(), "optimizer": tensors}
         checkpoint.save(
             self.run.checkpoints,
@@ -200,7 +201,7 @@ class Training:
             if self.terms.state_dict():
                 self.terms.load_state_dict(found.tensors("objective"))
             tensors = found.tensors("optimizer") if "$tensor" in str(found.facts["optimizer"]) else {}
-            self.optimizer.load_state_dict(checkpoint.unflatten_optimizer(tensors, found.facts["optimizer"]))
+            self.optimizer.load_state_dict(unflatten_optimizer(tensors, found.facts["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(f"{found.path} does not fit the settings of {self.run.path} ({error}).") from None
         self.bank.rows.copy_(found.rows("bank", self.bank.start, self.bank.stop)["rows"])

@@ -123,7 +123,8 @@ class Metrics:
         self._append(line)
         self.latest = {**line, **losses}
         if training.step_number % training.batches_per_epoch == 0:
-            self.say(_sentence(line))
+            filling = training.step_number <= training.settings.fill_epochs * training.batches_per_epoch
+            self.say(_sentence(line, waiting=[name for name in self.terms if name != "views"] if filling else []))
         self._sums = dict.fromkeys(self.terms, 0.0)
         self._steps, self._images, self._waited = 0, 0, 0.0
         self._clock = time.monotonic()
@@ -203,8 +204,10 @@ def _shown(name: str, value: float) -> str:
     return f"{100 * value:.2f} %" if name.startswith("knn") else f"{value:.3g}"
 
 
-def _sentence(line: dict[str, Any]) -> str:
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in line["losses"].items())
+def _sentence(line: dict[str, Any], waiting: list[str]) -> str:
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in line["losses"].items() if name not in waiting)
+    if waiting:
+        losses += f" ({', '.join(waiting)} once the bank is filled)"
     return (
         f"epoch {line['epoch']:.0f}: {losses}, {line['images_per_second']:,.0f} images/s, "
         f"waiting for data {100 * line['waiting']:.0f} %"

@@ -1,7 +1,6 @@
-"""Pictures for a person, drawn from arrays and files: a sheet of nearest neighbours, and the curves of a run.
+"""A contact sheet of pictures and their nearest neighbours.
 
     neighbour_sheet(queries, neighbours, scores, "neighbours.png")      # one row a query, best neighbour first
-    training_curves("RUN/metrics.jsonl", "curves.png")                  # needs matplotlib: the extra "plots"
 
 Colours are Okabe and Ito's, which people with any colour vision can tell apart; where a colour says something, a second
 mark says it too.
@@ -10,8 +9,6 @@ mark says it too.
 from __future__ import annotations
 
 import io
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,6 @@ Picture = np.ndarray | Image.Image  # (h, w, 3) or (h, w) uint8, or a PIL image
 
 _INK, _PALE, _PAPER, _BACKDROP = (34, 34, 34), (110, 110, 110), (255, 255, 255), (240, 240, 240)
 _SAME, _OTHER = (0, 158, 115), (213, 94, 0)  # bluish green, vermilion
-_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 _CELL = 112  # pixels: the square that a picture is fitted into
 _BORDER = 4
@@ -103,98 +99,6 @@ def neighbour_sheet(
     content = io.BytesIO()
     sheet.save(content, "PNG", optimize=True)
     write_whole(Path(out_png), content.getvalue())
-
-
-def training_curves(metrics: Path | str, out_png: Path | str, *, title: str = "") -> None:
-    """The loss terms, the kNN accuracy and the label-free health of a run against epochs, one panel each.
-
-    metrics: the `metrics.jsonl` of a run; lines with `losses` and lines with `measured` are drawn, a line cut short
-    by a kill is left out. Raises InputError without matplotlib, without the file, or if it holds nothing to draw.
-    """
-    lines = _read_lines(Path(metrics))
-    panels = _panels(lines)
-    if not panels:
-        raise InputError(f"{metrics} holds nothing to draw yet: train for at least one epoch.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError('Curves need matplotlib: pip install "instdisc[plots]".') from None
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.1 * rows + (0.3 if title else 0)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for ax, (heading, curves) in zip(axes, panels.items(), strict=False):
-        for colour, (name, points) in zip(_LINES * len(curves), curves.items(), strict=False):
-            epochs, values = zip(*points, strict=True)
-            ax.plot(
-                epochs,
-                values,
-                color=colour,
-                linewidth=1.6,
-                label=name,
-                marker="o" if len(points) < 15 else "",
-                markersize=3,
-            )
-        ax.set_title(heading, loc="left", fontsize=10)
-        ax.set_xlabel("epoch", fontsize=9)
-        ax.tick_params(labelsize=8, length=3)
-        ax.grid(color="#e6e6e6", linewidth=0.7)
-        ax.spines[["top", "right"]].set_visible(False)
-        if len(curves) > 1:
-            ax.legend(frameon=False, fontsize=8)
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(content, dpi=150, format="png")
-    write_whole(Path(out_png), content.getvalue())
-
-
-# What a measured number is called, the panel it stands in, and its scale. A panel's name says which way is better.
-_MEASURED = {
-    "knn": ("training pictures, leave-one-out", "kNN accuracy, % (higher is better)", 100.0),
-    "knn_test": ("test pictures", "kNN accuracy, % (higher is better)", 100.0),
-    "alignment": ("alignment", "Alignment of two views (0 = equal)", 1.0),
-    "uniformity": ("uniformity", "Uniformity (lower = more evenly spread)", 1.0),
-    "effective_rank": ("effective rank", "Effective rank (directions in use)", 1.0),
-}
-
-Curves = dict[str, list[tuple[float, float]]]
-
-
-def _panels(lines: list[dict[str, Any]]) -> dict[str, Curves]:
-    """Panel -> curve -> points (epoch, value), in the order in which they should be read."""
-    found: dict[str, Curves] = {}
-    for line in lines:
-        for name, value in line.get("losses", {}).items():
-            _add(found, "Loss", name, line["epoch"], value)
-        for name, value in line.get("measured", {}).items():
-            curve, panel, scale = _MEASURED.get(name, (name, name, 1.0))
-            _add(found, panel, curve, line["epoch"], value, scale)
-    order = ["Loss", *dict.fromkeys(panel for _, panel, _ in _MEASURED.values())]
-    return {panel: found[panel] for panel in [*order, *found] if panel in found}
-
-
-def _add(found: dict[str, Curves], panel: str, curve: str, epoch: float, value: Any, scale: float = 1.0) -> None:
-    # A figure that could not be measured is null, and a diverged one NaN: neither is a point.
-    if isinstance(value, int | float) and math.isfinite(value):
-        found.setdefault(panel, {}).setdefault(curve, []).append((float(epoch), scale * value))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise InputError(f"There are no metrics at {path}: give the metrics.jsonl of a run.")
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "epoch" in line:
-            lines.append(line)
-    return lines
 
 
 def _paste(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:

@@ -1,0 +1,95 @@
+"""Retrieval: when a picture asks for others, how many of its own class come, and how early?
+
+    result = retrieval(vectors, labels)                               # each picture asks among all the others
+    result = retrieval(vectors, labels, test_vectors, test_labels)    # test pictures ask among the training pictures
+
+The whole ranking of each query counts, so this costs a sort of n scores a query; queries are taken a few at a time, in
+memory that grows with n only as fast as one row of scores does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from instdisc.errors import InputError
+from instdisc.evaluation.rows import integers, require_matrix, widened
+from instdisc.progress import Bar
+from instdisc.shapes import Bool, Float, Tensor
+
+_SCORES = 2**24  # of a piece of queries: 64 MB in float32
+_MOST_QUERIES = 2_000
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """mean_average_precision: over queries, the mean precision at each picture of the query's class, in [0, 1].
+
+    recall: k -> the share of queries that find a picture of their class among the k nearest. queries: how many asked.
+    """
+
+    mean_average_precision: float
+    recall: dict[int, float]
+    queries: int
+
+
+def retrieval(
+    vectors: Any,
+    labels: Any,
+    test_vectors: Any = None,
+    test_labels: Any = None,
+    *,
+    at: Sequence[int] = (1, 5, 10),
+    most_queries: int = _MOST_QUERIES,
+    device: torch.device | str = "cpu",
+) -> RetrievalResult:
+    """Mean average precision and recall at k by cosine, of test pictures among the others or of each among all others.
+
+    vectors: (n, dim); labels: n whole numbers, negative = no label: such pictures neither ask nor are found. Queries of
+    a class that nobody else has are left out. most_queries: as many, evenly spread, ask at most.
+    Raises InputError if shapes misfit or nobody can ask.
+    """
+    require_matrix(vectors)
+    place = torch.device(device)
+    values = integers(labels, len(vectors))
+    found = np.flatnonzero(values >= 0)
+    among = test_vectors is None
+    asking, wanted = (vectors, values) if among else (test_vectors, integers(test_labels, len(test_vectors)))
+    classes, counts = np.unique(values[found], return_counts=True)
+    enough = classes[counts > int(among)]
+    able = np.flatnonzero((wanted >= 0) & np.isin(wanted, enough))
+    if not len(able):
+        raise InputError("No picture shares its class with another, so that none can be looked for.")
+    queries = able[np.unique(np.linspace(0, len(able) - 1, min(most_queries, len(able))).astype(int))]
+    rows = normalize(widened(vectors, found, place), dim=1, eps=1e-12)
+    codes = torch.from_numpy(values[found]).to(place)
+    precisions, recalls = 0.0, dict.fromkeys(at, 0)
+    size = max(1, _SCORES // len(found))
+    with Bar(len(queries), "Measuring retrieval", "queries") as bar, torch.no_grad():
+        for first in range(0, len(queries), size):
+            part = queries[first : first + size]
+            scores = normalize(widened(asking, part, place), dim=1, eps=1e-12) @ rows.T
+            if among:
+                scores[torch.arange(len(part)), torch.from_numpy(np.searchsorted(found, part))] = -torch.inf
+            order = scores.argsort(dim=1, descending=True, stable=True)
+            right = codes[order] == torch.from_numpy(wanted[part]).to(place)[:, None]
+            if among:
+                right = right[:, :-1]  # the query itself comes last
+            precisions += float(average_precision(right).sum(dtype=torch.float64))
+            for k in at:
+                recalls[k] += int(right[:, :k].any(1).sum())
+            bar.advance(len(part))
+    count = len(queries)
+    return RetrievalResult(precisions / count, {k: hits / count for k, hits in recalls.items()}, count)
+
+
+def average_precision(right: Bool[Tensor, "queries ranked"]) -> Float[Tensor, " queries"]:
+    """The mean, over the right answers of a ranking, of the share of right ones up to there; 0 without any."""
+    so_far = right.cumsum(1)
+    precision = so_far / torch.arange(1, right.shape[1] + 1, device=right.device)
+    return (precision * right).sum(1) / so_far[:, -1].clamp_min(1)

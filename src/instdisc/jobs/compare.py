@@ -1,0 +1,91 @@
+"""`instdisc compare`: two runs on the same test pictures, and whether their difference could be luck."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from instdisc import checkpoint, ranks
+from instdisc.data.source import Source, open_source
+from instdisc.encoder import Encoder
+from instdisc.errors import InputError
+from instdisc.evaluation.intervals import wilson
+from instdisc.evaluation.knn import KNN
+from instdisc.evaluation.paired import paired_test
+from instdisc.jobs.sources import read_facts, reopen
+from instdisc.runs import RunFolder
+
+NEIGHBOURS = 200
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    source: Any,
+    *,
+    labels: Any = None,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = 0.07,
+    device: str = "auto",
+    say: Callable[[str], None] | None = print,
+) -> dict[str, Any]:
+    """Weighted kNN of two runs, each by its own training pictures, on the labelled test pictures of `source`.
+
+    Pictures that can't be read are left out. Returns for each run top1, interval and neighbours, and the paired test.
+    Raises InputError, with a sentence for a person, for what can't be.
+    """
+    if ranks.world() > 1:
+        raise InputError("Runs are compared by one process: start it without torchrun.")
+    place = ranks.device(device)
+    testing = open_source(source, labels=labels)
+    if testing.labels is None:
+        raise InputError(f"{testing.name} has no labels, and accuracy needs them: name them with --labels.")
+    right = []
+    for run in (first, second):
+        if say is not None:
+            say(f"Embedding the pictures of {run} and {len(testing):,} test pictures of {testing.name}.")
+        right.append(_right(RunFolder(run), testing, neighbours, temperature, place))
+    # A picture may be readable at one time and not at another: both are judged by those that both have seen.
+    rows = sorted(set(right[0]) & set(right[1]))
+    if not rows:
+        raise InputError(f"None of the pictures of {testing.name} has a label and can be read.")
+    one, two = (np.array([found[row] for row in rows]) for found in right)
+    report: dict[str, Any] = {"test": {"source": testing.name, "pictures": len(rows)}, "runs": {}}
+    for name, run, found in (("first", first, one), ("second", second, two)):
+        hits = int(found.sum())
+        report["runs"][name] = {
+            "run": str(run),
+            "top1": hits / len(rows),
+            "interval": list(wilson(hits, len(rows))),
+            "neighbours": neighbours,
+        }
+    return report | {"paired": asdict(paired_test(one, two))}
+
+
+def _right(
+    folder: RunFolder, testing: Source, neighbours: int, temperature: float, place: torch.device
+) -> dict[int, bool]:
+    """Row of the test source -> whether the run's kNN names its class, for the labelled rows that can be read."""
+    training = reopen(folder, read_facts(folder))
+    if training.labels is None:
+        raise InputError(f"The training pictures of {folder.path} have no labels, and they are what votes.")
+    encoder = checkpoint.load_encoder(folder.path).to(place)
+    known_rows, known = _embedded(encoder, training)
+    rows, asked = _embedded(encoder, testing)
+    knn = KNN(neighbours, temperature).fit(known, training.labels[known_rows])
+    assert testing.labels is not None
+    wanted = testing.labels[rows]
+    hits = knn.predict(asked) == wanted
+    return {int(row): bool(hit) for row, hit, label in zip(rows, hits, wanted, strict=True) if label >= 0}
+
+
+def _embedded(encoder: Encoder, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that can be read and their vectors (n, dim)."""
+    chunks = list(encoder.embed_stream(source, on_unreadable=lambda row, name, reason: None, progress=True))
+    rows = np.concatenate([numbers for numbers, _ in chunks])
+    return rows, torch.cat([vectors for _, vectors in chunks]).numpy()

@@ -1,0 +1,111 @@
+"""What `evaluate --with` adds to kNN: linear classifiers on every level of features, retrieval, quality of the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from instdisc import checkpoint, draws, ranks
+from instdisc.errors import InputError
+from instdisc.evaluation.linear import LinearClassifier
+from instdisc.evaluation.probe import LinearProbe
+from instdisc.evaluation.quality import drift, neighbour_stability
+from instdisc.evaluation.retrieval import retrieval
+from instdisc.evaluation.svm import LinearSVM
+from instdisc.jobs.vectors import Vectors
+from instdisc.runs import RunFolder
+
+MEASURES = ("knn", "svm", "linear", "retrieval", "quality")
+HELD_OUT = 0.2  # of the training pictures, where there are no test pictures
+_SEED = 0
+_CLASSIFIERS: dict[str, type[LinearSVM] | type[LinearProbe]] = {"svm": LinearSVM, "linear": LinearProbe}
+
+
+def check_measures(asked: list[str]) -> None:
+    """Refuse names that are none, and what needs all vectors in one process when there are several."""
+    for name in asked:
+        if name not in MEASURES:
+            raise InputError(f'There is no measurement "{name}": choose from {", ".join(MEASURES)}.')
+    if ranks.world() > 1 and set(asked) - {"knn"}:
+        raise InputError("Beside knn all measurements need one process: evaluate without torchrun, or with knn alone.")
+
+
+def needs_levels(asked: list[str]) -> bool:
+    """Whether the features of every stage are wanted."""
+    return any(name in _CLASSIFIERS for name in asked)
+
+
+def further_measures(asked: list[str], train: Vectors, test: Vectors | None, place: torch.device) -> dict[str, Any]:
+    """The report's sections for what was asked beside kNN, in that order."""
+    device = place if place.type == "cuda" else torch.device("cpu")
+    report: dict[str, Any] = {}
+    for name in asked:
+        if name in _CLASSIFIERS:
+            report[name] = _linear(_CLASSIFIERS[name], train, test, device)
+        elif name == "retrieval":
+            found = (
+                retrieval(train.trained, train.labels, device=device)
+                if test is None
+                else retrieval(train.trained, train.labels, test.trained, test.labels, device=device)
+            )
+            report[name] = asdict(found) | {"recall": {str(k): share for k, share in found.recall.items()}}
+    return report
+
+
+def bank_quality(
+    folder: RunFolder, saved: checkpoint.Checkpoint, rows: np.ndarray, bank: np.ndarray, train: Vectors
+) -> dict[str, Any]:
+    """How stale the bank is, and how much its neighbours have changed since the checkpoint before, each in words.
+
+    rows, bank: the source rows that have a bank row, and those rows; train: the recomputed vectors.
+    """
+    _, kept, places = np.intersect1d(train.rows, rows, assume_unique=True, return_indices=True)
+    stale = drift(torch.from_numpy(bank[places]), torch.from_numpy(train.trained[kept]))
+    found: dict[str, Any] = {
+        "bank_drift": stale,
+        "sentences": [
+            f"Bank drift {stale:.3f}: a row is that far (1 - cosine) from the vector of its picture now. Low is good: "
+            "the bank then stands for the pictures as they are seen, and can be searched in place of new vectors."
+        ],
+    }
+    before = checkpoint.latest(folder.checkpoints, before=saved.step)
+    if before is not None:
+        earlier = before.rows("bank", 0, len(rows))["rows"]
+        shared = neighbour_stability(earlier, torch.from_numpy(bank))
+        found |= {"neighbour_stability": shared, "since_step": before.step}
+        found["sentences"].append(
+            f"Neighbour stability {shared:.2f}: that share of a picture's ten nearest is the same as at step "
+            f"{before.step:,} (this is step {saved.step:,}). High is good at the end of a run: it has settled."
+        )
+    return found
+
+
+def _linear(
+    kind: type[LinearSVM] | type[LinearProbe], train: Vectors, test: Vectors | None, device: torch.device
+) -> dict[str, Any]:
+    if test is None:
+        order = draws.permutation(len(train.rows), seed=_SEED, step=0)
+        held_out = round(HELD_OUT * len(order))
+        train, test = train.some(np.sort(order[held_out:])), train.some(np.sort(order[:held_out]))
+        mode = f"{held_out:,} training pictures that were held out"
+    else:
+        mode = "test pictures"
+    levels: dict[str, Any] = {}
+    for name, known, asked in _levels(train, test):
+        classifier: LinearClassifier = kind(device=device).fit(known, train.labels)
+        levels[name] = asdict(classifier.evaluate(asked, test.labels)) | {"dim": known.shape[1]}
+    return {"mode": mode, "levels": levels}
+
+
+def _levels(train: Vectors, test: Vectors) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The vectors and every level of features; a level that only repeats the one before is passed over."""
+    before: np.ndarray | None = None
+    for name, values in train.levels.items():
+        if before is None or before.shape != values.shape or not np.array_equal(before[:100], values[:100]):
+            yield name, values, test.levels[name]
+        before = values
+    yield "embedding", train.trained, test.trained

@@ -1,0 +1,237 @@
+"""`instdisc report`: one HTML file about one or several runs, to look at and to send.
+
+Everything comes from the run folder and the training pictures: the bank's rows are the vectors, so nothing is embedded.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from instdisc import checkpoint, draws
+from instdisc.data.decode import UnreadableError, decode
+from instdisc.data.source import Source
+from instdisc.errors import InputError
+from instdisc.evaluation.knn import KNN
+from instdisc.jobs.info import info
+from instdisc.jobs.sources import read_facts, read_rows, reopen
+from instdisc.neighbours import top_k
+from instdisc.report import Accuracy, Confusion, Gallery, Map, PageRun, page, training_curves
+from instdisc.runs import RunFolder, read_json, write_whole
+from instdisc.shapes import Float, Tensor
+
+QUERIES, NEIGHBOURS = 10, 10  # of the gallery
+MOST_POINTS = 2_500  # of the map, and pictures tried for the confusions
+CONFUSIONS, EXAMPLES = 8, 6
+_VOTERS = 200
+_THUMBNAIL, _POINT = 96, 48  # pixels a side
+_SEED = 0
+_ROWS = (("knn", "this run"), ("raw_pixels", "raw pixels"), ("raw_pixels_centred", "raw pixels, centred"))
+
+
+def report(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    train_source: Any = None,
+    say: Callable[[str], None] | None = print,
+) -> Path:
+    """Write the report of `runs` to the HTML file `out`, which opens without a network.
+
+    train_source: where the training pictures are now, if they were moved. Raises InputError for what can't be.
+    """
+    if not runs:
+        raise InputError("A report needs at least one run folder.")
+    tell = say if say is not None else (lambda _: None)
+    facts = [read_facts(RunFolder(run)) for run in runs]
+    names = {name for one in facts for name in one["settings"]}
+    different = frozenset(
+        name for name in names if len({str(one["settings"].get(name)) for one in facts}) > 1 and len(runs) > 1
+    )
+    pages = []
+    for run, one in zip(runs, facts, strict=True):
+        tell(f"Looking at {run}.")
+        pages.append(_page_run(RunFolder(run), one, train_source, different, tell))
+    title = " and ".join(str(run) for run in runs)
+    write_whole(Path(out), page(pages, f"instdisc: {title}"))
+    return Path(out)
+
+
+def _page_run(
+    folder: RunFolder, facts: dict[str, Any], train_source: Any, different: frozenset[str], tell: Callable[[str], None]
+) -> PageRun:
+    saved = checkpoint.latest(folder.checkpoints)
+    if saved is None:
+        raise InputError(f"{folder.path} has no checkpoint yet: there is nothing to report.")
+    source = reopen(folder, facts, train_source)
+    rows = read_rows(folder)  # bank row -> row of the source
+    bank = saved.rows("bank", 0, len(rows))["rows"].float()
+    labels = None if source.labels is None else source.labels[rows]
+    order = draws.permutation(len(rows), seed=_SEED, step=0)
+    sample = np.sort(order[:MOST_POINTS])
+    accuracies, about, sentences = _evaluation(folder)
+    tell("  The gallery and the confusions.")
+    gallery = _gallery(source, rows, bank, labels, order)
+    confusions = [] if labels is None else _confusions(source, rows, bank, labels, sample)
+    tell(f"  The map of {len(sample):,} pictures.")
+    return PageRun(
+        name=str(folder.path),
+        facts={name: words for name, words in info(folder.path).items() if name != "run"},
+        settings=facts["settings"],
+        curves=_curves(folder),
+        accuracies=accuracies,
+        about_accuracies=about,
+        sentences=sentences,
+        gallery=gallery,
+        confusions=confusions,
+        map=_map(source, rows, bank, labels, sample),
+        different=different,
+    )
+
+
+def _evaluation(folder: RunFolder) -> tuple[list[Accuracy], str, list[str]]:
+    """The lines of evaluation.json, where there is one."""
+    if not folder.evaluation.is_file():
+        return [], "", ["It was not evaluated yet: `instdisc evaluate` measures it."]
+    found = read_json(folder.evaluation)
+    sentences = [found["quality"]["sentence"]]
+    if "knn" not in found:
+        return [], "", sentences
+    measured = {"knn": found["knn"], **found["baselines"]}
+    lines = [(f"kNN, {words}", measured[name]) for name, words in (*_ROWS, ("untrained", "untrained encoder"))]
+    for kind, words in (("svm", "linear SVM"), ("linear", "linear probe")):
+        lines += [(f"{words}, {level}", one) for level, one in found.get(kind, {"levels": {}})["levels"].items()]
+    settings = found["settings"]
+    return (
+        [Accuracy(name, one["top1"], tuple(one["interval"]), one["top5"]) for name, one in lines],
+        f"Weighted kNN, k = {settings['neighbours']}, {settings['mode']}.",
+        sentences,
+    )
+
+
+def _curves(folder: RunFolder) -> bytes | None:
+    with tempfile.TemporaryDirectory() as aside:
+        try:
+            training_curves(folder.metrics, Path(aside) / "curves.png")
+        except InputError:  # without matplotlib, or before the first epoch: a report without curves
+            return None
+        return (Path(aside) / "curves.png").read_bytes()
+
+
+def _gallery(
+    source: Source, rows: np.ndarray, bank: Float[Tensor, "n dim"], labels: np.ndarray | None, order: np.ndarray
+) -> list[Gallery]:
+    """Some pictures, of different classes where there are labels, and their neighbours among the bank's rows."""
+    chosen = order[:QUERIES]
+    if labels is not None:
+        _, first = np.unique(labels[order], return_index=True)
+        chosen = np.concatenate([order[np.sort(first)], np.delete(order, first)])[:QUERIES]
+    count = min(NEIGHBOURS, len(rows) - 1)
+    places = torch.from_numpy(chosen)
+    scores, found = top_k(bank[places], bank, count, exclude=places)
+    gallery = []
+    for query, line, cosines in zip(chosen.tolist(), found.tolist(), scores.tolist(), strict=True):
+        neighbours = [
+            (_thumbnail(source, int(rows[row]), _THUMBNAIL), _label(source, labels, row), cosine)
+            for row, cosine in zip(line, cosines, strict=True)
+        ]
+        gallery.append(
+            Gallery(_thumbnail(source, int(rows[query]), _THUMBNAIL), _label(source, labels, query), neighbours)
+        )
+    return gallery
+
+
+def _confusions(
+    source: Source, rows: np.ndarray, bank: Float[Tensor, "n dim"], labels: np.ndarray, sample: np.ndarray
+) -> list[Confusion]:
+    """What a sample is taken for by the other rows of the bank: the pairs of classes that are mixed up most often."""
+    others = labels.copy()
+    others[sample] = -1  # the sample does not vote, so that no picture is its own neighbour
+    voters = int((others >= 0).sum())
+    if voters < _VOTERS:  # a small collection: half of the sample is tried by the rest
+        sample = sample[: len(sample) // 2]
+        others = labels.copy()
+        others[sample] = -1
+        voters = int((others >= 0).sum())
+    asked = sample[labels[sample] >= 0]
+    if not voters or not len(asked):
+        return []
+    named = KNN(min(_VOTERS, voters)).fit(bank, others).predict(bank[torch.from_numpy(asked)]).numpy()
+    wrong = named != labels[asked]
+    pairs = Counter(zip(labels[asked][wrong].tolist(), named[wrong].tolist(), strict=True))
+    found = []
+    for (true, taken), count in pairs.most_common(CONFUSIONS):
+        examples = asked[wrong & (labels[asked] == true) & (named == taken)][:EXAMPLES]
+        pictures = [_thumbnail(source, int(rows[row]), _THUMBNAIL) for row in examples]
+        found.append(Confusion(_name(source, true), _name(source, taken), count, pictures))
+    return found
+
+
+def _map(
+    source: Source, rows: np.ndarray, bank: Float[Tensor, "n dim"], labels: np.ndarray | None, sample: np.ndarray
+) -> Map | None:
+    """t-SNE of a sample of the rows: cosine distances, from the two main directions on."""
+    if len(sample) < 10:
+        return None
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(sample) - 1) / 3)
+    vectors = bank[torch.from_numpy(sample)].numpy()
+    points = TSNE(perplexity=perplexity, init="pca", random_state=_SEED, metric="cosine").fit_transform(vectors)
+    columns = int(np.ceil(len(sample) ** 0.5))
+    sheet = Image.new("RGB", (columns * _POINT, -(-len(sample) // columns) * _POINT))
+    for number, row in enumerate(sample):
+        corner = (number % columns * _POINT, number // columns * _POINT)
+        sheet.paste(_square(source, int(rows[row]), _POINT), corner)
+    shown = np.full(len(sample), -1) if labels is None else labels[sample]
+    known = np.unique(shown[shown >= 0])
+    codes = np.where(shown >= 0, np.searchsorted(known, shown), -1)
+    return Map(
+        points.astype(float),
+        codes,
+        [_name(source, int(value)) for value in known],
+        _jpeg(sheet, quality=70),
+        columns,
+        _POINT,
+        f"t-SNE of the bank's rows of {len(sample):,} pictures (perplexity {perplexity:.0f}): near means alike; "
+        "distances between groups mean little. Point at one to see its picture.",
+    )
+
+
+def _label(source: Source, labels: np.ndarray | None, row: int) -> str:
+    return "" if labels is None or labels[row] < 0 else _name(source, int(labels[row]))
+
+
+def _name(source: Source, value: int) -> str:
+    names = source.label_names
+    return names[value] if names else str(value)
+
+
+def _thumbnail(source: Source, row: int, side: int) -> bytes:
+    return _jpeg(_square(source, row, side), quality=80)
+
+
+def _square(source: Source, row: int, side: int) -> Image.Image:
+    """The middle of a picture as a square; grey where it can't be read any more."""
+    try:
+        picture = Image.fromarray(decode(source.read(row)))
+    except UnreadableError:
+        return Image.new("RGB", (side, side), (128, 128, 128))
+    # few pixels shown large should look like pixels and not like a blurred photograph
+    enlarged = min(picture.size) < side
+    method = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+    return ImageOps.fit(picture, (side, side), method)
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    return content.getvalue()
