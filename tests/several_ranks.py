@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.nn.functional import normalize
 
 from instdisc import ranks
@@ -58,7 +57,7 @@ def _one_rank(rank: int, world: int, folder: str, function: Callable[..., Any], 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name need not resolve
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=120), world, rank)
+    ranks.join("gloo", init_method=meeting, timeout=timedelta(seconds=120), world_size=world, rank=rank)
     try:
         torch.save(function(*arguments), Path(folder, f"{rank}.pt"))
         ranks.barrier()

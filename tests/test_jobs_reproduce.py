@@ -18,6 +18,7 @@ from instdisc.errors import InputError
 from instdisc.jobs import reproduce as jobs_reproduce
 from instdisc.jobs.reproduce import markdown, reproduce
 from instdisc.jobs.tables import SCALES, TABLES
+from instdisc.training.precision import Choice
 from instdisc.training.presets import paper_cifar10
 
 QUICK: dict[str, Any] = {"epochs": 1, "width": 4, "batch": 256, "say": lambda _: None}
@@ -77,7 +78,8 @@ def test_what_is_finished_is_not_made_again(made: tuple[Path, dict[str, Any]], m
 
 
 def test_a_stopped_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = reproduce("partition", tmp_path / "whole", scale="tiny", seeds=1, **QUICK)
+    exact = QUICK | {"precision": "float32"}
+    whole = reproduce("partition", tmp_path / "whole", scale="tiny", seeds=1, **exact)
     original, calls = jobs_reproduce.train, []
 
     def trained(given: Any, path: Path, *rest: Any, **more: Any) -> Any:
@@ -88,11 +90,21 @@ def test_a_stopped_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(jobs_reproduce, "train", trained)
     with pytest.raises(KeyboardInterrupt):
-        reproduce("partition", tmp_path / "stopped", scale="tiny", seeds=1, **QUICK)
+        reproduce("partition", tmp_path / "stopped", scale="tiny", seeds=1, **exact)
     assert not (tmp_path / "stopped/table.json").exists()
-    resumed = reproduce("partition", tmp_path / "stopped", scale="tiny", seeds=1, **QUICK)
+    resumed = reproduce("partition", tmp_path / "stopped", scale="tiny", seeds=1, **exact)
     assert calls == ["first_batch-0", "moving_average-0", "moving_average-0", "exact-0"]
     assert [row["knn"] for row in resumed["rows"]] == [row["knn"] for row in whole["rows"]]
+
+
+def test_a_trial_decides_the_precision_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["bfloat16", "float32"]
+    monkeypatch.setattr(jobs_reproduce, "choose_precision", lambda *_: Choice(answers.pop(0), ""))
+    for _ in range(2):
+        made = reproduce("dimension", tmp_path, scale="tiny", seeds=1, **QUICK)
+        assert made["settings"]["precision"] == "bfloat16"
+    config = json.loads((tmp_path / "runs/256-0/config.json").read_text())
+    assert config["chosen"]["precision"] == "bfloat16" and answers == ["float32"]
 
 
 def test_shares_of_the_pictures(tmp_path: Path) -> None:

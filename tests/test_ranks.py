@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from several_ranks import tour
@@ -109,6 +114,30 @@ def test_start_joins_the_group_that_torchrun_made(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     ranks.start()
     assert joined == ["gloo"]
+
+
+def test_nothing_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """A thread of gloo that lets go of a tensor while the interpreter ends would abort a run that has succeeded."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("the names of threads are read from /proc")
+    program = f"""
+import pathlib, torch
+from instdisc import ranks
+def gloo():
+    names = [(task / "comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+ranks.join("gloo", init_method="file://{tmp_path}/meeting", world_size=1, rank=0)
+layer = torch.nn.Linear(2, 1)
+layer(torch.ones(1, 2)).sum().backward()
+torch.optim.SGD(layer.parameters(), lr=0.1).step()
+torch.distributed.all_reduce(torch.ones(1))
+before = len(gloo())
+ranks.stop()
+print(before > 0, gloo())
+"""
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.strip() == "True []", done.stdout + done.stderr
 
 
 def test_device_that_is_not_there_is_told() -> None:

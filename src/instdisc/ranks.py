@@ -7,6 +7,7 @@ own by hand, because an `all_reduce` inside a graph gives a gradient off by the 
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,16 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local())
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        join("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+
+
+def join(backend: str, **settings: Any) -> None:
+    """torch.distributed.init_process_group, in such a way that `stop` ends everything that it begins."""
+    # The functions of this module keep the group that exists when it is imported (as the default of an argument), and
+    # torch imports it with any optimizer. A group so kept has threads that outlive `stop`; one that still holds a
+    # tensor when the interpreter ends aborts the process ("terminate called without an active exception").
+    importlib.import_module("torch.distributed.nn.functional")
+    dist.init_process_group(backend, **settings)
 
 
 def stop() -> None:

@@ -1,13 +1,16 @@
 """Functions run by daemon threads, with a Future for each answer.
 
 `concurrent.futures.ThreadPoolExecutor` makes the interpreter wait for its threads when it ends. A thread here may be
-stuck in a slow network or in a process that hangs, and Ctrl-C must still end the program: hence daemon threads.
+stuck in a slow network or in a process that hangs, and Ctrl-C must still end the program: hence daemon threads. One
+that is only busy gets a second to end: a return from torch's C++ while the interpreter ends would abort the process.
 """
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
+_SECONDS_TO_END = 1.0
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _Jobs = queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
 
 
@@ -26,7 +31,9 @@ class Background:
         self._jobs: _Jobs = queue.SimpleQueue()
         for _ in range(threads):
             # The threads know the queue and not this object, so that it can be collected while they wait.
-            threading.Thread(target=_work, args=(self._jobs,), daemon=True, name="instdisc-background").start()
+            thread = threading.Thread(target=_work, args=(self._jobs,), daemon=True, name="instdisc-background")
+            thread.start()
+            _threads.add(thread)
         self._end = weakref.finalize(self, _end, self._jobs, threads)
 
     def submit(
@@ -61,3 +68,10 @@ def _end(jobs: _Jobs, threads: int) -> None:
         pass
     for _ in range(threads):
         jobs.put(None)
+
+
+@atexit.register  # before any Background is made, and so called after their finalizers, which tell the threads to end
+def _let_end() -> None:
+    until = time.monotonic() + _SECONDS_TO_END
+    for thread in list(_threads):
+        thread.join(max(0.0, until - time.monotonic()))

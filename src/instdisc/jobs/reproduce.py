@@ -1,6 +1,7 @@
 """`instdisc reproduce`: the paper's tables, made anew by ordinary runs.
 
     OUT/runs/ROW-SEED/     a run folder for every row and seed, with measured.json once it is measured
+    OUT/precision.json     what precision "auto" came to, for all runs
     OUT/table.json         mean, deviation and values of every row, beside what was published
     OUT/table.md, .png, .svg
 
@@ -22,6 +23,7 @@ import numpy as np
 from instdisc import __version__, ranks
 from instdisc.data.decode import decode
 from instdisc.data.source import Source, open_source
+from instdisc.encoder import build_encoder
 from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
 from instdisc.evaluation.svm import LinearSVM
@@ -30,7 +32,7 @@ from instdisc.jobs.train import FEWEST, Run, train
 from instdisc.progress import duration
 from instdisc.report import table_plot
 from instdisc.runs import RunFolder, read_json, write_json, write_whole
-from instdisc.training import Settings, read_metrics
+from instdisc.training import Settings, choose_precision, read_metrics
 from instdisc.training.presets import paper_cifar10
 
 NEIGHBOURS = 200
@@ -67,7 +69,7 @@ def reproduce(
     folder = Path(out) if out is not None else Path("runs") / f"{table}-{scale}"
     pictures = _open(size, source, test)
     training, testing = pictures.training, pictures.testing
-    base = paper_cifar10().with_overrides(size.overrides | overrides)
+    base = _one_precision(folder, paper_cifar10().with_overrides(size.overrides | overrides), device)
     rows, left_out = _rows(TABLES[table], len(training), base)
     say(f"Table {table} at scale {scale}: {size.about}. {len(rows)} rows with {seeds} seeds, in {folder}.")
     for absent in left_out:
@@ -176,6 +178,19 @@ def _divided(source: Source) -> tuple[np.ndarray, Source, Source]:
     training.set_labels(source.labels[:cut])
     testing.set_labels(source.labels[cut:])
     return pictures[:cut], training, testing
+
+
+def _one_precision(folder: Path, base: Settings, device: str) -> Settings:
+    """The precision that "auto" means here, tried once a table: a trial for each run could fall out differently."""
+    if base.precision != "auto":
+        return base
+    kept = folder / "precision.json"
+    if not kept.is_file():
+        encoder = build_encoder(base.encoder, seed=0)
+        choice = choose_precision(encoder, ranks.device(device), base.precision, base.batch)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(kept, {"precision": choice.precision, "why": choice.why})
+    return base.with_overrides({"precision": read_json(kept)["precision"]})
 
 
 def _rows(table: Table, pictures: int, base: Settings) -> tuple[list[Row], list[Row]]:
