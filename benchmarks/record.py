@@ -59,8 +59,8 @@ def record(
         **more,
     }
     text = json.dumps(result, indent=2) + "\n"
-    print(text)
-    if out is not None:
+    if out is not None:  # before it is printed: the reader of our output may have gone
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
+    print(text)
     return result

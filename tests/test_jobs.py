@@ -22,12 +22,14 @@ from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
 from instdisc.evaluation.probe import LinearProbe
 from instdisc.evaluation.retrieval import retrieval
+from instdisc.evaluation.semi import FineTuning
 from instdisc.evaluation.svm import LinearSVM
 from instdisc.jobs import evaluate as jobs_evaluate
 from instdisc.jobs.compare import compare
 from instdisc.jobs.embed import embed
 from instdisc.jobs.evaluate import evaluate
 from instdisc.jobs.info import info
+from instdisc.jobs.semi import METHODS
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 
@@ -179,6 +181,44 @@ def test_further_measures_are_those_of_the_parts(copied: tuple[Path, Path], tmp_
     assert held_out["mode"] == "12 training pictures that were held out"
     assert held_out["levels"]["embedding"]["count"] == 12
     assert 'no measurement "smv"' in refused(measured, run, measures=["smv"])
+
+
+def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, run = copied
+    tests = picture_folder(tmp_path / "tests", 40, seed=9)
+    monkeypatch.setattr("instdisc.jobs.semi.SHARES", (0.2, 0.5))
+    monkeypatch.setattr("instdisc.evaluation.semi._FEWEST_EPOCHS", 2)
+    monkeypatch.setattr("instdisc.evaluation.semi._MOST_EPOCHS", 10)
+    asked: list[tuple[str, np.ndarray, np.ndarray]] = []
+    fit = FineTuning.fit
+
+    def noted(self: FineTuning, encoder: Any, opened: Any, instances: np.ndarray, labels: np.ndarray) -> FineTuning:
+        weights = next(encoder.parameters())
+        asked.append(("trained" if torch.equal(weights, own) else "fresh", opened.rows[instances], labels))
+        return fit(self, encoder, opened, instances, labels)
+
+    own = next(instdisc.load(run).parameters())
+    monkeypatch.setattr(FineTuning, "fit", noted)
+    found = measured(run, tests, neighbours=5, measures=["semi"])["semi"]
+    known = open_source(pictures).labels
+    assert known is not None and found["mode"] == "test pictures"
+    assert [row["labels"] for row in found["shares"]] == [12, 30]
+    assert [which for which, _, _ in asked] == ["trained", "fresh"] * 6
+    for (_, rows, labels), (_, same, _) in zip(asked[::2], asked[1::2], strict=True):
+        assert np.array_equal(known[rows], labels), "each label is its own picture's"
+        assert np.array_equal(rows, same) and len(np.unique(rows)) == len(rows), "both see the same pictures"
+    assert [np.bincount(labels).tolist() for _, _, labels in asked[::6]] == [[4, 4, 4], [10, 10, 10]]
+    assert not np.array_equal(asked[0][1], asked[2][1]), "another draw, other pictures"
+    for row in found["shares"]:
+        for method in METHODS:
+            assert row[method]["mean"] == pytest.approx(np.mean(row[method]["values"]))
+            assert row[method]["std"] == pytest.approx(np.std(row[method]["values"], ddof=1))
+    assert found["plot"] is None or (run / found["plot"]).is_file()
+
+    asked.clear()
+    held_out = measured(run, neighbours=5, measures=["semi"])["semi"]
+    assert held_out["mode"] == "12 training pictures that were held out"
+    assert [row["labels"] for row in held_out["shares"]] == [10, 24]
 
 
 def test_two_runs_on_the_same_test_pictures(copied: tuple[Path, Path], tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class RunFolder:
         self.diagnosis = self.path / "diagnosis"
         self.neighbours_sheet = self.path / "neighbours.png"
         self.curves = self.path / "curves.png"
+        self.few_labels_plot = self.path / "semi.png"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

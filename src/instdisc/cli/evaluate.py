@@ -16,6 +16,8 @@ Examples:
 
 `instdisc evaluate runs/photos test/ --with svm,retrieval` — linear SVMs on every level, and retrieval
 
+`instdisc evaluate runs/photos test/ --with semi` — fine-tuning with 1 to 20 % of the labels, and from scratch
+
 `instdisc evaluate runs/photos --labels labels.csv -k 20` — labels from a file, 20 neighbours
 """
 
@@ -24,7 +26,7 @@ def command(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     source: Annotated[str | None, typer.Argument(help="Labelled test pictures; without: leave-one-out.")] = None,
     with_: Annotated[
-        str, typer.Option("--with", help="Beside knn: svm, linear (on every level), retrieval, quality (of the bank).")
+        str, typer.Option("--with", help="Beside knn: svm, linear (on every level), semi, retrieval, quality.")
     ] = "knn",
     neighbours: Annotated[
         int | None, typer.Option("-k", "--neighbours", help="How many vote; 200 if there are.")
@@ -85,6 +87,7 @@ def show(report: dict[str, Any], run: Path) -> None:
             )
         console.print(table)
         _show_linear(console, report)
+        _show_few_labels(console, report, run)
     else:
         console.print(
             "No labels are known, so kNN accuracy can't be measured: give --labels, or a folder of class folders."
@@ -131,3 +134,23 @@ def _show_linear(console: Any, report: dict[str, Any]) -> None:
                 f"{result['chosen']:g}",
             )
         console.print(table)
+
+
+def _show_few_labels(console: Any, report: dict[str, Any], run: Path) -> None:
+    """What a few labels give: a line for each share, mean and standard deviation over the draws."""
+    from rich.table import Table
+
+    from instdisc.jobs.semi import METHODS
+
+    if "semi" not in report:
+        return
+    found = report["semi"]
+    table = Table(title=f"With a few labels, top-1 %, {found['draws']} draws, {found['mode']}", title_justify="left")
+    for column in ("labels", "pictures", *METHODS.values()):
+        table.add_column(column, justify="right")
+    for row in found["shares"]:
+        cells = [f"{100 * row[name]['mean']:.2f} ± {100 * row[name]['std']:.2f}" for name in METHODS]
+        table.add_row(f"{100 * row['share']:g} %", f"{row['labels']:,}", *cells)
+    console.print(table)
+    if found["plot"]:
+        console.print(f"As curves: {run / found['plot']}", markup=False)

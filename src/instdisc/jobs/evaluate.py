@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from instdisc.evaluation.baselines import knn_accuracy
 from instdisc.evaluation.knn import KNN, KNNResult
 from instdisc.evaluation.quality import health, sample_rows
 from instdisc.jobs.measures import bank_quality, check_measures, further_measures, needs_levels
+from instdisc.jobs.semi import METHODS, few_labels
 from instdisc.jobs.sources import look_at, read_facts, read_rows, reopen
 from instdisc.jobs.vectors import PIXEL_SIDE, Vectors, collect_vectors, with_bank_rows
 from instdisc.neighbours import top_k
 from instdisc.progress import Bar
-from instdisc.report import neighbour_sheet
+from instdisc.report import few_labels_plot, neighbour_sheet
 from instdisc.runs import RunFolder, write_json
 from instdisc.shapes import Float, Tensor
+from instdisc.training import Settings
 
 NEIGHBOURS = 200
 _UNTRAINED_SEED = 12345
@@ -58,7 +61,8 @@ def evaluate(
     source: labelled test pictures, classified by the training pictures; None = leave-one-out on the training pictures
         (for svm and linear: a fifth of them, held out).
     measures: beside knn, which is always there: "svm" and "linear" (classifiers on every level of features),
-        "retrieval" (mean average precision, recall), "quality" (drift of the bank, neighbours since the save before).
+        "semi" (fine-tuning with 1 to 20 % of the labels), "retrieval" (mean average precision, recall), "quality"
+        (drift of the bank, neighbours since the save before).
     neighbours: k; None = 200, or as many as there are. temperature: of the votes, or "run" for the run's own.
     bank: take the bank's own rows for the training pictures, and not vectors recomputed without augmentation.
     labels: of `source`, or of the training pictures without one. train_source: where the training pictures are now.
@@ -140,6 +144,18 @@ def _evaluate(
                 "untrained_seed": _UNTRAINED_SEED,
             }
             report |= further_measures(measures, train, test, place)
+            if "semi" in measures:
+                report["semi"] = few_labels(
+                    encoder,
+                    partial(build_encoder, encoder.config),
+                    training,
+                    train,
+                    testing,
+                    test,
+                    Settings.from_dict(facts["settings"]),
+                    tell or _silence,
+                )
+                report["semi"]["plot"] = _draw_semi(folder, report["semi"])
         if ranks.is_main() and ranks.world() == 1:
             report["neighbours_sheet"] = _draw_sheet(folder, training, train, testing, test)
         ranks.barrier()  # on success only: after an error on one rank the others would never come here
@@ -156,6 +172,10 @@ def _evaluate(
     if ranks.is_main():
         write_json(folder.evaluation, report)
     return report
+
+
+def _silence(line: str) -> None:
+    """Where nothing is to be said."""
 
 
 def _number(temperature: float | str) -> float:
@@ -283,6 +303,15 @@ def _draw_sheet(
         else [_names(training, train, line) or [] for line in found.numpy()],
     )
     return folder.neighbours_sheet.name
+
+
+def _draw_semi(folder: RunFolder, section: dict[str, Any]) -> str | None:
+    """RUN/semi.png, where matplotlib is there."""
+    try:
+        few_labels_plot(section["shares"], METHODS, folder.few_labels_plot)
+    except InputError:
+        return None
+    return folder.few_labels_plot.name
 
 
 def _names(source: Source, vectors: Vectors, chosen: np.ndarray) -> list[str] | None:

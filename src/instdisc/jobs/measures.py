@@ -19,7 +19,7 @@ from instdisc.evaluation.svm import LinearSVM
 from instdisc.jobs.vectors import Vectors
 from instdisc.runs import RunFolder
 
-MEASURES = ("knn", "svm", "linear", "retrieval", "quality")
+MEASURES = ("knn", "svm", "linear", "semi", "retrieval", "quality")
 HELD_OUT = 0.2  # of the training pictures, where there are no test pictures
 _SEED = 0
 _CLASSIFIERS: dict[str, type[LinearSVM] | type[LinearProbe]] = {"svm": LinearSVM, "linear": LinearProbe}

@@ -87,6 +87,7 @@ def _page_run(
         facts={name: words for name, words in info(folder.path).items() if name != "run"},
         settings=facts["settings"],
         curves=_curves(folder),
+        few_labels=folder.few_labels_plot.read_bytes() if folder.few_labels_plot.is_file() else None,
         accuracies=accuracies,
         about_accuracies=about,
         sentences=sentences,
@@ -102,7 +103,7 @@ def _evaluation(folder: RunFolder) -> tuple[list[Accuracy], str, list[str]]:
     if not folder.evaluation.is_file():
         return [], "", ["It was not evaluated yet: `instdisc evaluate` measures it."]
     found = read_json(folder.evaluation)
-    sentences = [found["quality"]["sentence"]]
+    sentences = [found["quality"]["sentence"], *found.get("bank_quality", {"sentences": []})["sentences"]]
     if "knn" not in found:
         return [], "", sentences
     measured = {"knn": found["knn"], **found["baselines"]}

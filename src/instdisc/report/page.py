@@ -69,6 +69,7 @@ class PageRun:
     facts: Mapping[str, str]
     settings: Mapping[str, Any]
     curves: bytes | None = None  # PNG
+    few_labels: bytes | None = None  # PNG
     accuracies: Sequence[Accuracy] = ()
     about_accuracies: str = ""
     sentences: Sequence[str] = ()
@@ -83,10 +84,11 @@ def page(runs: Sequence[PageRun], title: str) -> str:
     sections = [
         ("In short", [_facts(run) for run in runs]),
         ("Accuracy", [_accuracies(run) for run in runs]),
+        ("With a few labels", [_drawing(run.few_labels, "accuracy against labels") for run in runs]),
         ("Nearest neighbours", [_gallery(run) for run in runs]),
         ("Most confused", [_confusions(run) for run in runs]),
         ("Map of the vectors", [_map(run) for run in runs]),
-        ("Training", [_curves(run) for run in runs]),
+        ("Training", [_drawing(run.curves, "curves of the training") for run in runs]),
         ("Settings", [_settings(run) for run in runs]),
     ]
     body = []
@@ -185,10 +187,10 @@ def _map_data(found: Map) -> dict[str, Any]:
     }
 
 
-def _curves(run: PageRun) -> str:
-    if run.curves is None:
+def _drawing(png: bytes | None, words: str) -> str:
+    if png is None:
         return ""
-    return f'<img class=wide src="data:image/png;base64,{base64.b64encode(run.curves).decode()}" alt="curves">'
+    return f'<img class=wide src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{words}">'
 
 
 def _settings(run: PageRun) -> str:

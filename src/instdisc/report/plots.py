@@ -104,6 +104,29 @@ def table_plot(
     _write_figure(figure, Path(out))
 
 
+def few_labels_plot(shares: Sequence[dict[str, Any]], methods: dict[str, str], out: Path | str) -> None:
+    """Accuracy against the share of labels, a line a method, with its deviation over draws.
+
+    shares: as `evaluate --with semi` makes them (share, method -> mean and std, from 0 to 1). methods: name -> words.
+    Raises InputError without matplotlib.
+    """
+    figure = _new_figure(figsize=(6.4, 4.2))
+    ax = figure.subplots()
+    percents = [100 * row["share"] for row in shares]
+    for (method, words), colour in zip(methods.items(), _LINES, strict=False):
+        means = [100 * row[method]["mean"] for row in shares]
+        deviations = [100 * row[method]["std"] for row in shares]
+        ax.errorbar(percents, means, yerr=deviations, fmt="o-", color=colour, capsize=3, label=words)
+    ax.set_xscale("log")
+    ax.set_xticks(percents, [f"{percent:g} %" for percent in percents])
+    ax.minorticks_off()
+    ax.set_xlabel("share of the labels", fontsize=9)
+    ax.set_ylabel("accuracy, %", fontsize=9)
+    ax.legend(frameon=False, fontsize=8)
+    _plain_axes(ax)
+    _write_figure(figure, Path(out))
+
+
 def _new_figure(figsize: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure

@@ -1,0 +1,68 @@
+"""Choosing without the test pictures: runs on a part of the training pictures, measured on the rest of them.
+
+Used by choose_laptop.py and recipe.py; no program of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from instdisc import KNN, draws
+from instdisc.data.pictures import open_pictures
+from instdisc.data.source import open_source
+from instdisc.jobs.train import train
+
+HELD_OUT = 5_000
+RESULT = "held_out.json"
+UNIT = f"kNN top-1 on {HELD_OUT:,} held-out training pictures, %, k 200, temperature 0.07"
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Labelled 32-pixel pictures (n, 32, 32, 3) in two parts: to train on, and to be classified."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    out_images: np.ndarray
+    out_labels: np.ndarray
+
+    @classmethod
+    def of(cls, source: Any) -> Divided:
+        """All readable pictures of a source, HELD_OUT of them, drawn once for all, put aside."""
+        opened = open_source(source)
+        pictures = open_pictures(opened, 32, torch.device("cpu"), storage="memory")
+        (batch,) = pictures.batches([np.arange(pictures.count)])
+        images, labels = batch.images.permute(0, 2, 3, 1).numpy(), opened.labels[pictures.rows]
+        order = draws.permutation(len(images), seed=0, step=0)
+        out, rest = order[:HELD_OUT], order[HELD_OUT:]
+        return cls(images[rest], labels[rest], images[out], labels[out])
+
+    def reach(self, folder: Path, name: str, preset: str, **overrides: Any) -> dict[str, Any] | None:
+        """What a run of these settings reaches, from its folder if it was made before; None if it was interrupted."""
+        result = folder / RESULT
+        if result.is_file():
+            return json.loads(result.read_text(encoding="utf-8"))
+        shutil.rmtree(folder, ignore_errors=True)
+        run = train(self.images, folder, preset, **({"monitor_epochs": 1000} | overrides))
+        if not run.finished:
+            return None
+        encoder = run.encoder()
+        knn = KNN().fit(encoder.embed(self.images), self.labels)
+        top1 = 100 * knn.score(encoder.embed(self.out_images), self.out_labels)
+        facts = {
+            "candidate": name,
+            "minutes": overrides["minutes"],
+            "top1": top1,
+            "epochs": round(run.epochs, 2),
+            "overrides": {name: value for name, value in overrides.items() if name != "minutes"},
+        }
+        result.write_text(json.dumps(facts), encoding="utf-8")
+        print(f"{name}: {top1:.2f} % after {run.epochs:.1f} epochs", flush=True)
+        return facts

@@ -1,0 +1,125 @@
+"""`evaluate --with semi`: what a few labels are worth, with the trained encoder and without, over several draws.
+
+For each share of the labels and each draw, three classifiers learn from the same labelled pictures: the trained encoder
+fine-tuned, the same network from random weights, and weighted kNN on the vectors as they are.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from instdisc import draws
+from instdisc.data.augment import Augmentation
+from instdisc.data.pictures import open_pictures
+from instdisc.data.source import Source
+from instdisc.encoder import Encoder
+from instdisc.errors import InputError
+from instdisc.evaluation.knn import KNN
+from instdisc.evaluation.semi import FineTuning
+from instdisc.jobs.vectors import Vectors
+from instdisc.training import Settings
+
+SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
+DRAWS = 3
+METHODS = {"fine_tuned": "trained encoder, fine-tuned", "scratch": "same network from scratch", "knn": "weighted kNN"}
+_NEIGHBOURS = (1, 5, 20, 50, 200)
+_HELD_OUT = 0.2  # of the training pictures, where there are no test pictures
+
+
+def few_labels(
+    encoder: Encoder,
+    fresh: Callable[[int], Encoder],
+    training: Source,
+    train: Vectors,
+    testing: Source | None,
+    test: Vectors | None,
+    settings: Settings,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """The report's section "semi": for each share and method the accuracies of the draws, their mean and deviation.
+
+    fresh: seed -> an untrained encoder of the same build. settings: the run's. Raises InputError where the smallest
+    share holds fewer than two classes.
+    """
+    order = draws.permutation(len(train.rows), seed=0, step=0)
+    held_out = round(_HELD_OUT * len(order)) if test is None else 0
+    asked = train.some(np.sort(order[:held_out])) if test is None else test
+    known = train.some(np.sort(order[held_out:]))
+    assert asked.labels is not None and known.labels is not None  # evaluate comes here with labels only
+    mode = "test pictures" if test is not None else f"{held_out:,} training pictures that were held out"
+    place = next(encoder.parameters()).device
+    view = encoder.preprocessing
+    augmentation = Augmentation(
+        size=view.size,
+        scale=(0.35, 1.0),
+        flip=settings.flip,
+        jitter=0.0,
+        grey=0.0,
+        blur=0.0,
+        mean=view.mean,
+        std=view.std,
+    )
+    labelled = np.flatnonzero(known.labels >= 0)
+    shares = []
+    with ExitStack() as opened:
+        pictures = opened.enter_context(open_pictures(training, settings.stored_side, place))
+        tests = pictures
+        if testing is not None:
+            tests = opened.enter_context(open_pictures(testing, settings.stored_side, place))
+        instances = _instances(pictures.rows, known.rows)
+        test_labels = np.full(tests.count, -1)
+        test_labels[_instances(tests.rows, asked.rows)] = asked.labels
+        for share in SHARES:
+            count = round(share * len(labelled))
+            found: dict[str, list[float]] = {name: [] for name in METHODS}
+            for draw in range(DRAWS):
+                tell(f"{100 * share:g} % of the labels ({count:,} pictures), draw {draw + 1} of {DRAWS}.")
+                some = labelled[_drawn(known.labels[labelled], count, draw)]
+                labels = known.labels[some]
+                tuning = FineTuning(augmentation, seed=draw)
+                for name, start in (("fine_tuned", encoder), ("scratch", fresh(draw).to(place))):
+                    tuned = tuning.fit(start, pictures, instances[some], labels)
+                    found[name].append(tuned.accuracy(tests, test_labels))
+                found["knn"].append(_knn(known.trained[some], labels, asked))
+            shares.append(
+                {"share": share, "labels": count} | {name: _summary(values) for name, values in found.items()}
+            )
+    return {"mode": mode, "draws": DRAWS, "shares": shares}
+
+
+def _instances(readable: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The instance numbers of source rows. Both are ascending; rows that could be embedded are readable."""
+    found = np.searchsorted(readable, rows)
+    if len(rows) and (found[-1] >= len(readable) or not np.array_equal(readable[found], rows)):
+        raise InputError("Some pictures could be read and then could not: look for a failing disk, and try again.")
+    return found
+
+
+def _drawn(labels: np.ndarray, count: int, draw: int) -> np.ndarray:
+    """Places of `count` pictures, each class in its share (one at least), ascending."""
+    order = draws.permutation(len(labels), seed=draw, step=1)
+    picked = []
+    for value in np.unique(labels):
+        own = order[labels[order] == value]
+        picked.append(own[: max(1, round(count * len(own) / len(labels)))])
+    if len(picked) < 2:
+        raise InputError("A few labels tell classes apart only where there are two classes: the labels name one.")
+    return np.sort(np.concatenate(picked))
+
+
+def _knn(vectors: np.ndarray, labels: np.ndarray, asked: Vectors) -> float:
+    """Accuracy on the test vectors, by as many neighbours as do best, leave-one-out, on the labelled ones."""
+    known = torch.from_numpy(np.array(vectors))
+    tried = [k for k in _NEIGHBOURS if k < len(known)]
+    best = max(tried, key=lambda k: KNN(k).fit(known, labels).leave_one_out().top1)
+    return KNN(best).fit(known, labels).score(np.asarray(asked.trained), asked.labels)
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    return {"values": values, "mean": statistics.fmean(values), "std": statistics.stdev(values)}
