@@ -3,7 +3,7 @@
     tuned = FineTuning(augmentation).fit(encoder, pictures, instances, labels)    # `instances` are those with labels
     tuned.accuracy(test_pictures, test_labels)
 
-The paper's semi-supervised test (section 4.3): what a share of the labels is worth with and without what was learned
+The paper's semi-supervised test: what a share of the labels is worth with and without what was learned
 from all the pictures. A linear layer stands on the backbone's pooled features, and both learn by AdamW with a cosine
 schedule after a short warm-up, from random crops. The encoder that was given is left as it is.
 """

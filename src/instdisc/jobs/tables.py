@@ -90,7 +90,6 @@ SCALES = {
             "size": 16,
             "batch": 64,
             "epochs": 2,
-            "negatives": 256,
             "hue": 0.0,
             "grey": 0.0,
         },

@@ -139,7 +139,7 @@ def _gallery(run: PageRun) -> str:
             mark = "" if not kind else "✓ " if "right" in kind else "✗ "
             cells.append(
                 f'<figure{kind}><img src="{_jpeg(picture)}" alt="{_text(label) or "neighbour"}">'
-                f"<figcaption>{mark}{score:.2f} {_text(label)}</figcaption></figure>"
+                f"<figcaption>{mark}{score:.2f}<br>{_text(label)}</figcaption></figure>"
             )
         lines.append(f"<div class=line>{''.join(cells)}</div>")
     note = "<p>A query (left) and its nearest neighbours with their cosine"
@@ -236,7 +236,8 @@ object-fit:cover;image-rendering:auto}
 figure.query{margin-right:.8rem}figure.right{border-color:var(--right)}figure.wrong{border:3px dashed var(--wrong)}
 figcaption{font-size:11px;color:var(--pale);white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .small img{width:40px;height:40px;object-fit:cover;margin-right:3px}
-.wide{max-width:100%;background:#fff}.map{width:100%;aspect-ratio:1;border:1px solid var(--line);touch-action:none}
+.wide{max-width:100%;background:#fff}
+.map{width:min(100%,44rem);aspect-ratio:1;border:1px solid var(--line);touch-action:none}
 .keys span{margin-right:.9rem;white-space:nowrap}
 .keys i{display:inline-block;width:.7rem;height:.7rem;margin-right:.3rem;border-radius:50%}
 #tip{position:fixed;pointer-events:none;background:var(--paper);border:1px solid var(--line);padding:4px;font-size:12px}
