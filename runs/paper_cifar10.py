@@ -2,10 +2,11 @@
 
     python runs/paper_cifar10.py --train cifar10-train.parquet --test cifar10-test.parquet     # without: torchvision
     python runs/paper_cifar10.py --objectives softmax --seeds 0 --epochs 200 --minutes-each 9     # one piece at a time
+    python runs/paper_cifar10.py --preset best_cifar10 --objectives softmax                       # our own recipe
 
 Everything is on the device, in bfloat16, compiled. Each run is an ordinary run folder under --runs: a run that is there
 is resumed, a finished one is only evaluated, so the script may be stopped and started at will (--minutes-each stops
-by itself). The result goes to results/paper_cifar10_OBJECTIVE.json.
+by itself). The result goes to results/PRESET_OBJECTIVE.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from instdisc.jobs.evaluate import evaluate
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 
-PUBLISHED = {"softmax": 80.8, "nce": 80.4}
+PUBLISHED = {"paper_cifar10": {"softmax": 80.8, "nce": 80.4}, "best_cifar10": {}}
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--test", default=None, help="labelled test pictures; without: CIFAR-10's test split")
     parser.add_argument("--runs", type=Path, default=Path("runs/out"))
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--preset", choices=list(PUBLISHED), default="paper_cifar10")
     parser.add_argument("--objectives", default="softmax,nce")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=float, default=200)
@@ -48,7 +50,7 @@ def main() -> None:
         test = open_source("cifar10", split="test")
     seeds = [int(seed) for seed in settings.seeds.split(",")]
     for objective in settings.objectives.split(","):
-        name = f"paper_cifar10_{objective}" + (f"_{settings.limit}" if settings.limit else "")
+        name = f"{settings.preset}_{objective}" + (f"_{settings.limit}" if settings.limit else "")
         reports = []
         for seed in seeds:
             out = settings.runs / f"{name}_{seed}"
@@ -59,7 +61,7 @@ def main() -> None:
             run = train(
                 settings.train,
                 out,
-                "paper_cifar10",
+                settings.preset,
                 resume=RunFolder(out).exists(),
                 limit=settings.limit,
                 objective=objective,
@@ -78,14 +80,16 @@ def main() -> None:
         record(
             settings.results / f"{name}.json",
             name=name,
-            command=f"python runs/paper_cifar10.py --objectives {objective} --seeds {settings.seeds}"
+            command="python runs/paper_cifar10.py"
+            + (f" --preset {settings.preset}" if settings.preset != "paper_cifar10" else "")
+            + f" --objectives {objective} --seeds {settings.seeds}"
             + f" --epochs {settings.epochs:g}"
             + (f" --limit {settings.limit}" if settings.limit else "")
             + (" --no-compile" if settings.no_compile else ""),
             unit="kNN top-1 on the 10,000 test pictures, %, k 200, temperature 0.07, last epoch",
             values=[100 * report["knn"]["top1"] for report in reports],
             seeds=seeds,
-            published=None if settings.limit else PUBLISHED.get(objective),
+            published=None if settings.limit else PUBLISHED[settings.preset].get(objective),
             pictures=run.instances,
             epochs=settings.epochs,
             training_seconds=[report["trained"] for report in reports],

@@ -278,6 +278,27 @@ def test_labels_from_python() -> None:
             open_source(array, labels=labels)
 
 
+def test_classes_have_the_numbers_of_another_source(tmp_path: Path) -> None:
+    training = open_source(put(tmp_path / "a", {f"{name}/1.png": picture(1) for name in ("cat", "dog", "emu")}))
+    testing = open_source(put(tmp_path / "b", {f"{name}/1.png": picture(2) for name in ("emu", "bee", "dog")}))
+    before = [testing.label_names[code] for code in testing.labels]
+    assert testing.labels.tolist() == [0, 1, 2], "bee, dog, emu: numbers of its own"
+    testing.number_like(training)
+    assert testing.labels.tolist() == [3, 1, 2] and testing.label_names == ["cat", "dog", "emu", "bee"]
+    assert [testing.label_names[code] for code in testing.labels] == before
+    assert training.labels.tolist() == [0, 1, 2]
+    testing.set_labels(["emu", "", "cat"])
+    testing.number_like(training)
+    assert testing.labels.tolist() == [2, -1, 0], "without a label it stays"
+    testing.set_labels([3, 7, 3])
+    with pytest.raises(InputError, match=r"\(3, 7\) are none of those of .*/a \(cat, dog, emu\)"):
+        testing.number_like(training)
+    unlabelled = open_source(np.zeros((3, 4, 4, 3), np.uint8))
+    unlabelled.number_like(training)
+    testing.number_like(unlabelled)
+    assert unlabelled.labels is None and testing.labels.tolist() == [0, 1, 0]
+
+
 def test_labels_are_not_read_for_a_worker(tmp_path: Path) -> None:
     source = open_source(write_parquet(tmp_path / "a.parquet", range(2000)))
     before = len(pickle.dumps(source))

@@ -183,6 +183,26 @@ def test_further_measures_are_those_of_the_parts(copied: tuple[Path, Path], tmp_
     assert 'no measurement "smv"' in refused(measured, run, measures=["smv"])
 
 
+def test_test_pictures_may_have_other_classes(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, run = copied
+    tests = picture_folder(tmp_path / "tests", 40, seed=9)
+    shutil.rmtree(tests / "blue")  # the first of the training classes
+    shutil.copytree(tests / "red", tests / "zebra")  # one that training never saw
+    known, asked = open_source(pictures), open_source(tests)
+    assert known.label_names == ["blue", "green", "red"] and asked.label_names == ["green", "red", "zebra"]
+    encoder = instdisc.load(run)
+    told = KNN(5).fit(encoder.embed(known), known.labels).predict(encoder.embed(asked))
+    right = [
+        known.label_names[one] == asked.label_names[wanted] for one, wanted in zip(told, asked.labels, strict=True)
+    ]
+    assert 0 < sum(right) < len(right)
+    assert measured(run, tests, neighbours=5)["knn"]["top1"] == np.mean(right)
+    assert compare(run, run, tests, neighbours=5, say=None)["runs"]["first"]["top1"] == np.mean(right)
+    (tests / "red").rename(tests / "rot")
+    shutil.rmtree(tests / "green")
+    assert "none of those of" in refused(measured, run, tests)
+
+
 def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, run = copied
     tests = picture_folder(tmp_path / "tests", 40, seed=9)

@@ -106,6 +106,26 @@ class Source(ABC):
         self._labels_known = False
         self._find_labels()
 
+    def number_like(self, other: Source) -> None:
+        """Give a class the number that it has in `other`, by its name; classes that `other` lacks come after its own.
+
+        Each source numbers the classes that it finds: test pictures of a few classes only would otherwise be judged by
+        other numbers than the training pictures have. Raises InputError where no class is common to both.
+        """
+        own, theirs = self._find_labels(), other._find_labels()
+        if own is None or theirs is None:
+            return
+        (codes, names), known = own, theirs[1]
+        present = {names[code] for code in np.unique(codes[codes >= 0])}
+        if not present & set(known):
+            raise InputError(
+                f"The labels of {self.name} ({_few(names)}) are none of those of {other.name} ({_few(known)}): "
+                "call the classes the same in both."
+            )
+        numbers = {name: number for number, name in enumerate([*known, *(name for name in names if name not in known)])}
+        lookup = np.array([*(numbers[name] for name in names), -1])  # the last entry: no label
+        self._encoded = lookup[codes], list(numbers)
+
     def _find_labels(self) -> Encoded | None:
         if not self._labels_known:
             given = self._given_labels
@@ -148,6 +168,10 @@ class Source(ABC):
             except pa.ArrowInvalid:
                 columns[name] = column
         return pa.table(columns)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def open_source(

@@ -74,6 +74,7 @@ def _right(
     training = reopen(folder, read_facts(folder))
     if training.labels is None:
         raise InputError(f"The training pictures of {folder.path} have no labels, and they are what votes.")
+    testing.number_like(training)
     encoder = checkpoint.load_encoder(folder.path).to(place)
     known_rows, known = _embedded(encoder, training)
     rows, asked = _embedded(encoder, testing)

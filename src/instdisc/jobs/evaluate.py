@@ -100,6 +100,8 @@ def _evaluate(
     if source is None and labels is not None:
         training.set_labels(labels)
     testing = None if source is None else open_source(source, labels=labels)
+    if testing is not None:
+        testing.number_like(training)
     _check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
     bank_rows = _own_bank_rows(folder, saved, len(training)) if bank or "quality" in measures else None
     fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(place)

@@ -167,6 +167,7 @@ def _open(size: Scale, source: Any, test: Any) -> _Pictures:
     for part in (training, testing):
         if part.labels is None:
             raise InputError(f"{part.name} has no labels, and a table measures accuracy.")
+    testing.number_like(training)
     return _Pictures(given, limit, training, testing)
 
 

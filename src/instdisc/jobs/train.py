@@ -159,6 +159,8 @@ def _train(
             f"Resumed at {at}, step {training.step_number}." if found else "There is no checkpoint yet: from the start."
         )
     held_out = None if test is None else _open_in_turn(test, labels=None, split=None, limit=None)
+    if held_out is not None:
+        held_out.number_like(source)
     monitor = make_monitor(settings, source, pictures, held_out)
     started = time.monotonic()
     training.fit(monitor)

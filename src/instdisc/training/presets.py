@@ -63,6 +63,25 @@ def laptop_cifar10(facts: DataFacts | None = None) -> Settings:
     )
 
 
+def best_cifar10(facts: DataFacts | None = None) -> Settings:
+    """instdisc train cifar10 --preset best_cifar10 --out runs/best     (not measured yet: it is made for a GPU)
+
+    The paper's network with the recipe that the laptop's trials chose, for 200 epochs: two views, MLP head, flip,
+    cosine, Muon, the exact softmax over the bank.
+    """
+    return replace(
+        _TWO_VIEWS,
+        preset="best_cifar10",
+        backbone="resnet18",
+        width=None,
+        hidden=512,
+        objective="softmax",
+        warmup=5.0,
+        epochs=200.0,
+        monitor_epochs=10,
+    )
+
+
 def digits(facts: DataFacts | None = None) -> Settings:
     """instdisc train digits --preset digits --out runs/digits
 
@@ -146,6 +165,7 @@ def _nearest_side(side: int) -> int:
 PRESETS: dict[str, Callable[[DataFacts | None], Settings]] = {
     "default": default,
     "laptop_cifar10": laptop_cifar10,
+    "best_cifar10": best_cifar10,
     "paper_cifar10": paper_cifar10,
     "paper_imagenet": paper_imagenet,
     "digits": digits,
