@@ -329,7 +329,7 @@ def test_labels_never_reach_training(tmp_path: Path) -> None:
     wrong = tmp_path / "labels.csv"
     names = sorted(path.name for path in flat.iterdir())
     random = np.random.default_rng(0)
-    wrong.write_text("path,label\n" + "".join(f"{name},{random.integers(9)}\n" for name in names))
+    wrong.write_text("path,label\n" + "".join(f"{name},{random.choice(['red', 'green', 'mauve'])}\n" for name in names))
     settings = tiny(monitor_epochs=1)
     without = train(flat, tmp_path / "without", settings, say=None)
     labelled = train(flat, tmp_path / "with", settings, labels=wrong, test=str(pictures), say=None)
