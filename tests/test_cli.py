@@ -19,7 +19,7 @@ import instdisc
 from instdisc import cli
 from instdisc.runs import RunFolder
 
-COMMANDS = ("train", "evaluate", "compare", "report", "embed", "info", "cache", "reproduce", "demo")
+COMMANDS = ("train", "evaluate", "search", "compare", "report", "embed", "info", "cache", "reproduce", "demo")
 SETTINGS = [
     word
     for name, value in (TINY | {"epochs": 1}).items()

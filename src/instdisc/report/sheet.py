@@ -73,9 +73,10 @@ def neighbour_sheet(
     top = _MARGIN + _LINE + 8
     # A sheet of one neighbour is still wide enough for its heading and its legend.
     content_width = max(first - left + width * step_x - _GAP, first - left + round(font.getlength(title)))
-    if labelled:
+    framed = labelled and any(own_labels)
+    if framed:
         content_width = max(content_width, _legend_width(font))
-    height = top + len(queries) * step_y - _GAP + (_LINE + _GAP + 8 if labelled else 0) + _MARGIN // 2
+    height = top + len(queries) * step_y - _GAP + (_LINE + _GAP + 8 if framed else 0) + _MARGIN // 2
     sheet = Image.new("RGB", (left + content_width + left, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((left, _MARGIN // 2), "Query", _INK, font)
@@ -94,7 +95,7 @@ def neighbour_sheet(
             _caption(draw, label, x, y + _CELL + 4 + _LINE, _PALE, font)
             if own_labels[i] and label:
                 _frame(draw, x, y, _CELL, same=own_labels[i] == label)
-    if labelled:
+    if framed:
         _legend(draw, left, height - _MARGIN // 2 - _LINE - 4, font)
     content = io.BytesIO()
     sheet.save(content, "PNG", optimize=True)

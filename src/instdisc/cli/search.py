@@ -1,0 +1,68 @@
+"""instdisc search RUN PICTURE..."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc search runs/photos cat.jpg` — the twenty pictures of the collection that are most like this one
+
+`instdisc search runs/photos cat.jpg dog.jpg -k 8 --sheet found.png` — and a sheet to look at
+
+`instdisc search runs/photos cat.jpg --where "2024/*" --json` — among some of them only, for another program
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files to search for.")],
+    neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="How many to find.")] = 20,
+    where: Annotated[str | None, typer.Option(help="Only pictures whose id matches, with * and ?.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only pictures of this class.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the answers to this PNG file.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Find the pictures of a run's collection that are most like given ones."""
+    from instdisc.jobs.search import search
+
+    answers = search(
+        run,
+        pictures,
+        neighbours=neighbours,
+        where=where,
+        label=label,
+        sheet=sheet,
+        train_source=train_source,
+        device=device,
+    )
+    if json_:
+        import json
+        from dataclasses import asdict
+
+        found = [
+            {"query": str(picture), "neighbours": [asdict(one) for one in line]}
+            for picture, line in zip(pictures, answers, strict=True)
+        ]
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    for picture, line in zip(pictures, answers, strict=True):
+        labelled = any(one.label for one in line)
+        table = Table(title=f"Most like {picture}", title_justify="left")
+        for column in ("", "cosine", *(["label"] if labelled else []), "picture"):
+            table.add_column(column, justify="left" if column in ("label", "picture") else "right", overflow="fold")
+        for number, one in enumerate(line, 1):
+            table.add_row(str(number), f"{one.score:.3f}", *([one.label] if labelled else []), one.path)
+        console.print(table)
+    if sheet is not None:
+        console.print(f"To look at: {sheet}", markup=False)
