@@ -1,6 +1,6 @@
 """A table of the paper at CPU scale, made by `instdisc reproduce` and recorded under results/ with commit and command.
 
-    python runs/tables.py objectives --train cifar10-train.parquet --test cifar10-test.parquet     # 90 minutes
+    python runs/tables.py objectives --train cifar10-train.parquet --test cifar10-test.parquet     # 40 minutes
     python runs/tables.py proximal                                                                  # from torchvision
 
 A table that was stopped goes on. The result goes to results/TABLE-SCALE.json, .md, .png and .svg.

@@ -95,9 +95,12 @@ SCALES = {
         },
     ),
     "cpu": Scale(
-        "10,000 CIFAR-10 pictures, a narrow network, 40 epochs: under 90 minutes a table on two cores",
+        "10,000 CIFAR-10 pictures, a narrow network, Muon, 20 epochs: under 90 minutes a table on two cores",
         "cifar10",
-        {"backbone": "conv6", "width": 32, "epochs": 40},
+        # The published SGD has learned next to nothing after so few steps, and NCE's thousands of noise terms, all on
+        # one side while the vectors still lie together, let its weights explode. Muon's steps have a length of their
+        # own; the biases, which it leaves to SGD, want a small rate for the same reason.
+        {"backbone": "conv6", "width": 32, "optimizer": "muon", "lr": 0.02, "vector_lr": 0.001, "epochs": 20},
         pictures=10_000,
     ),
     "full": Scale(
