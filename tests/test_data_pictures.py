@@ -438,6 +438,7 @@ def test_workers_need_no_main_guard_and_survive_ctrl_c(folder: Path, tmp_path: P
     script = tmp_path / "script.py"
     program = f"""
         import itertools, os, signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         import numpy as np
         from instdisc.data import open_source
         from instdisc.data.workers import Pool
