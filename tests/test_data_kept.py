@@ -32,14 +32,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_everything_is_listed_with_its_size(folder: Path) -> None:
-    entries = {entry.kind: entry for entry in kept(folder)}
+    entries = {entry.kind: entry for entry in kept(folder=folder)}
     assert set(entries) == {"pixels", "index", "downloads", "datasets"}
     assert entries["pixels"].bytes > 20 * 3 * 16 * 16
     assert entries["downloads"].bytes == entries["datasets"].bytes == 70
     assert entries["datasets"].name == "cifar10"
-    sizes = [entry.bytes for entry in kept(folder)]
+    sizes = [entry.bytes for entry in kept(folder=folder)]
     assert sizes == sorted(sizes, reverse=True)
-    assert kept(folder / "nowhere") == []
+    assert kept(folder=folder / "nowhere") == []
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_everything_is_listed_with_its_size(folder: Path) -> None:
 )
 def test_clearing_by_kind_and_age(folder: Path, kinds: list[str], days: float, gone: set[str]) -> None:
     assert {entry.kind for entry in clear(kinds, days, folder)} == gone
-    assert {entry.kind for entry in kept(folder)} == {"pixels", "index", "downloads", "datasets"} - gone
+    assert {entry.kind for entry in kept(folder=folder)} == {"pixels", "index", "downloads", "datasets"} - gone
 
 
 def test_what_is_being_filled_stays_and_what_was_cleared_is_made_again(folder: Path, tmp_path: Path) -> None:
-    (entry,) = (entry for entry in kept(folder) if entry.kind == "pixels")
+    (entry,) = (entry for entry in kept(folder=folder) if entry.kind == "pixels")
     cache = PixelCache(folder / "pixels", entry.name.partition("-")[0], 20, 16)
     assert cache.path == entry.path and not being_filled(entry.path)
     with cache.locked():
@@ -72,7 +72,8 @@ def test_what_is_being_filled_stays_and_what_was_cleared_is_made_again(folder: P
 
 
 def test_what_cannot_be_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="no kind of store"):
-        clear(["pixel"], 0.0, folder)
+    for act in (clear, kept):
+        with pytest.raises(InputError, match="no kind of store"):
+            act(["pixel"], folder=folder)
     with pytest.raises(InputError, match="at least 0"):
         clear([], -1.0, folder)

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,19 @@ def test_two_runs_stand_side_by_side_with_their_differences(made: tuple[Path, li
     assert page.classes("different") == 2, "the seed, in both"
     assert page.text.count("It was not evaluated yet") == 1
     assert all(page.text.count(str(run)) > 3 for run in runs)
+
+
+def test_few_labels_are_shown_where_the_last_evaluation_was_of_them(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    run = shutil.copytree(made[1][0], tmp_path / "run")
+    Image.new("RGB", (8, 8)).save(RunFolder(run).few_labels_plot)
+    heading = "With a few labels"
+    assert heading not in Page(report([run], tmp_path / "report.html", say=None)).text, "an older evaluation's"
+    measured = json.loads(RunFolder(run).evaluation.read_text())
+    measured["semi"] = {"plot": "semi.png"}
+    RunFolder(run).evaluation.write_text(json.dumps(measured))
+    assert heading in Page(report([run], tmp_path / "report.html", say=None)).text
 
 
 def test_confusions_are_those_of_the_vote(made: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: Any) -> None:

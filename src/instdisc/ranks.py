@@ -81,8 +81,11 @@ def device(asked: str = "auto") -> torch.device:
     try:
         chosen = torch.device(asked)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f'The device "{asked}" can\'t be used here: leave it to auto, or take cpu.') from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three, for want of one
+        reason = (str(error).splitlines() or ["torch gives no reason"])[0].rstrip(".")
+        raise InputError(
+            f'The device "{asked}" can\'t be used here ({reason}): leave it to auto, or take cpu.'
+        ) from error
     return chosen
 
 

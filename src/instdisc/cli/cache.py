@@ -36,7 +36,7 @@ def command(
         freed = readable_bytes(sum(entry.bytes for entry in deleted))
         print(f"Deleted {len(deleted)} of the stores in {cache_folder()}: {freed} are free again.")
         return
-    entries = [entry for entry in kept.kept() if not kinds or entry.kind in kinds]
+    entries = kept.kept(kinds or [])
     table = Table(title=f"Kept in {cache_folder()}", title_justify="left")
     for name in ("kind", "name", "size", "last used"):
         table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")

@@ -39,11 +39,14 @@ class Kept:
     used: float
 
 
-def kept(folder: Path | None = None) -> list[Kept]:
-    """Everything in the cache folder, the largest first."""
+def kept(kinds: Sequence[str] = (), folder: Path | None = None) -> list[Kept]:
+    """The stores of these kinds (all without) in the cache folder, the largest first; InputError for no such kind."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f'There is no kind of store "{kind}": choose from {", ".join(KINDS)}.')
     top = folder or cache_folder()
     found = []
-    for kind in KINDS:
+    for kind in kinds or KINDS:
         for path in sorted((top / kind).iterdir()) if (top / kind).is_dir() else []:
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             facts = [file.stat() for file in files]
@@ -54,15 +57,12 @@ def kept(folder: Path | None = None) -> list[Kept]:
 
 def clear(kinds: Sequence[str] = (), older_days: float = 0.0, folder: Path | None = None) -> list[Kept]:
     """Delete the stores of these kinds (all without) that were not used for so many days; returns what was deleted."""
-    for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f'There is no kind of store "{kind}": choose from {", ".join(KINDS)}.')
     if older_days < 0:
         raise InputError(f"A store was used {older_days:g} days ago or more: give a number of at least 0.")
     before = time.time() - 86_400 * older_days
     deleted = []
-    for entry in kept(folder):
-        if (kinds and entry.kind not in kinds) or entry.used > before or being_filled(entry.path):
+    for entry in kept(kinds, folder):
+        if entry.used > before or being_filled(entry.path):
             continue
         try:
             shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()

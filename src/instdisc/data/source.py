@@ -150,6 +150,11 @@ class Source(ABC):
         encoded = self._find_labels()
         return None if encoded is None else encoded[1]
 
+    def class_name(self, code: int) -> str:
+        """The name of a class by its number; "" for the number of a picture that has none."""
+        names = self.label_names
+        return "" if names is None or code < 0 else names[code]
+
     @property
     def fingerprint(self) -> str:
         """A hash of all ids, order included: two sources with the same one have the same rows."""

@@ -3,8 +3,8 @@
     result = retrieval(vectors, labels)                               # each picture asks among all the others
     result = retrieval(vectors, labels, test_vectors, test_labels)    # test pictures ask among the training pictures
 
-The whole ranking of each query counts, so this costs a sort of n scores a query; queries are taken a few at a time, in
-memory that grows with n only as fast as one row of scores does.
+The whole ranking of each query counts, so this costs a sort of n scores a query. Queries are taken a few at a time;
+beside their scores, memory holds the labelled vectors once, in float32.
 """
 
 from __future__ import annotations

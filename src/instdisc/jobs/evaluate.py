@@ -155,7 +155,7 @@ def _evaluate(
                     testing,
                     test,
                     Settings.from_dict(facts["settings"]),
-                    tell or _silence,
+                    tell or (lambda _: None),
                 )
                 report["semi"]["plot"] = _draw_semi(folder, report["semi"])
         if ranks.is_main() and ranks.world() == 1:
@@ -174,10 +174,6 @@ def _evaluate(
     if ranks.is_main():
         write_json(folder.evaluation, report)
     return report
-
-
-def _silence(line: str) -> None:
-    """Where nothing is to be said."""
 
 
 def _number(temperature: float | str) -> float:
@@ -320,5 +316,4 @@ def _names(source: Source, vectors: Vectors, chosen: np.ndarray) -> list[str] | 
     """The labels of some pictures in words, "" where one has none."""
     if vectors.labels is None:
         return None
-    names = source.label_names
-    return ["" if value < 0 else names[value] if names else str(value) for value in vectors.labels[chosen].tolist()]
+    return [source.class_name(value) for value in vectors.labels[chosen].tolist()]

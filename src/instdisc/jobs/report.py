@@ -87,7 +87,7 @@ def _page_run(
         facts={name: words for name, words in info(folder.path).items() if name != "run"},
         settings=facts["settings"],
         curves=_curves(folder),
-        few_labels=folder.few_labels_plot.read_bytes() if folder.few_labels_plot.is_file() else None,
+        few_labels=_few_labels(folder),
         accuracies=accuracies,
         about_accuracies=about,
         sentences=sentences,
@@ -116,6 +116,12 @@ def _evaluation(folder: RunFolder) -> tuple[list[Accuracy], str, list[str]]:
         f"Weighted kNN, k = {settings['neighbours']}, {settings['mode']}.",
         sentences,
     )
+
+
+def _few_labels(folder: RunFolder) -> bytes | None:
+    """The drawing of the last evaluation, if that one was of few labels."""
+    measured = folder.evaluation.is_file() and read_json(folder.evaluation).get("semi", {}).get("plot")
+    return folder.few_labels_plot.read_bytes() if measured and folder.few_labels_plot.is_file() else None
 
 
 def _curves(folder: RunFolder) -> bytes | None:
@@ -172,7 +178,7 @@ def _confusions(
     for (true, taken), count in pairs.most_common(CONFUSIONS):
         examples = asked[wrong & (labels[asked] == true) & (named == taken)][:EXAMPLES]
         pictures = [_thumbnail(source, int(rows[row]), _THUMBNAIL) for row in examples]
-        found.append(Confusion(_name(source, true), _name(source, taken), count, pictures))
+        found.append(Confusion(source.class_name(true), source.class_name(taken), count, pictures))
     return found
 
 
@@ -198,7 +204,7 @@ def _map(
     return Map(
         points.astype(float),
         codes,
-        [_name(source, int(value)) for value in known],
+        [source.class_name(int(value)) for value in known],
         _jpeg(sheet, quality=70),
         columns,
         _POINT,
@@ -208,12 +214,7 @@ def _map(
 
 
 def _label(source: Source, labels: np.ndarray | None, row: int) -> str:
-    return "" if labels is None or labels[row] < 0 else _name(source, int(labels[row]))
-
-
-def _name(source: Source, value: int) -> str:
-    names = source.label_names
-    return names[value] if names else str(value)
+    return "" if labels is None else source.class_name(int(labels[row]))
 
 
 def _thumbnail(source: Source, row: int, side: int) -> bytes:

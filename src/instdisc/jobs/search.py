@@ -73,9 +73,8 @@ def search(
     known = _Known.of(folder)
     source = _reopened(folder, facts, train_source, needed=label is not None)
     labels = [""] * len(rows)
-    if source is not None and source.labels is not None and source.label_names is not None:
-        names = [*source.label_names, ""]  # the last for -1
-        labels = [names[code] for code in source.labels[rows]]
+    if source is not None and source.labels is not None:
+        labels = [source.class_name(code) for code in source.labels[rows].tolist()]
     chosen = np.flatnonzero(_matching(known, labels, where, label))
     own = torch.tensor([_own(known, chosen, picture) for picture in pictures])
     most = len(chosen) - bool((own >= 0).any())
