@@ -21,7 +21,7 @@ from instdisc.jobs.train import train
 
 HELD_OUT = 5_000
 RESULT = "held_out.json"
-UNIT = f"kNN top-1 on {HELD_OUT:,} held-out training pictures, %, k 200, temperature 0.07"
+UNIT = "kNN top-1 on held-out training pictures, %, k 200, temperature 0.07"
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Divided:
     out_labels: np.ndarray
 
     @classmethod
-    def of(cls, source: Any) -> Divided:
-        """All readable pictures of a source, HELD_OUT of them, drawn once for all, put aside."""
+    def of(cls, source: Any, held_out: int = HELD_OUT, pictures: int | None = None) -> Divided:
+        """The readable pictures of a source: some, drawn once for all, put aside, and `pictures` of the rest."""
         opened = open_source(source)
-        pictures = open_pictures(opened, 32, torch.device("cpu"), storage="memory")
-        (batch,) = pictures.batches([np.arange(pictures.count)])
-        images, labels = batch.images.permute(0, 2, 3, 1).numpy(), opened.labels[pictures.rows]
+        stored = open_pictures(opened, 32, torch.device("cpu"), storage="memory")
+        (batch,) = stored.batches([np.arange(stored.count)])
+        images, labels = batch.images.permute(0, 2, 3, 1).numpy(), opened.labels[stored.rows]
         order = draws.permutation(len(images), seed=0, step=0)
-        out, rest = order[:HELD_OUT], order[HELD_OUT:]
+        out, rest = order[:held_out], order[held_out:][:pictures]
         return cls(images[rest], labels[rest], images[out], labels[out])
 
     def reach(self, folder: Path, name: str, preset: str, **overrides: Any) -> dict[str, Any] | None:
@@ -58,7 +58,7 @@ class Divided:
         top1 = 100 * knn.score(encoder.embed(self.out_images), self.out_labels)
         facts = {
             "candidate": name,
-            "minutes": overrides["minutes"],
+            "minutes": overrides.get("minutes", round(run.seconds / 60, 2)),
             "top1": top1,
             "epochs": round(run.epochs, 2),
             "overrides": {name: value for name, value in overrides.items() if name != "minutes"},
