@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from instdisc import ranks
 from instdisc.encoder import Encoder, EncoderConfig, build_encoder
 from instdisc.errors import InputError
-from instdisc.runs import FORMAT, RunFolder, sync_folder
+from instdisc.runs import FORMAT, RunFolder, measured, sync_folder
 from instdisc.shapes import Tensor
 
 _STATE = "state.json"
@@ -97,6 +97,16 @@ class Checkpoint:
             raise InputError(f'The checkpoint {self.path} does not hold rows {start} to {stop} of "{group}".')
         return taken
 
+    def mapped(self, group: str) -> list[dict[str, Tensor]]:
+        """The tensors of each of a group's shards, in order, mapped from the files: read when they are used."""
+        found = []
+        for file in self._shards(group):
+            with safe_open(file, framework="pt") as shard:
+                found.append({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118 - no mapping
+        if not found:
+            raise InputError(f'The checkpoint {self.path} holds no "{group}".')
+        return found
+
     def restore_random(self) -> None:
         """Sets torch's generators (CPU, and this rank's accelerator) to where they were at the save.
 
@@ -155,7 +165,7 @@ def save(
                 _write_tensors(aside / f"{name}.safetensors", group)
 
     def finish() -> None:
-        files = {file.name: _measured(file) for file in sorted(aside.iterdir())}
+        files = {file.name: measured(file) for file in sorted(aside.iterdir())}
         state = json.loads(_json({"format": FORMAT, "step": step, "facts": dict(facts), "files": files}))
         _write_bytes(aside / _STATE, _json(state | {"sha256": _digest(state)}))
         sync_folder(aside)
@@ -216,7 +226,7 @@ def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Che
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"]:
             raise DamagedError(f"{name} is {'cut short' if file.is_file() else 'missing'}")
-        if (verify is None or _group(name) in verify) and _measured(file) != expected:
+        if (verify is None or _group(name) in verify) and measured(file) != expected:
             raise DamagedError(f"{name} was changed")
     return checkpoint
 
@@ -308,11 +318,6 @@ def _shard_name(group: str, rank: int, world: int) -> str:
 def _group(name: str) -> str:
     match = _SHARD.fullmatch(name)
     return match[1] if match else name.removesuffix(".safetensors")
-
-
-def _measured(file: Path) -> dict[str, Any]:
-    with open(file, "rb") as content:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
 
 
 def _json(state: dict[str, Any]) -> bytes:

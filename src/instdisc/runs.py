@@ -4,15 +4,19 @@
     RUN/instances.arrow    which picture each bank row belongs to RUN/quarantine.csv    pictures that could not be read
     RUN/checkpoints/       the last whole states of the run       RUN/evaluation.json   what `evaluate` measured
     RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
+    RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did
 
 Training and everything after it meet in these files only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.tensorboard = self.path / "tensorboard"
         self.diagnosis = self.path / "diagnosis"
+        self.index = self.path / "index"
         self.neighbours_sheet = self.path / "neighbours.png"
         self.curves = self.path / "curves.png"
         self.few_labels_plot = self.path / "semi.png"
@@ -84,6 +89,32 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def measured(path: Path) -> dict[str, Any]:
+    """The length of a file in bytes and its SHA-256, to know later that it is the same."""
+    with open(path, "rb") as content:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone with what this lock file stands for: other processes wait here. A file system without locks has none.
+
+    The system lets go of the lock when the process ends, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        with suppress(OSError):
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

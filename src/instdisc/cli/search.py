@@ -24,7 +24,12 @@ def command(
     neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="How many to find.")] = 20,
     where: Annotated[str | None, typer.Option(help="Only pictures whose id matches, with * and ?.")] = None,
     label: Annotated[str | None, typer.Option(help="Only pictures of this class.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only pictures that have this tag (`instdisc index --tag`).")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw the answers to this PNG file.")] = None,
+    recompute: Annotated[
+        bool,
+        typer.Option("--recompute", help="First compute all vectors anew, without augmentation; they stay for later."),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -32,12 +37,17 @@ def command(
     """Find the pictures of a run's collection that are most like given ones."""
     from instdisc.jobs.search import search
 
+    if recompute:
+        from instdisc.jobs.index import recompute as compute
+
+        compute(run, train_source=train_source, device=device, say=None if json_ else print)
     answers = search(
         run,
         pictures,
         neighbours=neighbours,
         where=where,
         label=label,
+        tag=tag,
         sheet=sheet,
         train_source=train_source,
         device=device,

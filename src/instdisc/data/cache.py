@@ -37,7 +37,7 @@ from jaxtyping import Float32, Int64, UInt8
 from instdisc.data.decode import DECODING_VERSION, UnreadableError
 from instdisc.data.source import Source
 from instdisc.data.workers import Fetched
-from instdisc.runs import write_json
+from instdisc.runs import locked, write_json
 
 _FORMAT = 1
 _SYNC_SECONDS = 5.0
@@ -102,9 +102,7 @@ class PixelCache:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with this cache: other processes (ranks, other runs) wait here until the one that fills is done."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("ab") as file:
-            _lock(file)  # the system lets go of it when the process ends, however it ends
+        with locked(self.path / "lock"):
             yield
 
     def prepare(self, retry_unreadable: bool) -> None:
@@ -226,19 +224,6 @@ def _write(file: IO[bytes], position: int, values: np.ndarray) -> None:
     rest = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Wait for an exclusive lock; where the file system has none, go on without."""
-    with contextlib.suppress(OSError):
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def being_filled(path: Path) -> bool:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from instdisc import checkpoint, ranks
-from instdisc.data.source import open_source
+from instdisc.data.source import Source, open_source
 from instdisc.embeddings import Embedded, Written, write_embeddings
+from instdisc.encoder import Encoder
 
 
 def embed(
@@ -33,34 +35,48 @@ def embed(
     with ranks.together():
         place = ranks.device(device)
         encoder = checkpoint.load_encoder(run)
-        digest = hashlib.sha256(repr(encoder.describe()).encode())
-        for name, values in sorted(encoder.state_dict().items()):
-            digest.update(name.encode() + values.contiguous().numpy().tobytes())
-        encoder.to(place)
         pictures = open_source(source, labels=labels, limit=limit)
-        if say is not None and ranks.is_main():
-            say(f"Embedding {len(pictures):,} pictures of {pictures.name}.")
+        return embed_to(out, encoder, pictures, place, batch=batch, restart=restart, say=say)
 
-        def embed_rows(rows: np.ndarray) -> Embedded:
-            unreadable: list[tuple[int, str]] = []
-            numbers, vectors = [], []
-            chunks = encoder.embed_stream(
-                pictures,
-                batch,
-                on_unreadable=lambda row, name, reason: unreadable.append((row, reason)),
-                rows=rows,
-            )
-            for chunk, values in chunks:
-                numbers.append(chunk)
-                vectors.append(values.numpy())
-            found = np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
-            order = np.argsort(found)
-            stacked = np.concatenate(vectors) if vectors else np.zeros((0, encoder.config.dim), np.float32)
-            return Embedded(stacked[order], found[order], sorted(unreadable))
 
-        written = write_embeddings(pictures, embed_rows, out, run_fingerprint=digest.hexdigest(), restart=restart)
-        if say is not None and ranks.is_main():
-            say(f"{written.count:,} vectors of {written.dim} numbers are in {written.path}.")
-            if written.unreadable:
-                say(f"{written.unreadable} pictures could not be read: see {written.path}.quarantine.csv.")
-        return written
+def embed_to(
+    out: str | Path,
+    encoder: Encoder,
+    pictures: Source,
+    place: torch.device,
+    *,
+    batch: int = 256,
+    restart: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Written:
+    """The same with an encoder, which is moved to `place`, and a source that are open already. Every rank calls it."""
+    digest = hashlib.sha256(repr(encoder.describe()).encode())
+    for name, values in sorted(encoder.state_dict().items()):
+        digest.update(name.encode() + values.contiguous().cpu().numpy().tobytes())
+    encoder.to(place)
+    if say is not None and ranks.is_main():
+        say(f"Embedding {len(pictures):,} pictures of {pictures.name}.")
+
+    def embed_rows(rows: np.ndarray) -> Embedded:
+        unreadable: list[tuple[int, str]] = []
+        numbers, vectors = [], []
+        chunks = encoder.embed_stream(
+            pictures,
+            batch,
+            on_unreadable=lambda row, name, reason: unreadable.append((row, reason)),
+            rows=rows,
+        )
+        for chunk, values in chunks:
+            numbers.append(chunk)
+            vectors.append(values.numpy())
+        found = np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
+        order = np.argsort(found)
+        stacked = np.concatenate(vectors) if vectors else np.zeros((0, encoder.config.dim), np.float32)
+        return Embedded(stacked[order], found[order], sorted(unreadable))
+
+    written = write_embeddings(pictures, embed_rows, out, run_fingerprint=digest.hexdigest(), restart=restart)
+    if say is not None and ranks.is_main():
+        say(f"{written.count:,} vectors of {written.dim} numbers are in {written.path}.")
+        if written.unreadable:
+            say(f"{written.unreadable} pictures could not be read: see {written.path}.quarantine.csv.")
+    return written

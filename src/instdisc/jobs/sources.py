@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,12 @@ def findable(source: Any) -> Any:
 def _absolute(place: Any) -> str:
     text = os.fspath(place)
     return text if text in NAMES or "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def read_paths(file: str | os.PathLike[str]) -> list[str]:
+    """The paths that a text file lists, one a line; InputError where it can't be read."""
+    try:
+        lines = Path(file).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{file} can't be read ({error.strerror}): give a text file with one path a line.") from None
+    return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]

@@ -1,0 +1,47 @@
+"""Some rows of a source, as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from instdisc.data.decode import UnreadableError
+from instdisc.data.labels import Encoded
+from instdisc.data.source import Content, Source
+
+
+class Subset(Source):
+    """The rows `rows` (ascending) of another source, with their ids; row i here is row rows[i] there."""
+
+    def __init__(self, whole: Source, rows: np.ndarray) -> None:
+        super().__init__(whole.name, len(rows), notes=whole.notes)
+        self.whole, self.rows = whole, rows
+
+    def identifiers(self, start: int, stop: int) -> list[bytes]:
+        return _picked(self.whole.identifiers, self.rows[start:stop])
+
+    def locations(self, start: int, stop: int) -> list[bytes]:
+        return _picked(self.whole.locations, self.rows[start:stop])
+
+    def read(self, row: int) -> Content:
+        return self.whole.read(int(self.rows[row]))
+
+    def iterate(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, Content | UnreadableError]]:
+        wanted = self.rows if rows is None else self.rows[rows]
+        for row, content in self.whole.iterate(wanted):
+            yield int(np.searchsorted(self.rows, row)), content
+
+    def _own_labels(self) -> Encoded | None:
+        if self.whole.labels is None or self.whole.label_names is None:
+            return None
+        return self.whole.labels[self.rows], self.whole.label_names
+
+
+def _picked(names: Callable[[int, int], list[bytes]], rows: np.ndarray) -> list[bytes]:
+    """The names of some rows, from one stretch of names: a caller asks for consecutive rows, piece by piece."""
+    if not len(rows):
+        return []
+    first = int(rows[0])
+    stretch = names(first, int(rows[-1]) + 1)
+    return [stretch[row - first] for row in rows.tolist()]

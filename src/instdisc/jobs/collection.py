@@ -1,0 +1,174 @@
+"""A run's pictures as they are now: those it was trained on, with what was added, removed and computed anew since.
+
+collection = Collection(run)
+collection.index.search(collection.encoder("auto").embed(["cat.jpg"]), 20)
+collection.picture(17)                                          # decoded, from wherever it stands
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from instdisc import checkpoint, ranks
+from instdisc.data.decode import UnreadableError, decode
+from instdisc.data.source import Source, open_source
+from instdisc.encoder import Encoder
+from instdisc.errors import InputError
+from instdisc.jobs.sources import read_facts, read_rows, reopen
+from instdisc.runs import RunFolder
+from instdisc.search.index import Index
+from instdisc.search.store import Changes, Part, read_changes
+
+
+class Collection:
+    """The pictures of a run folder. Nothing is read before it is needed; sources and vectors stay mapped.
+
+    train_source: where the training pictures are now, if they were moved.
+    Raises InputError for a folder that is no run, or was trained on after pictures were added.
+    """
+
+    def __init__(self, run: str | Path, *, train_source: Any = None) -> None:
+        if ranks.world() > 1:
+            raise InputError("Looking through a collection is one process's work: start it without torchrun.")
+        self.folder = RunFolder(run)
+        self.facts = read_facts(self.folder)
+        self._moved_to = train_source
+        saved = checkpoint.latest(self.folder.checkpoints, verify=("encoder",))
+        if saved is None:
+            raise InputError(f"{self.folder.path} holds no whole checkpoint yet: train it first, or resume it.")
+        self.saved = saved
+        self.changes = read_changes(self.folder.index) or Changes(saved.step)
+        self._training: Source | None = None
+        self._added: dict[str, tuple[Source, np.ndarray]] = {}
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Which row of the training source each bank row is."""
+        return read_rows(self.folder)
+
+    @cached_property
+    def index(self) -> Index:
+        """The pictures and their vectors. The labels are those of the training source, where it can be opened."""
+        self.check_vectors()
+        changes = self.changes
+        own = [shard["rows"] for shard in self.saved.mapped("bank")]
+        parts = [changes.recomputed.vectors] if changes.recomputed is not None else own
+        tables = [_own_pictures(self.folder)]
+        labels, names = [self._own_labels()], self._own_names()
+        for part in changes.added:
+            assert part.pictures is not None
+            parts.append(part.vectors)
+            tables.append(part.pictures.select(["id", "location"]))
+            given = part.pictures["label"].to_pylist()
+            names += [name for name in dict.fromkeys(given) if name and name not in names]
+            numbers = {name: number for number, name in enumerate(names)} | {"": -1}
+            labels.append(np.array([numbers[name] for name in given], dtype=np.int64))
+        pictures = _together(tables)
+        removed = np.zeros(len(pictures), dtype=bool)
+        removed[changes.removed] = True
+        return Index(
+            parts,
+            pictures,
+            labels=np.concatenate(labels),
+            label_names=names,
+            removed=removed,
+            tags=changes.tags,
+        )
+
+    def check_vectors(self) -> None:
+        """InputError where vectors were made by another checkpoint's encoder than the last: they can't be compared."""
+        changed = self.changes
+        if (changed.added or changed.recomputed) and changed.step != self.saved.step:
+            raise InputError(
+                f"{self.folder.path} was trained on (step {self.saved.step}) after vectors were made by it (step "
+                f"{changed.step}): make them again with `instdisc index {self.folder.path} --recompute`."
+            )
+
+    def encoder(self, device: str = "auto") -> Encoder:
+        """The run's encoder, on this device."""
+        return checkpoint.load_encoder(self.folder.path, self.saved).to(ranks.device(device))
+
+    def training_source(self) -> Source:
+        """The pictures that the run was trained on; InputError where they have gone or changed."""
+        if self._training is None:
+            self._training = reopen(self.folder, self.facts, self._moved_to)
+        return self._training
+
+    def has_pictures(self) -> bool:
+        """Whether the training pictures are where they were."""
+        try:
+            self.training_source()
+        except InputError:
+            if self._moved_to is not None:
+                raise
+            return False
+        return True
+
+    def content(self, row: int) -> Any:
+        """A picture as its source has it, of which `decode` makes pixels; UnreadableError where it can't be had."""
+        if row < len(self.rows):
+            try:
+                return self.training_source().read(int(self.rows[row]))
+            except InputError as error:
+                raise UnreadableError(str(error)) from None
+        row -= len(self.rows)
+        for part in self.changes.added:
+            assert part.pictures is not None
+            if row < len(part.pictures):
+                try:
+                    source, rows = self.added_source(part)
+                except InputError as error:
+                    raise UnreadableError(str(error)) from None
+                if rows[row] < 0:
+                    raise UnreadableError("it is not there any more")
+                return source.read(int(rows[row]))
+            row -= len(part.pictures)
+        raise IndexError(row)
+
+    def picture(self, row: int) -> np.ndarray:
+        """A picture's pixels (height, width, 3) uint8; UnreadableError where they can't be had."""
+        return decode(self.content(row))
+
+    def added_source(self, part: Part) -> tuple[Source, np.ndarray]:
+        """Where pictures that were added together stand now, and the row of each there by its id, -1 if it has gone.
+
+        A folder may have grown since. Raises InputError where nothing is there any more.
+        """
+        if part.name not in self._added:
+            assert part.source is not None and part.pictures is not None
+            given, split, limit = (part.source[name] for name in ("given", "split", "limit"))
+            source = open_source(given, split=split, limit=limit)
+            ids, wanted = (pc.cast(ids, pa.large_binary()) for ids in (source.fetch_table()["id"], part.pictures["id"]))
+            rows = pc.index_in(wanted, value_set=ids.combine_chunks())
+            self._added[part.name] = source, rows.fill_null(-1).to_numpy().astype(np.int64)
+        return self._added[part.name]
+
+    def _own_labels(self) -> np.ndarray:
+        if not self.has_pictures() or self.training_source().labels is None:
+            return np.full(len(self.rows), -1)
+        labels = self.training_source().labels
+        assert labels is not None
+        return labels[self.rows]
+
+    def _own_names(self) -> list[str]:
+        return list(self.training_source().label_names or []) if self.has_pictures() else []
+
+
+def _own_pictures(folder: RunFolder) -> pa.Table:
+    with pa.memory_map(str(folder.instances)) as file:
+        return pa.ipc.open_file(file).read_all().select(["id", "location"])
+
+
+def _together(tables: list[pa.Table]) -> pa.Table:
+    """One table; names that are not UTF-8 in any of them make the columns binary in all."""
+    kind = pa.large_string()
+    if any(not pa.types.is_large_string(column.type) for table in tables for column in table.itercolumns()):
+        kind = pa.large_binary()
+    schema = pa.schema([("id", kind), ("location", kind)])
+    return pa.concat_tables([table.cast(schema) for table in tables])

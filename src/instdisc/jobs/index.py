@@ -1,0 +1,258 @@
+"""`instdisc index`: add pictures to a run's collection, remove some, tag some, compute its vectors anew.
+
+Nothing is trained: an added picture is embedded by the encoder as it is. An embedding that was interrupted goes on
+where it stopped, and a kill at any moment leaves the collection as it was before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from instdisc import ranks
+from instdisc.data.budgets import readable_bytes
+from instdisc.data.source import Source, open_source
+from instdisc.data.subset import Subset
+from instdisc.embeddings import open_embeddings
+from instdisc.errors import InputError
+from instdisc.jobs.collection import Collection
+from instdisc.jobs.embed import embed_to
+from instdisc.jobs.sources import describe_source, findable
+from instdisc.runs import RunFolder, locked
+from instdisc.search.store import Changes, Part, write_changes
+from instdisc.shapes import Float, Int, Tensor
+
+DTYPES = ("float32", "float16")
+Say = Callable[[str], None] | None
+
+
+def add(
+    run: str | Path,
+    source: Any,
+    *,
+    labels: Any = None,
+    split: str | None = None,
+    limit: int | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    say: Say = print,
+) -> int:
+    """Embed pictures and add them to the collection; how many. Those that are there already are passed over.
+
+    source, labels, split, limit: as `open_source` takes them; arrays in memory can't be added, since nothing could show
+    them later. Raises InputError for what can't be.
+    """
+    _check_dtype(dtype)
+    described = describe_source(source, labels, split, limit)
+    if described["given"] is None:
+        raise InputError("Pictures in memory can't be added, since they could not be shown later: save them first.")
+    with _changing(run) as folder:
+        collection = Collection(folder.path)
+        collection.check_vectors()
+        opened = open_source(findable(source), labels=labels, split=split, limit=limit)
+        table = opened.fetch_table()
+        known = collection.index.rows_of([os.fsdecode(one) for one in table["location"].to_pylist()])
+        rows = np.flatnonzero(known < 0)
+        if say is not None and len(rows) < len(opened):
+            say(f"{len(opened) - len(rows):,} of the {len(opened):,} pictures are in the collection already.")
+        if not len(rows):
+            return 0
+        found, vectors, names = _embedded(collection, Subset(opened, rows), "added", device, say)
+        rows = rows[found]
+        pictures = table.take(pa.array(rows)).append_column("label", pa.array(names, pa.string()))
+        part = Part(vectors.to(getattr(torch, dtype)), pictures, described)
+        changes = replace(collection.changes, step=collection.saved.step, added=(*collection.changes.added, part))
+        write_changes(folder.index, changes)
+        _forget(folder, "added")
+        return len(rows)
+
+
+def recompute(
+    run: str | Path, *, train_source: Any = None, dtype: str = "float32", device: str = "auto", say: Say = print
+) -> int:
+    """Embed the whole collection anew, without augmentation, in the place of the bank's rows; how many pictures.
+
+    A row of the bank comes from an augmented view at some moment of the training; these vectors come from the pictures
+    as they are. One that can't be read keeps its bank row, or is removed if it had been added.
+    """
+    _check_dtype(dtype)
+    with _changing(run) as folder:
+        collection = Collection(folder.path, train_source=train_source)
+        before = collection.changes
+        source = collection.training_source()
+        found, vectors, _ = _embedded(collection, Subset(source, collection.rows), "recomputed", device, say)
+        own = collection.saved.rows("bank", 0, len(collection.rows))["rows"].to(torch.float32)
+        own[torch.from_numpy(found)] = vectors
+        count, removed, first = len(found), [before.removed], len(collection.rows)
+        added = []
+        for part in before.added:
+            assert part.pictures is not None and part.source is not None
+            try:
+                opened, rows = collection.added_source(part)
+            except InputError as error:
+                raise InputError(
+                    f"The pictures that were added from {part.source['given']} can't be embedded again ({error}): "
+                    f"put them back, or start afresh with `instdisc index {folder.path} --reset`."
+                ) from None
+            order = np.argsort(rows)[int((rows < 0).sum()) :]  # ascending rows of those that are there
+            found, vectors, _ = _embedded(collection, Subset(opened, rows[order]), part.name, device, say)
+            values = torch.zeros(len(rows), vectors.shape[1])
+            values[torch.from_numpy(order[found])] = vectors
+            removed.append(first + np.setdiff1d(np.arange(len(rows)), order[found]))
+            added.append(replace(part, vectors=values.to(getattr(torch, dtype)), name=""))
+            count, first = count + len(found), first + len(rows)
+        changes = replace(
+            before,
+            step=collection.saved.step,
+            recomputed=Part(own.to(getattr(torch, dtype))),
+            added=tuple(added),
+            removed=np.unique(np.concatenate(removed)),
+        )
+        write_changes(folder.index, changes)
+        _forget(folder, "recomputed", *(part.name for part in before.added))
+        return count
+
+
+def remove(run: str | Path, *, where: str | None = None, paths: Sequence[str] | None = None, say: Say = print) -> int:
+    """Take pictures out of the collection, by a pattern of their ids or by their paths; how many. No file is touched.
+
+    Raises InputError where none is meant.
+    """
+    with _changing(run) as folder:
+        collection = Collection(folder.path)
+        index = collection.index
+        rows = np.zeros(0, np.int64)
+        if where is not None:
+            rows = np.flatnonzero(index.matching(where=where))
+        if paths is not None:
+            known = index.rows_of(paths)
+            known = np.where(known < 0, index.rows_of([os.path.abspath(path) for path in paths]), known)
+            if say is not None and (known < 0).any():
+                lost = paths[int(np.flatnonzero(known < 0)[0])]
+                say(f"{(known < 0).sum():,} of the {len(paths):,} are not in the collection, the first is {lost}.")
+            rows = np.union1d(rows, known[known >= 0])
+        if not len(rows):
+            raise InputError(
+                f"No picture of the collection matches {where if where is not None else 'these paths'}: "
+                "`instdisc search` shows how they are called."
+            )
+        removed = np.union1d(collection.changes.removed, rows)
+        if len(removed) == len(index):
+            raise InputError("That is every picture of the collection: at least one has to stay.")
+        _write(folder, collection, replace(collection.changes, removed=removed))
+        return len(rows)
+
+
+def tag(run: str | Path, name: str, *, where: str | None = None, label: str | None = None, untag: bool = False) -> int:
+    """Give a tag to the pictures whose id matches or that have a label, or take it from them; how many have it."""
+    if not name.strip():
+        raise InputError("A tag needs a name.")
+    with _changing(run) as folder:
+        collection = Collection(folder.path)
+        rows = np.flatnonzero(collection.index.matching(where=where, label=label))
+        if not len(rows):
+            raise InputError(f"No picture of the collection matches {where}: `instdisc search` shows their ids.")
+        tags = dict(collection.changes.tags)
+        tagged = tags.pop(name, np.zeros(0, np.int64))
+        tagged = np.setdiff1d(tagged, rows) if untag else np.union1d(tagged, rows)
+        if len(tagged):
+            tags[name] = tagged
+        _write(folder, collection, replace(collection.changes, tags=tags))
+        return len(tagged)
+
+
+def reset(run: str | Path) -> None:
+    """Forget all of it: the collection is the training pictures, with the rows of the bank."""
+    with _changing(run) as folder:
+        (folder.index / "index.json").unlink(missing_ok=True)  # first: without it the rest is known to be left over
+        for file in folder.index.iterdir():
+            if file.name != "lock" and file.is_file():
+                file.unlink()
+
+
+def describe(run: str | Path) -> dict[str, str]:
+    """What the collection holds, in words."""
+    collection = Collection(run)
+    index, changes = collection.index, collection.changes
+    added = sum(len(part.vectors) for part in changes.added)
+    own = "computed anew, without augmentation" if changes.recomputed else "the rows of the bank"
+    size = sum(part.numel() * part.element_size() for part in index.parts)
+    kinds = sorted({str(part.dtype).removeprefix("torch.") for part in index.parts})
+    facts = {
+        "pictures": f"{len(index) - int(index.removed.sum()):,}",
+        "vectors": f"{own} (step {collection.saved.step:,}), {index.dim} numbers of {' and '.join(kinds)}, "
+        f"{readable_bytes(size)}",
+        "added": f"{added:,}",
+        "removed": f"{len(changes.removed):,}",
+    }
+    if index.label_names:
+        facts["labels"] = ", ".join(index.label_names[:12]) + (", …" if len(index.label_names) > 12 else "")
+    if index.tags:
+        facts["tags"] = ", ".join(f"{name} ({len(rows):,})" for name, rows in index.tags.items())
+    return facts
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f'Vectors are kept as {" or ".join(DTYPES)}, not as "{dtype}".')
+
+
+@contextmanager
+def _changing(run: str | Path) -> Iterator[RunFolder]:
+    """Alone with a run's index while it is changed."""
+    folder = RunFolder(run)
+    folder.read_config()  # refuses a folder that is no run before one is made inside it
+    if ranks.world() > 1:
+        raise InputError("An index is changed by one process: start it without torchrun.")
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder.index / "lock"))
+        except OSError as error:
+            raise InputError(f"{folder.index} can't be written ({error.strerror}): make it writable.") from None
+        yield folder
+
+
+def _write(folder: RunFolder, collection: Collection, changes: Changes) -> None:
+    """Marks alone: they hold at any step, unless there are vectors, whose step must stay."""
+    vectors = changes.recomputed or changes.added
+    write_changes(folder.index, changes if vectors else replace(changes, step=collection.saved.step))
+
+
+def _embedded(
+    collection: Collection, source: Source, name: str, device: str, say: Say
+) -> tuple[Int[np.ndarray, " read"], Float[Tensor, "read dim"], list[str]]:
+    """The rows of `source` that could be read, their vectors, and their labels in words."""
+    out = collection.folder.index / f"{name}.npy"
+    written = embed_to(out, collection.encoder(), source, ranks.device(device))
+    if say is not None:
+        say(f"{written.count:,} of {len(source):,} pictures of {source.name} were embedded.")
+        if written.unreadable:
+            say(f"{written.unreadable:,} could not be read: see {out}.quarantine.csv.")
+    embedded = open_embeddings(out)
+    numbers = {identifier: row for row, identifier in enumerate(_bytes(source.fetch_table()["id"]))}
+    rows = np.array([numbers[identifier] for identifier in _bytes(embedded.ids)])
+    codes = np.full(len(rows), -1) if source.labels is None else source.labels[rows]
+    vectors = torch.from_numpy(np.array(embedded.vectors))
+    return rows, vectors, [source.class_name(code) for code in codes.tolist()]
+
+
+def _bytes(column: pa.ChunkedArray) -> list[bytes]:
+    """Names as bytes: one table has them as text, and another not, where one of them is not UTF-8."""
+    return pc.cast(column, pa.large_binary()).to_pylist()
+
+
+def _forget(folder: RunFolder, *names: str) -> None:
+    """Remove the files that the embedding left: the vectors are in the index now."""
+    for name in names:
+        for ending in (".npy", ".ids.parquet"):
+            with suppress(OSError):
+                (folder.index / f"{name}{ending}").unlink(missing_ok=True)

@@ -1,0 +1,7 @@
+"""A collection looked through by its vectors: exact search, near-duplicates, outliers, labels from a few.
+
+index.py       one unit vector a picture, with filters; search is exact, by blocks
+store.py       pictures added and removed later, on disk beside the bank
+pairs.py       all pairs above a similarity, all neighbours of all: in blocks, in fixed memory
+groups.py      near-duplicate groups by complete linkage
+"""

@@ -1,0 +1,201 @@
+"""What was done to a run's collection after the training, on disk: pictures added and removed, new vectors, tags.
+
+    RUN/index/index.json               what counts: names, lengths and SHA-256 of the files below; written last, whole
+    RUN/index/part-000001.safetensors  "vectors" (rows, dim): memory-mapped when it is opened
+    RUN/index/part-000001.arrow        the pictures of these rows: id, location, label
+    RUN/index/marks-000002.arrow       row, tag: the tags; a picture that was removed has the tag ""
+
+A kill at any moment leaves what index.json named before. Files that it does not name are removed at the next change.
+The bank's rows are not copied: they stay in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from instdisc.errors import InputError
+from instdisc.runs import FORMAT, measured, read_json, sync_folder, write_json
+from instdisc.shapes import Float
+
+_INDEX = "index.json"
+_OURS = re.compile(r"(part|marks)-(\d{6,})\.(safetensors|arrow)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Vectors that came together, and the pictures they belong to.
+
+    pictures: columns id, location, label (text, "" = none); None for the run's own pictures.
+    source: how to open where they stand, as config.json has it. name: of its files; "" = not saved yet.
+    """
+
+    vectors: Float[Tensor, "rows dim"]
+    pictures: pa.Table | None = None
+    source: Mapping[str, Any] | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All that was changed. step: of the checkpoint whose encoder made the vectors.
+
+    recomputed: vectors in the place of the bank's rows. removed: rows, ascending. tags: name -> rows, ascending.
+    """
+
+    step: int
+    recomputed: Part | None = None
+    added: tuple[Part, ...] = ()
+    removed: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    tags: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def read_changes(folder: Path) -> Changes | None:
+    """What `write_changes` wrote in this folder; None where nothing was. Every file is checked against its SHA-256.
+
+    Raises InputError for a damaged or newer index.
+    """
+    index = folder / _INDEX
+    while index.is_file():
+        named = read_json(index)
+        try:
+            return _read(folder, dict(named))
+        except InputError:
+            if read_json(index) == named:
+                raise  # otherwise another process has just changed it: look again
+    return None
+
+
+def write_changes(folder: Path, changes: Changes) -> Changes:
+    """Save the changes: what is new is written first, then the index as a whole, then what it names no more goes.
+
+    Only inside `runs.locked`, from the reading to the writing. Raises InputError where the disk can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(found[2]) for found in map(_OURS.fullmatch, os.listdir(folder)) if found), default=0)
+        parts = []
+        for part in ([changes.recomputed] if changes.recomputed else []) + list(changes.added):
+            if not part.name:
+                part = replace(part, name=f"part-{number:06d}")
+                _write(folder / f"{part.name}.safetensors", lambda path, part=part: _save_vectors(part.vectors, path))
+                if part.pictures is not None:
+                    _write(folder / f"{part.name}.arrow", lambda path, part=part: _save_table(part.pictures, path))
+                number += 1
+            parts.append(part)
+        marks = f"marks-{number:06d}.arrow"
+        _write(folder / marks, lambda path: _save_table(_marks(changes), path))
+        sync_folder(folder)
+        files = {name: measured(folder / name) for name in _files(parts, marks)}
+        named = {
+            "format": FORMAT,
+            "step": changes.step,
+            "recomputed": parts[0].name if changes.recomputed else None,
+            "parts": [{"name": part.name, "source": part.source} for part in parts],
+            "marks": marks,
+            "files": files,
+        }
+        write_json(folder / _INDEX, named | {"sha256": _digest(named)})
+    except OSError as error:
+        raise InputError(
+            f"{folder} could not be written ({error.strerror or error}): make room there, then try again."
+        ) from None
+    for file in folder.iterdir():
+        if _OURS.fullmatch(file.name.removeprefix(".").removesuffix(".tmp")) and file.name not in files:
+            file.unlink(missing_ok=True)
+    if changes.recomputed:
+        return replace(changes, recomputed=parts[0], added=tuple(parts[1:]))
+    return replace(changes, added=tuple(parts))
+
+
+def _read(folder: Path, named: dict[str, Any]) -> Changes:
+    found = named.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise InputError(f"{folder} was made by a newer version of instdisc (format {found}): upgrade instdisc.")
+    try:
+        if named.pop("sha256") != _digest(named):
+            raise InputError(_damaged(folder, f"{_INDEX} was changed"))
+        for name, expected in named["files"].items():
+            if not _OURS.fullmatch(name) or measured(folder / name) != expected:
+                raise InputError(_damaged(folder, f"{name} was changed"))
+        parts = [_open(folder, one["name"], one["source"]) for one in named["parts"]]
+        marks = _load_table(folder / named["marks"])
+        rows, tags = marks["row"].to_numpy(), np.array(marks["tag"].to_pylist(), dtype=object)
+        recomputed = parts.pop(0) if named["recomputed"] else None
+        return Changes(
+            step=int(named["step"]),
+            recomputed=recomputed,
+            added=tuple(parts),
+            removed=rows[tags == ""],
+            tags={name: rows[tags == name] for name in sorted(set(tags) - {""})},
+        )
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, pa.ArrowException) as error:
+        raise InputError(_damaged(folder, error)) from error
+
+
+def _damaged(folder: Path, reason: object) -> str:
+    return (
+        f"{folder} is damaged ({reason}): restore it, or delete that folder to look through the run's own pictures "
+        "by the rows of its bank again."
+    )
+
+
+def _open(folder: Path, name: str, source: Any) -> Part:
+    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+        vectors = file.get_tensor("vectors")
+    return Part(vectors, None if source is None else _load_table(folder / f"{name}.arrow"), source, name)
+
+
+def _files(parts: Iterable[Part], marks: str) -> list[str]:
+    tables = [f"{part.name}.arrow" for part in parts if part.source is not None]
+    return [*(f"{part.name}.safetensors" for part in parts), *tables, marks]
+
+
+def _marks(changes: Changes) -> pa.Table:
+    kinds = {"": changes.removed, **changes.tags}
+    rows = np.concatenate([np.asarray(rows, np.int64) for rows in kinds.values()])
+    names = [name for name, marked in kinds.items() for _ in range(len(marked))]
+    return pa.table({"row": rows, "tag": pa.array(names, pa.string()).dictionary_encode()})
+
+
+def _write(path: Path, save: Any) -> None:
+    """A file that is whole when it has its name."""
+    aside = path.with_name(f".{path.name}.tmp")
+    save(aside)
+    with open(aside, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _save_vectors(vectors: Tensor, path: Path) -> None:
+    try:
+        save_file({"vectors": vectors.contiguous()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def _save_table(table: pa.Table | None, path: Path) -> None:
+    assert table is not None
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _load_table(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
+def _digest(named: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
