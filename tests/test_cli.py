@@ -19,7 +19,21 @@ import instdisc
 from instdisc import cli
 from instdisc.runs import RunFolder
 
-COMMANDS = ("train", "evaluate", "search", "compare", "report", "embed", "info", "cache", "reproduce", "demo")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "search",
+    "index",
+    "duplicates",
+    "outliers",
+    "compare",
+    "report",
+    "embed",
+    "info",
+    "cache",
+    "reproduce",
+    "demo",
+)
 SETTINGS = [
     word
     for name, value in (TINY | {"epochs": 1}).items()

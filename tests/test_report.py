@@ -104,9 +104,9 @@ def test_sheets_that_cannot_be_drawn(tmp_path: Path) -> None:
     out = tmp_path / "s.png"
     with pytest.raises(InputError, match="at least one query"):
         neighbour_sheet([], [], np.zeros((0, 3)), out)
-    with pytest.raises(InputError, match="as many neighbours and scores"):
+    with pytest.raises(InputError, match="a score for each of them"):
         neighbour_sheet([plain(RED)], [[plain(RED)]], [[1, 2]], out)
-    with pytest.raises(InputError, match="as many neighbours and scores"):
+    with pytest.raises(InputError, match="a score for each of them"):
         neighbour_sheet([plain(RED)] * 2, [[plain(RED)], []], [[1], [2]], out)
     with pytest.raises(InputError, match="one label for each"):
         neighbour_sheet([plain(RED)], [[plain(RED)]], [[1]], out, query_labels=["a"], neighbour_labels=[["a", "b"]])

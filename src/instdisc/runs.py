@@ -5,6 +5,7 @@
     RUN/checkpoints/       the last whole states of the run       RUN/evaluation.json   what `evaluate` measured
     RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
     RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did
+    RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
 
 Training and everything after it meet in these files only.
 """
@@ -39,6 +40,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.diagnosis = self.path / "diagnosis"
         self.index = self.path / "index"
+        self.duplicates = self.path / "duplicates"
+        self.outliers = self.path / "outliers"
         self.neighbours_sheet = self.path / "neighbours.png"
         self.curves = self.path / "curves.png"
         self.few_labels_plot = self.path / "semi.png"

@@ -10,7 +10,21 @@ import sys
 
 import typer
 
-from instdisc.cli import cache, compare, demo, embed, evaluate, index, info, report, reproduce, search, train
+from instdisc.cli import (
+    cache,
+    compare,
+    demo,
+    duplicates,
+    embed,
+    evaluate,
+    index,
+    info,
+    outliers,
+    report,
+    reproduce,
+    search,
+    train,
+)
 from instdisc.errors import InputError
 
 app = typer.Typer(
@@ -22,7 +36,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (train, evaluate, search, index, compare, report, embed, info, cache, reproduce, demo):
+COMMANDS = (
+    *(train, evaluate, compare, report),
+    *(search, index, duplicates, outliers),
+    *(embed, info, cache, reproduce, demo),
+)
+for module in COMMANDS:
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
 
 

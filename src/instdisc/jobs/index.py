@@ -55,7 +55,7 @@ def add(
     described = describe_source(source, labels, split, limit)
     if described["given"] is None:
         raise InputError("Pictures in memory can't be added, since they could not be shown later: save them first.")
-    with _changing(run) as folder:
+    with changing(run) as folder:
         collection = Collection(folder.path)
         collection.check_vectors()
         opened = open_source(findable(source), labels=labels, split=split, limit=limit)
@@ -66,13 +66,13 @@ def add(
             say(f"{len(opened) - len(rows):,} of the {len(opened):,} pictures are in the collection already.")
         if not len(rows):
             return 0
-        found, vectors, names = _embedded(collection, Subset(opened, rows), "added", device, say)
+        found, vectors, names = embedded(collection, Subset(opened, rows), "added", device, say)
         rows = rows[found]
         pictures = table.take(pa.array(rows)).append_column("label", pa.array(names, pa.string()))
         part = Part(vectors.to(getattr(torch, dtype)), pictures, described)
         changes = replace(collection.changes, step=collection.saved.step, added=(*collection.changes.added, part))
         write_changes(folder.index, changes)
-        _forget(folder, "added")
+        forget(folder, "added")
         return len(rows)
 
 
@@ -85,11 +85,11 @@ def recompute(
     as they are. One that can't be read keeps its bank row, or is removed if it had been added.
     """
     _check_dtype(dtype)
-    with _changing(run) as folder:
+    with changing(run) as folder:
         collection = Collection(folder.path, train_source=train_source)
         before = collection.changes
         source = collection.training_source()
-        found, vectors, _ = _embedded(collection, Subset(source, collection.rows), "recomputed", device, say)
+        found, vectors, _ = embedded(collection, Subset(source, collection.rows), "recomputed", device, say)
         own = collection.saved.rows("bank", 0, len(collection.rows))["rows"].to(torch.float32)
         own[torch.from_numpy(found)] = vectors
         count, removed, first = len(found), [before.removed], len(collection.rows)
@@ -104,7 +104,7 @@ def recompute(
                     f"put them back, or start afresh with `instdisc index {folder.path} --reset`."
                 ) from None
             order = np.argsort(rows)[int((rows < 0).sum()) :]  # ascending rows of those that are there
-            found, vectors, _ = _embedded(collection, Subset(opened, rows[order]), part.name, device, say)
+            found, vectors, _ = embedded(collection, Subset(opened, rows[order]), part.name, device, say)
             values = torch.zeros(len(rows), vectors.shape[1])
             values[torch.from_numpy(order[found])] = vectors
             removed.append(first + np.setdiff1d(np.arange(len(rows)), order[found]))
@@ -118,8 +118,23 @@ def recompute(
             removed=np.unique(np.concatenate(removed)),
         )
         write_changes(folder.index, changes)
-        _forget(folder, "recomputed", *(part.name for part in before.added))
+        forget(folder, "recomputed", *(part.name for part in before.added))
         return count
+
+
+def without_augmentation(
+    run: str | Path, *, bank: bool = False, train_source: Any = None, device: str = "auto", say: Say = print
+) -> Collection:
+    """The collection with vectors of its pictures as they are, computed now if they never were.
+
+    bank: leave it at what is there, the rows of the bank or better.
+    """
+    collection = Collection(run, train_source=train_source)
+    changed = collection.changes
+    if bank or (changed.recomputed is not None and changed.step == collection.saved.step):
+        return collection
+    recompute(run, train_source=train_source, device=device, say=say)
+    return Collection(run, train_source=train_source)
 
 
 def remove(run: str | Path, *, where: str | None = None, paths: Sequence[str] | None = None, say: Say = print) -> int:
@@ -127,7 +142,7 @@ def remove(run: str | Path, *, where: str | None = None, paths: Sequence[str] | 
 
     Raises InputError where none is meant.
     """
-    with _changing(run) as folder:
+    with changing(run) as folder:
         collection = Collection(folder.path)
         index = collection.index
         rows = np.zeros(0, np.int64)
@@ -156,7 +171,7 @@ def tag(run: str | Path, name: str, *, where: str | None = None, label: str | No
     """Give a tag to the pictures whose id matches or that have a label, or take it from them; how many have it."""
     if not name.strip():
         raise InputError("A tag needs a name.")
-    with _changing(run) as folder:
+    with changing(run) as folder:
         collection = Collection(folder.path)
         rows = np.flatnonzero(collection.index.matching(where=where, label=label))
         if not len(rows):
@@ -172,7 +187,7 @@ def tag(run: str | Path, name: str, *, where: str | None = None, label: str | No
 
 def reset(run: str | Path) -> None:
     """Forget all of it: the collection is the training pictures, with the rows of the bank."""
-    with _changing(run) as folder:
+    with changing(run) as folder:
         (folder.index / "index.json").unlink(missing_ok=True)  # first: without it the rest is known to be left over
         for file in folder.index.iterdir():
             if file.name != "lock" and file.is_file():
@@ -207,7 +222,7 @@ def _check_dtype(dtype: str) -> None:
 
 
 @contextmanager
-def _changing(run: str | Path) -> Iterator[RunFolder]:
+def changing(run: str | Path) -> Iterator[RunFolder]:
     """Alone with a run's index while it is changed."""
     folder = RunFolder(run)
     folder.read_config()  # refuses a folder that is no run before one is made inside it
@@ -227,21 +242,24 @@ def _write(folder: RunFolder, collection: Collection, changes: Changes) -> None:
     write_changes(folder.index, changes if vectors else replace(changes, step=collection.saved.step))
 
 
-def _embedded(
+def embedded(
     collection: Collection, source: Source, name: str, device: str, say: Say
 ) -> tuple[Int[np.ndarray, " read"], Float[Tensor, "read dim"], list[str]]:
-    """The rows of `source` that could be read, their vectors, and their labels in words."""
+    """The rows of `source` that could be read, their vectors, and their labels in words. Only inside `changing`.
+
+    name: of the files that it works with, so that it goes on where it was interrupted; `forget` removes them.
+    """
     out = collection.folder.index / f"{name}.npy"
     written = embed_to(out, collection.encoder(), source, ranks.device(device))
     if say is not None:
         say(f"{written.count:,} of {len(source):,} pictures of {source.name} were embedded.")
         if written.unreadable:
             say(f"{written.unreadable:,} could not be read: see {out}.quarantine.csv.")
-    embedded = open_embeddings(out)
+    opened = open_embeddings(out)
     numbers = {identifier: row for row, identifier in enumerate(_bytes(source.fetch_table()["id"]))}
-    rows = np.array([numbers[identifier] for identifier in _bytes(embedded.ids)])
+    rows = np.array([numbers[identifier] for identifier in _bytes(opened.ids)])
     codes = np.full(len(rows), -1) if source.labels is None else source.labels[rows]
-    vectors = torch.from_numpy(np.array(embedded.vectors))
+    vectors = torch.from_numpy(np.array(opened.vectors))
     return rows, vectors, [source.class_name(code) for code in codes.tolist()]
 
 
@@ -250,8 +268,8 @@ def _bytes(column: pa.ChunkedArray) -> list[bytes]:
     return pc.cast(column, pa.large_binary()).to_pylist()
 
 
-def _forget(folder: RunFolder, *names: str) -> None:
-    """Remove the files that the embedding left: the vectors are in the index now."""
+def forget(folder: RunFolder, *names: str) -> None:
+    """Remove the files that `embedded` left, once its vectors are kept or not needed any more."""
     for name in names:
         for ending in (".npy", ".ids.parquet"):
             with suppress(OSError):

@@ -41,28 +41,27 @@ def neighbour_sheet(
     *,
     query_labels: Sequence[str] | None = None,
     neighbour_labels: Sequence[Sequence[str]] | None = None,
+    heading: str = "Query",
     title: str = "Nearest neighbours, with their cosine",
 ) -> None:
     """A contact sheet: each row a query, then its neighbours, best first, with scores beneath.
 
-    scores: (queries, k) numbers. With labels for both, a neighbour of the query's class has a solid green border and
-    one of another class a broken orange one. An unlabelled picture has the label "" and no border.
+    scores: a number for each neighbour; a query may have fewer than others. With labels for both, a neighbour of the
+    query's class has a solid green border and one of another class a broken orange one. An unlabelled picture has the
+    label "" and no border.
     Raises InputError if there is nothing to show, or if the numbers of pictures, scores and labels misfit.
     """
-    table = np.asarray(scores, dtype=np.float64)
-    width = max((len(row) for row in neighbours), default=0)
+    table = [[float(score) for score in row] for row in scores]
+    counts = [len(row) for row in neighbours]
+    width = max(counts, default=0)
     if not len(queries) or not width:
         raise InputError("A neighbour sheet needs at least one query with at least one neighbour.")
-    if (
-        len(neighbours) != len(queries)
-        or table.shape != (len(queries), width)
-        or {len(r) for r in neighbours} != {width}
-    ):
-        raise InputError("A neighbour sheet needs as many neighbours and scores for each query as for the others.")
+    if len(counts) != len(queries) or [len(row) for row in table] != counts:
+        raise InputError("A neighbour sheet needs neighbours for each query, and a score for each of them.")
     labelled = query_labels is not None and neighbour_labels is not None
     own_labels = query_labels if labelled and query_labels is not None else [""] * len(queries)
-    found_labels = neighbour_labels if labelled and neighbour_labels is not None else [[""] * width] * len(queries)
-    if len(own_labels) != len(queries) or [len(row) for row in found_labels] != [width] * len(queries):
+    found_labels = neighbour_labels if labelled and neighbour_labels is not None else [[""] * count for count in counts]
+    if len(own_labels) != len(queries) or [len(row) for row in found_labels] != counts:
         raise InputError("A neighbour sheet needs one label for each picture.")
 
     font = ImageFont.load_default(_TEXT)
@@ -79,7 +78,7 @@ def neighbour_sheet(
     height = top + len(queries) * step_y - _GAP + (_LINE + _GAP + 8 if framed else 0) + _MARGIN // 2
     sheet = Image.new("RGB", (left + content_width + left, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((left, _MARGIN // 2), "Query", _INK, font)
+    draw.text((left, _MARGIN // 2), heading, _INK, font)
     draw.text((first, _MARGIN // 2), title, _INK, font)
     for i, query in enumerate(queries):
         y = top + i * step_y
@@ -91,7 +90,7 @@ def neighbour_sheet(
             x = first + j * step_x
             label = found_labels[i][j]
             _paste(sheet, neighbour, x, y)
-            _caption(draw, f"{table[i, j]:.3f}", x, y + _CELL + 4, _INK, font)
+            _caption(draw, f"{table[i][j]:.3f}", x, y + _CELL + 4, _INK, font)
             _caption(draw, label, x, y + _CELL + 4 + _LINE, _PALE, font)
             if own_labels[i] and label:
                 _frame(draw, x, y, _CELL, same=own_labels[i] == label)

@@ -156,7 +156,7 @@ class Index:
                 f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
                 f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
             )
-        nearest = Nearest(queries, neighbours, torch.from_numpy(own))
+        nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
         first = 0
         for block in self._blocks(among):
             nearest.add(block, first)

@@ -1,0 +1,103 @@
+"""instdisc duplicates RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc duplicates runs/photos` — groups of near-duplicates, and which of each to keep; nothing is deleted
+
+`instdisc duplicates runs/photos --threshold 0.98 --keep oldest -o found/` — closer ones only; keep the first file
+
+`instdisc duplicates runs/photos --against test/` — pictures of test/ that the collection holds already
+
+`instdisc index runs/photos --remove-list runs/photos/duplicates/remove.txt` — then search passes the copies over
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    against: Annotated[str | None, typer.Option(metavar="SOURCE", help="Compare with these pictures instead.")] = None,
+    threshold: Annotated[float, typer.Option(help="The least cosine of two duplicates.")] = 0.95,
+    keep: Annotated[str, typer.Option(help="Which of a group to keep: largest, sharpest or oldest.")] = "largest",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results: RUN/duplicates.")] = None,
+    bank: Annotated[bool, typer.Option("--bank", help="Compare the rows of the bank; compute nothing anew.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Find near-duplicates in a run's collection, or pictures of another source that it holds. Deletes nothing."""
+    from dataclasses import asdict
+
+    from instdisc.jobs import duplicates as job
+    from instdisc.runs import RunFolder
+
+    say = None if json_ else print
+    folder = out or RunFolder(run).duplicates
+    found: list[job.Duplicates] | list[job.Leak]
+    rows: list[tuple[str, ...]]
+    if against is None:
+        found = job.duplicates(
+            run,
+            threshold=threshold,
+            keep=keep,
+            out=out,
+            bank=bank,
+            train_source=train_source,
+            device=device,
+            say=say,
+        )
+        groups = found
+        rows = [
+            (f"{group.score:.3f}", str(1 + len(group.copies)), group.kept.path, group.copies[0].path)
+            for group in groups
+        ]
+        columns: tuple[str, ...] = ("least cosine", "pictures", "kept", "a copy")
+        copies = sum(len(group.copies) for group in groups)
+        words = f"{copies:,} copies in {len(groups):,} groups"
+        name = "duplicates"
+    else:
+        found = job.leaks(
+            run,
+            against,
+            threshold=threshold,
+            out=out,
+            bank=bank,
+            train_source=train_source,
+            device=device,
+            say=say,
+        )
+        rows = [(f"{leak.nearest.score:.3f}", leak.path, leak.nearest.path) for leak in found]
+        columns = ("cosine", "there", "in the collection")
+        words = f"{len(found):,} pictures of {against} are in the collection"
+        name = "leaks"
+    if json_:
+        import json
+
+        print(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    if rows:
+        table = Table(title=f"{words}, at a cosine of {threshold:g}", title_justify="left")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows[:_SHOWN]:
+            table.add_row(*row)
+        console.print(table)
+        if len(rows) > _SHOWN:
+            console.print(f"... and {len(rows) - _SHOWN:,} more.")
+        console.print(f"All: {folder / f'{name}.csv'}; what could go: {folder / 'remove.txt'}", markup=False)
+        console.print(f"To look at: {folder / f'{name}.png'}", markup=False)
+    else:
+        console.print(f"No two pictures are as alike as {threshold:g}: a lower --threshold finds more.")
+
+
+_SHOWN = 12

@@ -1,0 +1,60 @@
+"""instdisc outliers RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc outliers runs/photos` — the pictures that are least like any other
+
+`instdisc outliers runs/photos --count 200 -k 5 -o found/` — more of them, by their five nearest
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    count: Annotated[int, typer.Option(help="How many to show; the CSV file has all.", min=1)] = 20,
+    neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="The mean is over so many nearest.")] = 10,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results: RUN/outliers.")] = None,
+    bank: Annotated[bool, typer.Option("--bank", help="Compare the rows of the bank; compute nothing anew.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Find the pictures of a run's collection that are least like any other."""
+    from instdisc.jobs.outliers import outliers
+    from instdisc.runs import RunFolder
+
+    found = outliers(
+        run,
+        neighbours=neighbours,
+        count=count,
+        out=out,
+        bank=bank,
+        train_source=train_source,
+        device=device,
+        say=None if json_ else print,
+    )
+    if json_:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title=f"Least like any other, by the {neighbours} nearest", title_justify="left")
+    for column in ("mean cosine", "uniqueness", "picture"):
+        table.add_column(column, justify="left" if column == "picture" else "right", overflow="fold")
+    for one in found:
+        table.add_row(f"{one.similarity:.3f}", f"{one.uniqueness:.3f}", one.path)
+    console.print(table)
+    folder = out or RunFolder(run).outliers
+    console.print(f"All: {folder / 'outliers.csv'}; to look at: {folder / 'outliers.png'}", markup=False)

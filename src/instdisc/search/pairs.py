@@ -1,0 +1,131 @@
+"""All pairs of pictures above a similarity, and the neighbours of all of them: in blocks, in fixed memory, exactly.
+
+    pairs = similar_pairs(own, 0.95)                      # each pair once
+    pairs = similar_pairs(own, 0.95, against=test)        # between two sets
+    scores, places = neighbours_of_all(own, 10)
+
+Every pair is looked at once by a matrix product: n (n - 1) / 2 of them. Nothing is approximate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from instdisc.errors import InputError
+from instdisc.neighbours import Coarse, Nearest, full_precision, halves_pay, pair_scores
+from instdisc.progress import Bar
+from instdisc.shapes import Float, Int, Tensor
+
+_QUERIES, _ROWS, _TILE = 65_536, 16_384, 256
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """count unit vectors; read(start, stop): some of them, float32 (stop - start, dim), on the device that compares."""
+
+    count: int
+    read: Callable[[int, int], Tensor]
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "rows dim"]) -> Vectors:
+        """Those of a tensor of any floating type."""
+        return cls(len(rows), lambda start, stop: rows[start:stop].to(torch.float32))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """first, second: int64 (pairs,), places in their sets, first < second within one set; scores: float32 (pairs,).
+
+    The most similar first; equal scores by `first`, then by `second`.
+    """
+
+    first: Int[np.ndarray, " pairs"]
+    second: Int[np.ndarray, " pairs"]
+    scores: Float[np.ndarray, " pairs"]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+def similar_pairs(
+    own: Vectors, threshold: float, *, against: Vectors | None = None, most: int = 5_000_000, show: bool = False
+) -> Pairs:
+    """Every pair whose cosine is at least `threshold`: within `own`, or between it and `against`.
+
+    most: of pairs that are kept; more of them raise InputError. show: a progress bar. Memory beside the pairs: 65,536
+    vectors twice, whatever the count.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"The similarity must be above 0 and at most 1, not {threshold:g}.")
+    others, within = (own, True) if against is None else (against, False)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    kept = 0
+    total = own.count * (own.count + 1) // 2 if within else own.count * others.count
+    with torch.no_grad(), Bar(total, "Comparing pictures", "pairs", enabled=show) as bar:
+        for start in range(0, own.count, _QUERIES):
+            stop = min(start + _QUERIES, own.count)
+            queries = own.read(start, stop)
+            coarse = Coarse(queries)  # refuses what is not finite
+            fast = halves_pay(queries.device)
+            for first in range(start if within else 0, others.count, _ROWS):
+                last = min(first + _ROWS, others.count)
+                rows = others.read(first, last)
+                halved = Coarse(rows)
+                # Of the block on the diagonal only queries that stand before its last row.
+                here = min(stop, last) if within else stop
+                for low in range(start, here, _TILE):
+                    tile = slice(low - start, min(low + _TILE, here) - start)
+                    part = queries[tile]
+                    if fast:
+                        query, row = coarse.candidates(tile, halved, part.new_full((len(part),), threshold))
+                    else:
+                        with full_precision(part.device):
+                            query, row = (part @ rows.T >= threshold - 1e-5).nonzero(as_tuple=True)
+                    if within:
+                        later = row + first > query + low
+                        query, row = query[later], row[later]
+                    if len(query):
+                        scores = pair_scores(part, rows, query, row)
+                        good = (scores >= threshold).nonzero().squeeze(1)
+                        kept += len(good)
+                        found.append(((query[good] + low).cpu(), (row[good] + first).cpu(), scores[good].cpu()))
+                    if kept > most:
+                        raise InputError(
+                            f"More than {most:,} pairs are at least {threshold:g} similar: ask for a higher similarity."
+                        )
+                    bar.advance(min((tile.stop - tile.start) * (last - first), total - bar.done))
+    if not found:
+        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    left, right, values = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    order = np.lexsort((right, left, -values))
+    return Pairs(left[order], right[order], values[order])
+
+
+def neighbours_of_all(
+    own: Vectors, neighbours: int, *, show: bool = False
+) -> tuple[Float[np.ndarray, "count k"], Int[np.ndarray, "count k"]]:
+    """For every vector the `neighbours` others with the highest cosine: scores (float32) and places, best first.
+
+    Raises InputError where there are not so many others. Memory beside the result: 65,536 vectors twice.
+    """
+    if not 1 <= neighbours < own.count:
+        raise InputError(
+            f"{neighbours} neighbours were asked for, and a picture has {max(own.count - 1, 0):,} others: "
+            f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
+        )
+    scores = np.empty((own.count, neighbours), np.float32)
+    places = np.empty((own.count, neighbours), np.int64)
+    with Bar(own.count * own.count, "Comparing pictures", "pairs", enabled=show) as bar:
+        for start in range(0, own.count, _QUERIES):
+            stop = min(start + _QUERIES, own.count)
+            nearest = Nearest(own.read(start, stop), neighbours, torch.arange(start, stop), expected=own.count)
+            for first in range(0, own.count, _ROWS):
+                last = min(first + _ROWS, own.count)
+                nearest.add(own.read(first, last), first)
+                bar.advance((stop - start) * (last - first))
+            scores[start:stop], places[start:stop] = nearest.scores.cpu().numpy(), nearest.indices.cpu().numpy()
+    return scores, places

@@ -1,0 +1,206 @@
+"""Duplicates, leaks and outliers of small collections, where what is right is known: they were put there."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from tiny_runs import tiny
+
+import instdisc
+from instdisc import cli
+from instdisc.errors import InputError
+from instdisc.jobs import index
+from instdisc.jobs.collection import Collection
+from instdisc.jobs.duplicates import duplicates, leaks, sharpness
+from instdisc.jobs.outliers import outliers
+from instdisc.jobs.sources import read_paths
+from instdisc.jobs.train import train
+from instdisc.runs import RunFolder
+
+COUNT = 40
+SEPARATING = {"epochs": 10, "width": 8, "dim": 32, "optimizer": "muon", "lr": 0.05}
+SAME = 0.995  # a cosine that two different pictures of `blocks` do not reach after the training below
+
+
+def blocks(count: int, seed: int) -> list[Image.Image]:
+    """Pictures of 4 x 4 coloured squares, 16 pixels wide, far from each other."""
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return [Image.fromarray(one).resize((16, 16), Image.Resampling.NEAREST) for one in small]
+
+
+def block_folder(folder: Path, count: int, seed: int) -> Path:
+    for number, picture in enumerate(blocks(count, seed)):
+        place = folder / ("even", "odd")[number % 2] / f"{number:04d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(place)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Forty pictures, of five of which there are exact copies: 0000 three times, with larger and older ones."""
+    folder = tmp_path_factory.mktemp("cleaning")
+    pictures = block_folder(folder / "pictures", COUNT, 0)
+    files = sorted(pictures.glob("*/*.png"))
+    for number in range(4):
+        shutil.copy(files[number], pictures / f"copy {number}.png")
+    with Image.open(files[0]) as picture:
+        picture.resize((32, 32), Image.Resampling.NEAREST).save(pictures / "large.png")
+    os.utime(pictures / "copy 0.png", (1e9, 1e9))
+    return pictures, train(pictures, folder / "run", tiny(**SEPARATING), say=None).path
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained[1], tmp_path / "run"))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_copies_are_found_and_the_largest_is_kept(run: Path, trained: tuple[Path, Path]) -> None:
+    groups = duplicates(run, threshold=SAME, say=None)
+    files = sorted(trained[0].glob("*/*.png"))
+    found = {group.kept.path: {copy.path for copy in group.copies} for group in groups}
+    for number in range(1, 4):
+        pair = {str(files[number]), str(trained[0] / f"copy {number}.png")}
+        assert any({kept, *copies} == pair for kept, copies in found.items())
+    assert found[str(trained[0] / "large.png")] == {str(files[0]), str(trained[0] / "copy 0.png")}
+    assert groups[0].kept.width == groups[0].kept.height == 32 and groups[0].copies[0].width == 16
+    assert groups[0].kept.size == (trained[0] / "large.png").stat().st_size
+    assert all(len(group.copies) == 1 and group.score > 0.99999 for group in groups[1:])
+    # The vectors of the pictures as they are, and not the rows of the bank, in which copies differ.
+    assert Collection(run).changes.recomputed is not None
+    before = Collection(run).changes.step
+    duplicates(run, threshold=SAME, bank=True, say=None)
+    assert Collection(run).changes.step == before
+
+    lines = read_csv(RunFolder(run).duplicates / "duplicates.csv")
+    assert [line["keep"] for line in lines].count("yes") == len(groups)
+    assert lines[0]["path"] == groups[0].kept.path and float(lines[0]["cosine"]) == pytest.approx(1, abs=1e-5)
+    with Image.open(RunFolder(run).duplicates / "duplicates.png") as sheet:
+        assert sheet.height > 100 * len(groups)
+
+
+def test_every_two_of_a_group_are_as_alike_as_asked(run: Path) -> None:
+    groups = duplicates(run, threshold=0.9, say=None)
+    collection = Collection(run)
+    assert sum(len(group.copies) for group in groups) > 5
+    for group in groups:
+        vectors = collection.index.vectors(np.array([copy.row for copy in (group.kept, *group.copies)]))
+        scores = vectors @ vectors.T
+        assert float(scores.min()) == pytest.approx(group.score, abs=1e-5) and group.score >= 0.9
+        assert [copy.score for copy in group.copies] == sorted((copy.score for copy in group.copies), reverse=True)
+        own = collection.index.rows_of(group.worst)
+        assert float(np.prod(collection.index.vectors(own).numpy(), axis=0).sum()) == pytest.approx(
+            group.score, abs=1e-5
+        )
+
+
+def test_the_list_of_what_could_go_is_taken_by_the_index(run: Path, trained: tuple[Path, Path]) -> None:
+    before = sorted(trained[0].rglob("*"))
+    groups = duplicates(run, threshold=SAME, keep="oldest", out=run / "found", say=None)
+    assert str(trained[0] / "copy 0.png") in {group.kept.path for group in groups}
+    paths = read_paths(run / "found" / "remove.txt")
+    assert len(paths) == sum(len(group.copies) for group in groups)
+    assert index.remove(run, paths=paths, say=None) == len(paths)
+    assert duplicates(run, threshold=SAME, say=None) == []
+    assert read_csv(RunFolder(run).duplicates / "duplicates.csv") == []
+    assert not (RunFolder(run).duplicates / "duplicates.png").exists()
+    assert sorted(trained[0].rglob("*")) == before  # nothing is deleted
+
+
+def test_the_sharpest_is_kept(run: Path, tmp_path: Path, trained: tuple[Path, Path]) -> None:
+    random = np.random.default_rng(0)
+    sharp = Image.fromarray(random.integers(0, 255, (48, 48, 3), dtype=np.uint8))
+    blurred = sharp.filter(ImageFilter.GaussianBlur(2))
+    assert sharpness(np.asarray(sharp)) > 4 * sharpness(np.asarray(blurred)) > 0
+    grey = np.asarray(sharp.convert("L"), np.float64)
+    inner = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    assert sharpness(np.asarray(sharp)) == pytest.approx(inner.var(), rel=0.2)  # but for the border
+    groups = duplicates(run, threshold=SAME, keep="sharpest", say=None)
+    assert all(group.kept.sharpness >= copy.sharpness for group in groups for copy in group.copies)
+
+
+def test_leaks_are_the_pictures_of_another_source_that_are_here(run: Path, trained, tmp_path: Path) -> None:
+    other = block_folder(tmp_path / "test", 10, 9)
+    files = sorted(trained[0].glob("*/*.png"))
+    shutil.copy(files[7], other / "leaked.png")
+    (other / "broken.png").write_bytes(b"nothing")
+    found = leaks(run, other, threshold=SAME, say=None)
+    assert [(leak.path, leak.nearest.path) for leak in found] == [(str(other / "leaked.png"), str(files[7]))]
+    vectors = instdisc.load(run).embed([str(other / "leaked.png"), str(files[7])])
+    assert found[0].nearest.score == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-5)
+    folder = RunFolder(run).duplicates
+    assert read_csv(folder / "leaks.csv")[0]["path"] == str(other / "leaked.png")
+    assert read_paths(folder / "remove.txt") == [str(other / "leaked.png")]
+    assert (folder / "leaks.png").is_file()
+    assert len(leaks(run, other, threshold=0.2, say=None)) == 11  # each picture once, by its nearest
+
+
+def test_outliers_are_those_of_the_full_matrix(run: Path) -> None:
+    found = outliers(run, neighbours=4, count=6, say=None)
+    collection = Collection(run)
+    vectors = collection.index.vectors(np.arange(len(collection.index))).double().numpy()
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -2)
+    best = -np.sort(-scores, axis=1)
+    similarity = best[:, :4].mean(axis=1)
+    assert [one.row for one in found] == np.argsort(similarity)[:6].tolist()
+    for one in found:
+        assert one.similarity == pytest.approx(similarity[one.row], abs=1e-5)
+        assert one.uniqueness == pytest.approx(1 - best[one.row, 0], abs=1e-5)
+        assert one.nearest.row == scores[one.row].argmax()
+    lines = read_csv(RunFolder(run).outliers / "outliers.csv")
+    assert len(lines) == len(collection.index) and lines[0]["path"] == found[0].path
+    assert (RunFolder(run).outliers / "outliers.png").is_file()
+
+
+def test_removed_pictures_take_no_part(run: Path) -> None:
+    first = outliers(run, count=1, say=None)[0]
+    index.remove(run, paths=[first.path], say=None)
+    assert first.row not in {one.row for one in outliers(run, count=COUNT, say=None)}
+
+
+def test_the_commands(run: Path, trained, monkeypatch, capsys) -> None:
+    def told(*words: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["instdisc", *words])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        return capsys.readouterr()
+
+    out, _ = told("duplicates", str(run), "--threshold", str(SAME))
+    assert "copies in" in out and "large.png" in out and "remove.txt" in out
+    found = json.loads(told("duplicates", str(run), "--threshold", str(SAME), "--json")[0])
+    assert found[0]["kept"]["path"].endswith("large.png")
+    out, _ = told("duplicates", str(run), "--against", str(trained[0]), "--threshold", str(SAME))
+    assert f"{COUNT + 5} pictures of" in out
+    out, _ = told("outliers", str(run), "--count", "3")
+    assert "mean cosine" in out and "outliers.csv" in out
+    assert len(json.loads(told("outliers", str(run), "--count", "3", "--json")[0])) == 3
+    _, error = told("duplicates", str(run), "--keep", "best")
+    assert error == 'instdisc: One of largest, sharpest, oldest can be kept, not "best".\n'
+    _, error = told("outliers", str(run), "-k", "400")
+    assert error.startswith("instdisc: 400 neighbours were asked for, and a picture has 44 others")
+    out, _ = told("duplicates", str(run), "--threshold", "1", "-o", str(run / "none"), "--keep", "largest")
+    assert "No two pictures are as alike as 1" in out or "copies in" in out
+
+
+def test_age_needs_files(tmp_path: Path) -> None:
+    pictures = np.stack([np.asarray(picture) for picture in blocks(20, 0) * 2])
+    run = train(pictures, tmp_path / "run", tiny(**SEPARATING), say=None).path
+    with pytest.raises(InputError, match="is no file of its own, so that its age is not known"):
+        duplicates(run, keep="oldest", threshold=SAME, train_source=pictures, say=None)
+    assert len(duplicates(run, threshold=SAME, train_source=pictures, say=None)) == 20
