@@ -6,6 +6,7 @@
     RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
     RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did
     RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
+    RUN/labels/            labels given by hand; what `label` proposes
 
 Training and everything after it meet in these files only.
 """
@@ -42,6 +43,8 @@ class RunFolder:
         self.index = self.path / "index"
         self.duplicates = self.path / "duplicates"
         self.outliers = self.path / "outliers"
+        self.labels = self.path / "labels"
+        self.hand_labels = self.labels / "hand.csv"
         self.neighbours_sheet = self.path / "neighbours.png"
         self.curves = self.path / "curves.png"
         self.few_labels_plot = self.path / "semi.png"

@@ -19,6 +19,7 @@ from instdisc.cli import (
     evaluate,
     index,
     info,
+    label,
     outliers,
     report,
     reproduce,
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(train, evaluate, compare, report),
-    *(search, index, duplicates, outliers),
+    *(search, index, duplicates, outliers, label),
     *(embed, info, cache, reproduce, demo),
 )
 for module in COMMANDS:

@@ -7,6 +7,7 @@ collection.picture(17)                                          # decoded, from 
 
 from __future__ import annotations
 
+import csv
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Collection:
 
     @cached_property
     def index(self) -> Index:
-        """The pictures and their vectors. The labels are those of the training source, where it can be opened."""
+        """The pictures and their vectors. Labels: by hand, else those of the sources, where they can be opened."""
         self.check_vectors()
         changes = self.changes
         own = [shard["rows"] for shard in self.saved.mapped("bank")]
@@ -72,14 +73,16 @@ class Collection:
         pictures = _together(tables)
         removed = np.zeros(len(pictures), dtype=bool)
         removed[changes.removed] = True
-        return Index(
-            parts,
-            pictures,
-            labels=np.concatenate(labels),
-            label_names=names,
-            removed=removed,
-            tags=changes.tags,
+        index = Index(
+            parts, pictures, labels=np.concatenate(labels), label_names=names, removed=removed, tags=changes.tags
         )
+        hand = read_hand_labels(self.folder)
+        index.label_names += sorted({given for given, _ in hand.values()} - set(names))
+        rows = index.rows_of(list(hand))
+        for row, (given, _) in zip(rows.tolist(), hand.values(), strict=True):
+            if row >= 0:
+                index.labels[row] = index.label_names.index(given)
+        return index
 
     def check_vectors(self) -> None:
         """InputError where vectors were made by another checkpoint's encoder than the last: they can't be compared."""
@@ -158,6 +161,17 @@ class Collection:
 
     def _own_names(self) -> list[str]:
         return list(self.training_source().label_names or []) if self.has_pictures() else []
+
+
+def read_hand_labels(folder: RunFolder) -> dict[str, tuple[str, str]]:
+    """path -> (label, time) of the pictures that were labelled by hand, in the order in which that was first done."""
+    if not folder.hand_labels.is_file():
+        return {}
+    try:
+        with open(folder.hand_labels, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            return {line["path"]: (line["label"], line["time"]) for line in csv.DictReader(lines)}
+    except (OSError, KeyError, csv.Error) as error:
+        raise InputError(f"{folder.hand_labels} can't be read ({error}): restore the file, or delete it.") from None
 
 
 def _own_pictures(folder: RunFolder) -> pa.Table:

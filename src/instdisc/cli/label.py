@@ -1,0 +1,84 @@
+"""instdisc label RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc label runs/photos --propose 20` — what to label first: a list to fill in, and a sheet to look at
+
+`instdisc label runs/photos --from runs/photos/labels/next.csv` — what was filled in
+
+`instdisc label runs/photos --set 2019/a.jpg=beach --set 2019/b.jpg=town` — or one by one
+
+`instdisc label runs/photos -o labels.parquet` — every picture's label: by hand, or by the vote of its neighbours
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    one: Annotated[list[str] | None, typer.Option("--set", metavar="PICTURE=LABEL", help="Label a picture.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--from", help="Labels: a CSV file with the columns path, label.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="New labels take the place of others by hand.")] = False,
+    propose: Annotated[int | None, typer.Option(metavar="COUNT", help="Propose pictures to label next.")] = None,
+    by: Annotated[str, typer.Option(help="Proposals: covered, uncertain, or mixed.")] = "mixed",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write all labels: .csv or .parquet.")] = None,
+    neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="So many labelled pictures vote.", min=1)] = 20,
+    bank: Annotated[bool, typer.Option("--bank", help="Use the rows of the bank; compute nothing anew.")] = False,
+    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Label a few pictures by hand; the others get the vote of their nearest labelled neighbours."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from instdisc.errors import InputError
+    from instdisc.jobs import label as job
+    from instdisc.runs import RunFolder
+
+    console = Console(highlight=False, soft_wrap=True)
+    given = {} if file is None else job.read_table(file)
+    for words in one or []:
+        path, equals, text = words.rpartition("=")
+        if not (path and equals and text):
+            raise InputError(f'"{words}" is no PICTURE=LABEL.')
+        given[path] = text
+    if given:
+        new, _ = job.assign(run, given, replace=replace)
+        console.print(f"{new:,} pictures were labelled by hand.")
+    elif file is not None:
+        console.print(f"{file} holds no label yet: fill in its column label.", markup=False)
+    if propose is not None:
+        job.propose(run, propose, by=by, bank=bank, train_source=train_source, device=device)
+        folder = RunFolder(run).labels
+        console.print(f"To look at: {folder / 'next.png'}; to fill in: {folder / 'next.csv'}, then", markup=False)
+        console.print(f"  instdisc label {run} --from {folder / 'next.csv'}", markup=False)
+        if out is None:
+            return
+    if not job.hand_labels(run):
+        if out is not None or propose is None:
+            raise InputError(f"No picture is labelled yet: see what to start with by instdisc label {run} --propose 20")
+        return
+    found = job.label(run, neighbours=neighbours, bank=bank, train_source=train_source, device=device)
+    table = Table(title=f"Labels of {run}", title_justify="left")
+    for column in ("label", "by hand", "by vote"):
+        table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")
+    for name, by_hand, by_vote in job.counts(found):
+        table.add_row(name, f"{by_hand:,}", f"{by_vote:,}")
+    console.print(table)
+    if found.accuracy is not None:
+        low, high = found.accuracy.interval
+        console.print(
+            f"Right on the {found.accuracy.count:,} labelled by hand, each by the others: "
+            f"{100 * found.accuracy.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}); proposals are the hard ones."
+        )
+    if out is not None:
+        job.save(run, found, out)
+        console.print(f"All labels: {out}", markup=False)

@@ -1,0 +1,286 @@
+"""`instdisc label`: a few labels by hand, a vote for every other picture, and proposals of what to label next.
+
+RUN/labels/hand.csv     path, label, time: what was said by hand; nothing else ever changes it
+RUN/labels/next.csv     proposals, with an empty column to fill in; next.png shows them in the same order
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from instdisc import ranks
+from instdisc.errors import InputError
+from instdisc.evaluation.knn import KNN, KNNResult
+from instdisc.jobs import index as index_job
+from instdisc.jobs.collection import Collection, read_hand_labels
+from instdisc.jobs.duplicates import csv_text, write_text
+from instdisc.jobs.search import picture_or_grey
+from instdisc.report import neighbour_sheet
+from instdisc.runs import RunFolder
+from instdisc.search.index import Entry
+from instdisc.search.labelling import least_certain, least_covered
+from instdisc.shapes import Float, Int, Tensor
+
+WAYS = ("mixed", "covered", "uncertain")
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+_SHOWN = 5  # neighbours beside each proposal
+_LEAST = 10  # labels by hand before the votes' doubts are worth asking
+Say = Callable[[str], None] | None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A label for every picture of the collection. rows: ascending; hand: bool; confidence: 1 by hand, else the share
+    of the votes. names: of the classes, `codes` index them. accuracy: leave-one-out on those labelled by hand.
+    """
+
+    rows: Int[np.ndarray, " pictures"]
+    codes: Int[np.ndarray, " pictures"]
+    hand: np.ndarray
+    confidence: Float[np.ndarray, " pictures"]
+    names: list[str]
+    accuracy: KNNResult | None
+
+
+def assign(
+    run: str | Path, labels: Mapping[str, str], *, replace: bool = False, say: Say = print
+) -> tuple[int, list[str]]:
+    """Label pictures by hand, by their paths. How many are new, and the paths that keep another label they had.
+
+    replace: put the new label in the place of the other. Raises InputError for a path that is not in the collection.
+    """
+    with index_job.changing(run) as folder:
+        collection = Collection(folder.path)
+        index = collection.index
+        given = {path: label.strip() for path, label in labels.items() if label.strip()}
+        rows = index.rows_of(list(given))
+        rows = np.where(rows < 0, index.rows_of([os.path.abspath(os.path.expanduser(path)) for path in given]), rows)
+        if (rows < 0).any():
+            lost = list(given)[int(np.flatnonzero(rows < 0)[0])]
+            raise InputError(
+                f"{int((rows < 0).sum()):,} pictures are not in the collection of {folder.path}, the first is {lost}: "
+                "name them by the paths that `instdisc search` shows."
+            )
+        known = read_hand_labels(folder)
+        kept, new = [], 0
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        for entry, label in zip(index.entries(rows), given.values(), strict=True):
+            before = known.get(entry.path, (label, ""))[0]
+            if before != label and not replace:
+                kept.append(entry.path)
+                continue
+            new += entry.path not in known or before != label
+            if entry.path not in known or before != label:
+                known[entry.path] = (label, now)
+        lines = [(path, label, time) for path, (label, time) in known.items()]
+        write_text(folder.hand_labels, csv_text(["path", "label", "time"], lines))
+    if say is not None and kept:
+        say(f"{len(kept):,} pictures keep the label they had, the first is {kept[0]}: --replace changes it.")
+    return new, kept
+
+
+def read_table(file: str | Path) -> dict[str, str]:
+    """path -> label of a CSV file; lines without a label, and those that a vote labelled, are passed over."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            reader = csv.DictReader(lines)
+            if not {"path", "label"} <= set(reader.fieldnames or []):
+                raise InputError(f"{file} needs a first line with the columns path and label.")
+            return {
+                line["path"]: line["label"]
+                for line in reader
+                if line["path"] and line["label"] and line.get("by") != "vote"
+            }
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{file} can't be read ({error}): check the path.") from None
+
+
+def label(
+    run: str | Path,
+    *,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    bank: bool = False,
+    train_source: Any = None,
+    device: str = "auto",
+    say: Say = print,
+) -> Labelled:
+    """A label for every picture: that given by hand, or the weighted vote of the nearest pictures with such a label.
+
+    Each votes with weight exp(cosine / temperature), the paper's classifier. Raises InputError where there is no label.
+    """
+    collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
+    return vote(*known_labels(collection), neighbours=neighbours, temperature=temperature, device=device)
+
+
+def known_labels(collection: Collection) -> tuple[np.ndarray, Float[Tensor, "pictures dim"], np.ndarray, list[str]]:
+    """(rows, vectors, code of the label given by hand or -1, names of the classes) of the pictures that are there."""
+    index = collection.index
+    rows = np.flatnonzero(~index.removed)
+    hand = read_hand_labels(collection.folder)
+    names = sorted({given for given, _ in hand.values()})
+    codes = np.full(len(index), -1)
+    places = index.rows_of(list(hand))
+    given = np.array([names.index(text) for text, _ in hand.values()], dtype=np.int64)
+    codes[places[places >= 0]] = given[places >= 0]
+    return rows, index.vectors(rows), codes[rows], names
+
+
+def vote(
+    rows: np.ndarray,
+    vectors: Float[Tensor, "pictures dim"],
+    codes: np.ndarray,
+    names: list[str],
+    *,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    device: str = "auto",
+) -> Labelled:
+    """`label`, of vectors and codes (-1: none) that are there already."""
+    knn = _fitted(vectors, codes, neighbours, temperature, device)
+    votes = knn.votes(vectors)
+    confidence, best = votes.max(dim=1)
+    hand = codes >= 0
+    accuracy = None
+    if knn.count_ > 1:
+        accuracy = _fitted(vectors, codes, min(neighbours, knn.count_ - 1), temperature, device).leave_one_out()
+    return Labelled(
+        rows,
+        np.where(hand, codes, knn.classes_[best.cpu().numpy()]),
+        hand,
+        np.where(hand, 1.0, confidence.cpu().numpy()).astype(np.float32),
+        names,
+        accuracy,
+    )
+
+
+def propose(
+    run: str | Path,
+    count: int,
+    *,
+    by: str = "mixed",
+    bank: bool = False,
+    train_source: Any = None,
+    device: str = "auto",
+    say: Say = print,
+) -> list[Entry]:
+    """What to label next, the most useful first; RUN/labels/next.csv, to fill in, and next.png show them.
+
+    by: covered (a spread over the collection), uncertain (where the votes are in doubt), or mixed: the first until ten
+    are labelled, then half of each. Raises InputError for what can't be.
+    """
+    if by not in WAYS:
+        raise InputError(f'Pictures are proposed as {", ".join(WAYS)}, not as "{by}".')
+    if count < 1:
+        raise InputError(f"{count} proposals were asked for: ask for at least one.")
+    collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
+    rows, vectors, codes, _ = known_labels(collection)
+    places = proposals(vectors, codes, count, by=by, device=device)
+    if not len(places):
+        raise InputError("Every picture of the collection is labelled by hand: there is nothing left to propose.")
+    entries = collection.index.entries(rows[places])
+    folder = collection.folder.labels
+    write_text(folder / "next.csv", csv_text(["path", "label"], [(entry.path, "") for entry in entries]))
+    scores, near = collection.index.search(
+        vectors[torch.from_numpy(places)], min(_SHOWN, len(rows) - 1), exclude=rows[places]
+    )
+    neighbour_sheet(
+        [picture_or_grey(collection, entry.row) for entry in entries],
+        [[picture_or_grey(collection, row) for row in line] for line in near.tolist()],
+        scores,
+        folder / "next.png",
+        heading="Label it",
+        title="Most like it, with the cosine",
+    )
+    return entries
+
+
+def proposals(
+    vectors: Float[Tensor, "pictures dim"],
+    codes: np.ndarray,
+    count: int,
+    *,
+    by: str = "mixed",
+    device: str = "auto",
+    seed: int = 0,
+) -> Int[np.ndarray, " proposals"]:
+    """`propose`, as places among vectors that are there already."""
+    vectors = vectors.to(ranks.device(device))
+    labelled = np.flatnonzero(codes >= 0)
+    if by == "covered" or len(labelled) < _LEAST or len(np.unique(codes[labelled])) < 2:
+        return least_covered(vectors, labelled, count, seed=seed)
+    votes = _fitted(vectors, codes, NEIGHBOURS, TEMPERATURE, device).votes(vectors)
+    doubted = least_certain(votes, vectors, labelled, count if by == "uncertain" else count // 2, seed=seed)
+    if by == "uncertain":
+        return doubted
+    spread = least_covered(vectors, np.union1d(labelled, doubted), count - len(doubted), seed=seed)
+    return np.concatenate([doubted, spread])
+
+
+def save(run: str | Path, labelled: Labelled, out: str | Path) -> None:
+    """Every picture's label with its provenance: id, path, label, by (hand or vote), confidence; .csv or .parquet."""
+    out = Path(out)
+    if out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"Labels are written as .csv or .parquet, not as {out.name}.")
+    pictures = Collection(run).index.pictures.take(pa.array(labelled.rows))
+    names = [labelled.names[code] for code in labelled.codes.tolist()]
+    ways = np.where(labelled.hand, "hand", "vote").tolist()
+    if out.suffix == ".csv":
+        texts = (
+            [os.fsdecode(value) for value in pc.cast(pictures[column], pa.large_binary()).to_pylist()]
+            for column in ("id", "location")
+        )
+        shares = [f"{share:.4f}" for share in labelled.confidence.tolist()]
+        columns = ["id", "path", "label", "by", "confidence"]
+        write_text(out, csv_text(columns, zip(*texts, names, ways, shares, strict=True)))
+        return
+    table = pa.table(
+        {
+            "id": pictures["id"],
+            "path": pictures["location"],
+            "label": pa.array(names).dictionary_encode(),
+            "by": pa.array(ways).dictionary_encode(),
+            "confidence": labelled.confidence,
+        }
+    )
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, aside)
+        os.replace(aside, out)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(f"{out} could not be written ({error.strerror or error}): choose another place.") from None
+
+
+def counts(labelled: Labelled) -> list[tuple[str, int, int]]:
+    """For each class its name, how many pictures have it by hand, and how many by vote."""
+    by_hand, by_vote = (Counter(labelled.codes[kind].tolist()) for kind in (labelled.hand, ~labelled.hand))
+    return [(name, by_hand[code], by_vote[code]) for code, name in enumerate(labelled.names)]
+
+
+def _fitted(vectors: Tensor, codes: np.ndarray, neighbours: int, temperature: float, device: str) -> KNN:
+    count = int((codes >= 0).sum())
+    if not count:
+        raise InputError("No picture is labelled yet: `instdisc label RUN --set PICTURE=LABEL` labels one.")
+    return KNN(min(neighbours, count), temperature, device=ranks.device(device)).fit(vectors, codes)
+
+
+def hand_labels(run: str | Path) -> dict[str, str]:
+    """path -> label, as given by hand."""
+    folder = RunFolder(run)
+    folder.read_config()
+    return {path: given for path, (given, _) in read_hand_labels(folder).items()}

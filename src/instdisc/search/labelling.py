@@ -1,0 +1,82 @@
+"""What to label next: the pictures that cover the collection best, and those that the votes are least sure of.
+
+    places = least_covered(vectors, labelled, 20)                 # a spread over all that is there
+    places = least_certain(votes, vectors, labelled, 20)          # where the classes meet
+
+The first wants no label at all; the second needs votes of a classifier, as of weighted kNN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from instdisc.shapes import Float, Int, Tensor
+
+_SAMPLE, _CANDIDATES = 10_000, 2_000  # pictures that stand for the collection, and that can be proposed
+_SHARPNESS = 0.07  # temperature of the similarity: near pictures count, far ones hardly, as in the votes
+_POOL = 10  # least certain pictures among which each proposal is chosen
+
+
+def least_covered(
+    vectors: Float[Tensor, "rows dim"],
+    labelled: Int[np.ndarray, " labelled"],
+    count: int,
+    *,
+    among: Int[np.ndarray, " candidates"] | None = None,
+    seed: int = 0,
+) -> Int[np.ndarray, " proposals"]:
+    """Places of the next `count` pictures to label, the most useful first: greedy facility location.
+
+    Each next picture is the one that adds most to the sum, over the collection, of exp((s - 1) / 0.07), s being the
+    cosine with the nearest picture that is labelled or proposed already. Greedy is within 1 - 1/e of the best choice
+    (Nemhauser, Wolsey, Fisher 1978), and outliers, which stand for themselves alone, come last. Of more than 10,000
+    pictures a random choice of so many stands for all, and 2,000 can be proposed. vectors: unit rows. among:
+    which can be proposed; without, all that are not labelled.
+    """
+    random = np.random.default_rng(seed)
+    everyone = np.arange(len(vectors)) if among is None else among
+    candidates = np.setdiff1d(everyone, labelled)
+    if len(candidates) > _CANDIDATES:
+        candidates = np.sort(random.choice(candidates, _CANDIDATES, replace=False))
+    crowd = np.arange(len(vectors))
+    if len(crowd) > _SAMPLE:
+        crowd = np.sort(random.choice(crowd, _SAMPLE, replace=False))
+    standing = vectors[torch.from_numpy(crowd)]
+    covered = standing.new_zeros(len(crowd))
+    for start in range(0, len(labelled), _CANDIDATES):
+        known = vectors[torch.from_numpy(labelled[start : start + _CANDIDATES])]
+        covered = torch.maximum(covered, _likeness(standing @ known.T).amax(1))
+    gain = _likeness(vectors[torch.from_numpy(candidates)] @ standing.T)
+    chosen: list[int] = []
+    for _ in range(min(count, len(candidates))):
+        added = (gain - covered).clamp_min_(0).sum(1)
+        added[chosen] = -1
+        best = int(added.argmax())
+        chosen.append(best)
+        covered = torch.maximum(covered, gain[best])
+    return candidates[chosen]
+
+
+def least_certain(
+    votes: Float[Tensor, "rows classes"],
+    vectors: Float[Tensor, "rows dim"],
+    labelled: Int[np.ndarray, " labelled"],
+    count: int,
+    *,
+    seed: int = 0,
+) -> Int[np.ndarray, " proposals"]:
+    """Places of the next `count` pictures to label, from where the two best classes have nearly as many votes.
+
+    The ten times as many of the smallest margin are the pool, and among them those are taken that cover the collection
+    best: the very least certain are often all alike. votes: shares, each row sums to 1.
+    """
+    best = votes.topk(min(2, votes.shape[1]), dim=1).values
+    margin = best[:, 0] - best[:, 1:].sum(1)
+    margin[torch.from_numpy(labelled)] = torch.inf
+    pool = margin.argsort(stable=True)[: min(_POOL * count, len(vectors) - len(labelled))].cpu().numpy()
+    return least_covered(vectors, labelled, count, among=np.sort(pool), seed=seed)
+
+
+def _likeness(scores: Tensor) -> Tensor:
+    return ((scores - 1) / _SHARPNESS).exp_()
