@@ -1,0 +1,129 @@
+"""How many labels by hand does a collection need? Proposals against random choice, with the true labels as the person.
+
+    python runs/labelling.py runs/out/laptop_cifar10 runs/out/photos          # runs whose pictures have labels; minutes
+
+From each run's pictures 10,000 (or all) are drawn anew for every seed and embedded as they are. Labels are asked for in
+rounds, and after each the accuracy of the votes on all pictures that are not labelled is taken. The result goes to
+results/labelling.json, the curves to results/labelling.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from record import record
+
+from instdisc.jobs.index import without_augmentation
+from instdisc.jobs.label import WAYS, proposals, vote
+
+PICTURES = 10_000
+BUDGETS = (10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 500)
+CHANCE = "random choice"
+
+
+def main() -> None:
+    """Simulate, record, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--train-source", nargs="*", default=[], help="where each run's pictures are now, if moved")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    settings = parser.parse_args()
+    found = []
+    for number, run in enumerate(settings.runs):
+        moved = settings.train_source[number] if number < len(settings.train_source) else None
+        found.append(simulated(run, moved, settings.seeds))
+    values = next(line for line in found[0]["curves"] if line["by"] == "mixed")["values"]
+    record(
+        settings.results / "labelling.json",
+        name="labelling",
+        command=f"python runs/labelling.py RUN [RUN...] --seeds {settings.seeds}",
+        unit=f"share of the other pictures that the votes name rightly; `values`: {found[0]['name']}, "
+        f"{BUDGETS[-1]} labels, proposals as {WAYS[0]}; `collections` has all",
+        values=values[-1],
+        seeds=list(range(settings.seeds)),
+        budgets=BUDGETS,
+        collections=found,
+    )
+    draw(found, settings.results / "labelling.png")
+
+
+def simulated(run: Path, moved: str | None, seeds: int) -> dict[str, Any]:
+    """The curves of one collection."""
+    collection = without_augmentation(run, train_source=moved)
+    truth_of_all = collection.index.labels
+    everyone = np.flatnonzero(~collection.index.removed & (truth_of_all >= 0))
+    facts = collection.facts
+    curves = []
+    for by in (*WAYS, CHANCE):
+        lines = []
+        for seed in range(seeds):
+            random = np.random.default_rng(seed)
+            rows = np.sort(random.permutation(everyone)[:PICTURES])
+            lines.append(asked(collection.index.vectors(rows), truth_of_all[rows], by, seed))
+        values = [list(column) for column in zip(*lines, strict=True)]
+        curves.append({"by": by, "mean": [statistics.fmean(one) for one in values], "values": values})
+        print(run.name, by, [f"{100 * mean:.1f}" for mean in curves[-1]["mean"]], flush=True)
+    return {
+        "name": f"{facts['settings']['preset']} on {min(PICTURES, len(everyone)):,} pictures",
+        "classes": len(set(truth_of_all[everyone].tolist())),
+        "curves": curves,
+    }
+
+
+def asked(vectors: Any, truth: np.ndarray, by: str, seed: int) -> list[float]:
+    """Accuracy on the pictures that are not labelled, after each budget."""
+    order = np.random.default_rng(1000 + seed).permutation(len(truth))
+    codes = np.full(len(truth), -1)
+    names = [str(code) for code in range(int(truth.max()) + 1)]
+    accuracies = []
+    for budget in BUDGETS:
+        more = budget - int((codes >= 0).sum())
+        chosen = order[budget - more : budget] if by == CHANCE else proposals(vectors, codes, more, by=by, seed=seed)
+        codes[chosen] = truth[chosen]
+        labelled = vote(np.arange(len(truth)), vectors, codes, names)
+        accuracies.append(float((labelled.codes == truth)[~labelled.hand].mean()))
+    return accuracies
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against the number of labels, a panel a collection."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(found), figsize=(5.2 * len(found), 3.8), squeeze=False, layout="constrained")
+    for panel, collection in zip(panels[0], found, strict=True):
+        for line, mark, colour in zip(
+            collection["curves"], "osD^", ("#0072B2", "#009E73", "#D55E00", "#777777"), strict=True
+        ):
+            values = 100 * np.array(line["values"])
+            spread = values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
+            panel.errorbar(
+                BUDGETS,
+                values.mean(axis=1),
+                spread,
+                marker=mark,
+                markersize=4,
+                color=colour,
+                label=line["by"],
+                capsize=2,
+            )
+        panel.set(title=collection["name"], xlabel="labels by hand", ylabel="right among the others, %", xscale="log")
+        panel.set_xticks([10, 20, 50, 100, 200, 500], [10, 20, 50, 100, 200, 500])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
