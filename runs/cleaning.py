@@ -26,7 +26,7 @@ from record import record
 from instdisc.data.decode import decode
 from instdisc.data.source import open_source
 from instdisc.jobs.duplicates import duplicates
-from instdisc.jobs.outliers import outliers
+from instdisc.jobs.outliers import WAYS, Outlier, outliers
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 
@@ -54,9 +54,11 @@ def main() -> None:
     for row in rows:
         print(row)
     strangers = sorted(pictures.glob("stranger-*"))
-    ranked = outliers(run, count=PHOTOGRAPHS + 4 * EACH + len(strangers), out=settings.out / "found")
-    right = np.array([Path(one.path).name.startswith("stranger-") for one in ranked])
-    precision = right.cumsum() / np.arange(1, len(right) + 1)
+    everyone = PHOTOGRAPHS + len(COPIES) * EACH + len(strangers)
+    told = {
+        by: at_finding(outliers(run, by=by, count=everyone, out=settings.out / "found"), len(strangers)) for by in WAYS
+    }
+    print(told)
     best = max(rows, key=lambda row: 0 if not row["recall"] else 2 / (1 / row["precision"] + 1 / row["recall"]))
     record(
         settings.results / "cleaning.json",
@@ -67,12 +69,19 @@ def main() -> None:
         seeds=[settings.seed],
         planted={"photographs": PHOTOGRAPHS, "copies_of_each_kind": EACH, "strangers": len(strangers)},
         duplicates=rows,
-        outliers={
-            "average_precision": float(precision[right].mean()),
-            "precision_among_as_many_as_planted": float(right[: len(strangers)].mean()),
-            "recall_in_twice_as_many": float(right[: 2 * len(strangers)].sum() / len(strangers)),
-        },
+        outliers=told,
     )
+
+
+def at_finding(ranked: list[Outlier], planted: int) -> dict[str, float]:
+    """How early the strangers come."""
+    right = np.array([Path(one.path).name.startswith("stranger-") for one in ranked])
+    precision = right.cumsum() / np.arange(1, len(right) + 1)
+    return {
+        "average_precision": float(precision[right].mean()),
+        "precision_among_as_many_as_planted": float(right[:planted].mean()),
+        "recall_in_twice_as_many": float(right[: 2 * planted].sum() / planted),
+    }
 
 
 def plant(photos: str, folder: Path, random: np.random.Generator) -> None:

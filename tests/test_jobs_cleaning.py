@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from sklearn.covariance import EmpiricalCovariance
 from tiny_runs import tiny
 
 import instdisc
@@ -21,7 +22,7 @@ from instdisc.errors import InputError
 from instdisc.jobs import index
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.duplicates import duplicates, leaks, sharpness
-from instdisc.jobs.outliers import outliers
+from instdisc.jobs.outliers import known_outliers, outliers
 from instdisc.jobs.sources import read_paths
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
@@ -151,7 +152,7 @@ def test_leaks_are_the_pictures_of_another_source_that_are_here(run: Path, train
 
 
 def test_outliers_are_those_of_the_full_matrix(run: Path) -> None:
-    found = outliers(run, neighbours=4, count=6, say=None)
+    found = outliers(run, by="similarity", neighbours=4, count=6, say=None)
     collection = Collection(run)
     vectors = collection.index.vectors(np.arange(len(collection.index))).double().numpy()
     scores = vectors @ vectors.T
@@ -166,6 +167,34 @@ def test_outliers_are_those_of_the_full_matrix(run: Path) -> None:
     lines = read_csv(RunFolder(run).outliers / "outliers.csv")
     assert len(lines) == len(collection.index) and lines[0]["path"] == found[0].path
     assert (RunFolder(run).outliers / "outliers.png").is_file()
+
+
+def test_strangeness_is_the_mahalanobis_distance_by_scikit_learn(run: Path, trained: tuple[Path, Path]) -> None:
+    found = outliers(run, count=COUNT + 5, say=None)
+    features = instdisc.load(run).features([one.path for one in found])
+    expected = np.zeros(len(found))
+    for name, values in features.items():
+        if name not in ("backbone", "embedding"):
+            numbers = values.double().numpy()
+            covariance = EmpiricalCovariance().fit(numbers).covariance_
+            shrunk = covariance + 0.01 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+            centred = numbers - numbers.mean(0)
+            expected += np.log(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(shrunk), centred))
+    assert len(features) > 3
+    np.testing.assert_allclose([one.strangeness for one in found], expected, atol=0.02)
+    assert [one.strangeness for one in found] == sorted((one.strangeness for one in found), reverse=True)
+
+
+def test_a_stranger_is_told_and_the_unreadable_come_last(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures = Path(shutil.copytree(trained[0], tmp_path / "pictures"))
+    Image.new("RGB", (16, 16), (255, 255, 255)).save(pictures / "stranger.png")
+    run = train(pictures, tmp_path / "run", tiny(**SEPARATING), say=None).path
+    assert Path(outliers(run, count=1, say=None)[0].path).name == "stranger.png"
+    gone = sorted(pictures.glob("*/*.png"))[3]
+    gone.write_bytes(b"")
+    found = outliers(run, count=100, say=None)
+    assert found[-1].path == str(gone) and np.isnan(found[-1].strangeness)
+    assert [row for row, _ in known_outliers(Collection(run))] == [one.row for one in found[:-1]]
 
 
 def test_removed_pictures_take_no_part(run: Path) -> None:
@@ -188,10 +217,12 @@ def test_the_commands(run: Path, trained, monkeypatch, capsys) -> None:
     out, _ = told("duplicates", str(run), "--against", str(trained[0]), "--threshold", str(SAME))
     assert f"{COUNT + 5} pictures of" in out
     out, _ = told("outliers", str(run), "--count", "3")
-    assert "mean cosine" in out and "outliers.csv" in out
+    assert "strangeness" in out and "outliers.csv" in out
     assert len(json.loads(told("outliers", str(run), "--count", "3", "--json")[0])) == 3
     _, error = told("duplicates", str(run), "--keep", "best")
     assert error == 'instdisc: One of largest, sharpest, oldest can be kept, not "best".\n'
+    _, error = told("outliers", str(run), "--by", "looks")
+    assert error == 'instdisc: Outliers are told by strangeness, similarity, uniqueness, not by "looks".\n'
     _, error = told("outliers", str(run), "-k", "400")
     assert error.startswith("instdisc: 400 neighbours were asked for, and a picture has 44 others")
     out, _ = told("duplicates", str(run), "--threshold", "1", "-o", str(run / "none"), "--keep", "largest")

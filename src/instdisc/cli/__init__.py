@@ -24,6 +24,7 @@ from instdisc.cli import (
     report,
     reproduce,
     search,
+    serve,
     train,
 )
 from instdisc.errors import InputError
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(train, evaluate, compare, report),
-    *(search, index, duplicates, outliers, label),
+    *(serve, search, index, duplicates, outliers, label),
     *(embed, info, cache, reproduce, demo),
 )
 for module in COMMANDS:

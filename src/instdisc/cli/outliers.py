@@ -12,13 +12,14 @@ Examples:
 
 `instdisc outliers runs/photos` — the pictures that are least like any other
 
-`instdisc outliers runs/photos --count 200 -k 5 -o found/` — more of them, by their five nearest
+`instdisc outliers runs/photos --by similarity -k 5 --count 200` — more of them, by the cosine with their five nearest
 """
 
 
 def command(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     count: Annotated[int, typer.Option(help="How many to show; the CSV file has all.", min=1)] = 20,
+    by: Annotated[str, typer.Option(help="strangeness, similarity (to the nearest), or uniqueness.")] = "strangeness",
     neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="The mean is over so many nearest.")] = 10,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results: RUN/outliers.")] = None,
     bank: Annotated[bool, typer.Option("--bank", help="Compare the rows of the bank; compute nothing anew.")] = False,
@@ -32,6 +33,7 @@ def command(
 
     found = outliers(
         run,
+        by=by,
         neighbours=neighbours,
         count=count,
         out=out,
@@ -50,11 +52,11 @@ def command(
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(title=f"Least like any other, by the {neighbours} nearest", title_justify="left")
-    for column in ("mean cosine", "uniqueness", "picture"):
+    table = Table(title=f"Least like any other, by {by}", title_justify="left")
+    for column in ("strangeness", f"cosine with {neighbours}", "uniqueness", "picture"):
         table.add_column(column, justify="left" if column == "picture" else "right", overflow="fold")
     for one in found:
-        table.add_row(f"{one.similarity:.3f}", f"{one.uniqueness:.3f}", one.path)
+        table.add_row(f"{one.strangeness:.2f}", f"{one.similarity:.3f}", f"{one.uniqueness:.3f}", one.path)
     console.print(table)
     folder = out or RunFolder(run).outliers
     console.print(f"All: {folder / 'outliers.csv'}; to look at: {folder / 'outliers.png'}", markup=False)

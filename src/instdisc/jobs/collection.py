@@ -8,6 +8,7 @@ collection.picture(17)                                          # decoded, from 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ class Collection:
             raise InputError(f"{self.folder.path} holds no whole checkpoint yet: train it first, or resume it.")
         self.saved = saved
         self.changes = read_changes(self.folder.index) or Changes(saved.step)
+        self.source_labels = np.zeros(
+            0, np.int64
+        )  # code of each row's label but for those by hand, once `index` was read
         self._training: Source | None = None
         self._added: dict[str, tuple[Source, np.ndarray]] = {}
 
@@ -76,6 +80,7 @@ class Collection:
         index = Index(
             parts, pictures, labels=np.concatenate(labels), label_names=names, removed=removed, tags=changes.tags
         )
+        self.source_labels = index.labels.copy()
         hand = read_hand_labels(self.folder)
         index.label_names += sorted({given for given, _ in hand.values()} - set(names))
         rows = index.rows_of(list(hand))
@@ -137,6 +142,17 @@ class Collection:
     def picture(self, row: int) -> np.ndarray:
         """A picture's pixels (height, width, 3) uint8; UnreadableError where they can't be had."""
         return decode(self.content(row))
+
+    def sources(self) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
+        """(source, its rows ascending, the collection's row of each) of the pictures that are where they were."""
+        yield self.training_source(), self.rows, np.arange(len(self.rows))
+        first = len(self.rows)
+        for part in self.changes.added:
+            assert part.pictures is not None
+            source, rows = self.added_source(part)
+            order = np.argsort(rows)[int((rows < 0).sum()) :]
+            yield source, rows[order], first + order
+            first += len(rows)
 
     def added_source(self, part: Part) -> tuple[Source, np.ndarray]:
         """Where pictures that were added together stand now, and the row of each there by its id, -1 if it has gone.

@@ -30,7 +30,7 @@ from instdisc.jobs.duplicates import csv_text, write_text
 from instdisc.jobs.search import picture_or_grey
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
-from instdisc.search.index import Entry
+from instdisc.search.index import Entry, Index
 from instdisc.search.labelling import least_certain, least_covered
 from instdisc.shapes import Float, Int, Tensor
 
@@ -74,21 +74,33 @@ def assign(
                 f"{int((rows < 0).sum()):,} pictures are not in the collection of {folder.path}, the first is {lost}: "
                 "name them by the paths that `instdisc search` shows."
             )
-        known = read_hand_labels(folder)
-        kept, new = [], 0
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        for entry, label in zip(index.entries(rows), given.values(), strict=True):
-            before = known.get(entry.path, (label, ""))[0]
-            if before != label and not replace:
-                kept.append(entry.path)
-                continue
-            new += entry.path not in known or before != label
-            if entry.path not in known or before != label:
-                known[entry.path] = (label, now)
-        lines = [(path, label, time) for path, (label, time) in known.items()]
-        write_text(folder.hand_labels, csv_text(["path", "label", "time"], lines))
+        paths = [entry.path for entry in index.entries(rows)]
+        new, kept = change_hand_labels(folder, dict(zip(paths, given.values(), strict=True)), replace=replace)
     if say is not None and kept:
         say(f"{len(kept):,} pictures keep the label they had, the first is {kept[0]}: --replace changes it.")
+    return new, kept
+
+
+def change_hand_labels(
+    folder: RunFolder, given: Mapping[str, str | None], *, replace: bool = False
+) -> tuple[int, list[str]]:
+    """`assign` for paths as the collection has them; None takes a label away. Only inside `index.changing`."""
+    known = read_hand_labels(folder)
+    kept, new = [], 0
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for path, label in given.items():
+        before = known.get(path, (None, ""))[0]
+        if before == label:
+            continue
+        if before is not None and not replace:
+            kept.append(path)
+        elif label is None:
+            del known[path]
+        else:
+            known[path] = (label, now)
+            new += 1
+    lines = [(path, label, time) for path, (label, time) in known.items()]
+    write_text(folder.hand_labels, csv_text(["path", "label", "time"], lines))
     return new, kept
 
 
@@ -230,40 +242,42 @@ def proposals(
     return np.concatenate([doubted, spread])
 
 
+def labels_csv(index: Index, labelled: Labelled) -> str:
+    """Every picture's label with its provenance: id, path, label, by (hand or vote), confidence."""
+    pictures = index.pictures.take(pa.array(labelled.rows))
+    texts = (
+        [os.fsdecode(value) for value in pc.cast(pictures[column], pa.large_binary()).to_pylist()]
+        for column in ("id", "location")
+    )
+    shares = [f"{share:.4f}" for share in labelled.confidence.tolist()]
+    return csv_text(["id", "path", "label", "by", "confidence"], zip(*texts, *_in_words(labelled), shares, strict=True))
+
+
 def save(run: str | Path, labelled: Labelled, out: str | Path) -> None:
-    """Every picture's label with its provenance: id, path, label, by (hand or vote), confidence; .csv or .parquet."""
+    """`labels_csv` to a file; or the same as Parquet, by its name."""
     out = Path(out)
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"Labels are written as .csv or .parquet, not as {out.name}.")
-    pictures = Collection(run).index.pictures.take(pa.array(labelled.rows))
-    names = [labelled.names[code] for code in labelled.codes.tolist()]
-    ways = np.where(labelled.hand, "hand", "vote").tolist()
+    index = Collection(run).index
     if out.suffix == ".csv":
-        texts = (
-            [os.fsdecode(value) for value in pc.cast(pictures[column], pa.large_binary()).to_pylist()]
-            for column in ("id", "location")
-        )
-        shares = [f"{share:.4f}" for share in labelled.confidence.tolist()]
-        columns = ["id", "path", "label", "by", "confidence"]
-        write_text(out, csv_text(columns, zip(*texts, names, ways, shares, strict=True)))
+        write_text(out, labels_csv(index, labelled))
         return
-    table = pa.table(
-        {
-            "id": pictures["id"],
-            "path": pictures["location"],
-            "label": pa.array(names).dictionary_encode(),
-            "by": pa.array(ways).dictionary_encode(),
-            "confidence": labelled.confidence,
-        }
-    )
+    pictures = index.pictures.take(pa.array(labelled.rows))
+    names, ways = (pa.array(words).dictionary_encode() for words in _in_words(labelled))
+    columns = {"id": pictures["id"], "path": pictures["location"], "label": names, "by": ways}
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, aside)
+        pq.write_table(pa.table(columns | {"confidence": labelled.confidence}), aside)
         os.replace(aside, out)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise InputError(f"{out} could not be written ({error.strerror or error}): choose another place.") from None
+
+
+def _in_words(labelled: Labelled) -> tuple[list[str], list[str]]:
+    """The label of each picture, and how it came."""
+    return [labelled.names[code] for code in labelled.codes.tolist()], np.where(labelled.hand, "hand", "vote").tolist()
 
 
 def counts(labelled: Labelled) -> list[tuple[str, int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +12,33 @@ from typing import Any
 import numpy as np
 
 from instdisc import ranks
+from instdisc.encoder.backbones import evaluating
+from instdisc.encoder.embed import autocast, stream
+from instdisc.errors import InputError
 from instdisc.jobs import index as index_job
+from instdisc.jobs.collection import Collection
 from instdisc.jobs.duplicates import collection_vectors, csv_text, write_text
 from instdisc.jobs.search import Neighbour, picture_or_grey
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
 from instdisc.search.index import Entry
 from instdisc.search.pairs import neighbours_of_all
+from instdisc.search.strangeness import strangeness
+from instdisc.shapes import Float, Tensor
 
+WAYS = ("strangeness", "similarity", "uniqueness")
 _DRAWN, _NEAREST = 24, 6  # outliers on the sheet, neighbours of each
+_COLUMNS = ("path", "id", "label", *WAYS, "nearest_path")
 
 
 @dataclass(frozen=True)
 class Outlier(Entry):
-    """similarity: mean cosine with the nearest others; uniqueness: 1 - cosine with the nearest one."""
+    """strangeness: by the network's stages (search/strangeness.py), higher is stranger, NaN where it can't be read.
 
+    similarity: mean cosine with the nearest others; uniqueness: 1 - cosine with the nearest one.
+    """
+
+    strangeness: float
     similarity: float
     uniqueness: float
     nearest: Neighbour
@@ -33,6 +47,7 @@ class Outlier(Entry):
 def outliers(
     run: str | Path,
     *,
+    by: str = "strangeness",
     neighbours: int = 10,
     count: int = 50,
     out: str | Path | None = None,
@@ -41,43 +56,113 @@ def outliers(
     device: str = "auto",
     say: Callable[[str], None] | None = print,
 ) -> list[Outlier]:
-    """The `count` pictures whose mean cosine with their `neighbours` nearest others is lowest, lowest first.
+    """The `count` pictures that are least like any other, the strangest first.
 
-    out: the folder of outliers.csv, with every picture of the collection in that order, and outliers.png; RUN/outliers
-    without. bank: compare the rows of the bank in place of vectors of the pictures as they are.
+    by: strangeness (what the network's stages see, from one pass over the pictures), similarity (lowest mean cosine
+    with the `neighbours` nearest others) or uniqueness (lowest cosine with the nearest). out: the folder of
+    outliers.csv, with all pictures in that order, and outliers.png; RUN/outliers without. bank: compare the rows of the
+    bank in place of vectors of the pictures as they are. Raises InputError for what can't be.
     """
+    if by not in WAYS:
+        raise InputError(f'Outliers are told by {", ".join(WAYS)}, not by "{by}".')
     collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
     index = collection.index
     rows, vectors = collection_vectors(collection, ranks.device(device))
     scores, places = neighbours_of_all(vectors, neighbours, show=say is not None)
-    similarity = scores.mean(axis=1)
-    order = np.argsort(similarity, kind="stable")
+    strange = np.full(len(rows), np.nan, np.float32)
+    if by == "strangeness":
+        strange = _strangeness(collection, rows, device, show=say is not None)
+    values = {"strangeness": strange, "similarity": scores.mean(axis=1), "uniqueness": 1 - scores[:, 0]}
+    order = np.argsort(values[by] if by == "similarity" else -values[by], kind="stable")  # NaN last
     folder = RunFolder(run).outliers if out is None else Path(out)
     nearest = index.entries(rows[places[order, 0]])
     lines = (
-        (entry.path, entry.id, entry.label, f"{similarity[place]:.6f}", f"{1 - scores[place, 0]:.6f}", closest.path)
+        (entry.path, entry.id, entry.label, *(f"{values[way][place]:.6f}" for way in WAYS), closest.path)
         for entry, closest, place in zip(index.entries(rows[order]), nearest, order, strict=True)
     )
-    columns = ["path", "id", "label", "similarity", "uniqueness", "nearest_path"]
-    write_text(folder / "outliers.csv", csv_text(columns, lines))
+    write_text(folder / "outliers.csv", csv_text(_COLUMNS, lines))
     drawn = order[: min(count, _DRAWN)]
-    if len(drawn):
-        neighbour_sheet(
-            [picture_or_grey(collection, int(row)) for row in rows[drawn]],
-            [[picture_or_grey(collection, int(row)) for row in rows[places[place, :_NEAREST]]] for place in drawn],
-            scores[drawn, :_NEAREST].tolist(),
-            folder / "outliers.png",
-            heading="Outlier",
-            title="Most like it, with the cosine",
-        )
+    neighbour_sheet(
+        [picture_or_grey(collection, int(row)) for row in rows[drawn]],
+        [[picture_or_grey(collection, int(row)) for row in rows[places[place, :_NEAREST]]] for place in drawn],
+        scores[drawn, :_NEAREST].tolist(),
+        folder / "outliers.png",
+        heading="Outlier",
+        title="Most like it, with the cosine",
+    )
     return [
         Outlier(
             **vars(entry),
-            similarity=float(similarity[place]),
-            uniqueness=float(1 - scores[place, 0]),
+            strangeness=float(values["strangeness"][place]),
+            similarity=float(values["similarity"][place]),
+            uniqueness=float(values["uniqueness"][place]),
             nearest=Neighbour(**vars(closest), score=float(scores[place, 0])),
         )
         for entry, closest, place in zip(
             index.entries(rows[order[:count]]), nearest[:count], order[:count], strict=True
         )
     ]
+
+
+def known_outliers(collection: Collection) -> list[tuple[int, float]]:
+    """(row, strangeness) as RUN/outliers/outliers.csv has them, the strangest first; none where it was not made."""
+    file = collection.folder.outliers / "outliers.csv"
+    if not file.is_file():
+        return []
+    try:
+        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            found = [(line["path"], float(line["strangeness"])) for line in csv.DictReader(lines)]
+    except (OSError, KeyError, ValueError, TypeError, csv.Error):
+        return []
+    rows = collection.index.rows_of([path for path, _ in found]).tolist()
+    scored = [(row, score) for row, (_, score) in zip(rows, found, strict=True) if row >= 0 and score == score]
+    return sorted(scored, key=lambda one: (-one[1], one[0]))
+
+
+def _strangeness(
+    collection: Collection, rows: np.ndarray, device: str, *, show: bool
+) -> Float[np.ndarray, " pictures"]:
+    """Of the collection's pictures at `rows`, NaN where one can't be read; the features lie in a file meanwhile."""
+    encoder = collection.encoder(device)
+    place = ranks.device(device)
+    place_of = np.full(len(collection.index), -1)
+    place_of[rows] = np.arange(len(rows))
+
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        with evaluating(encoder), autocast(place, "auto"):
+            found = encoder.levels(encoder.preprocessing.normalise(images.to(place)))
+        return {name: values for name, values in found.items() if name in channels}
+
+    channels = encoder.level_channels()
+    if len(channels) > 1:
+        del channels["backbone"]  # the last stage once more
+    with tempfile.TemporaryDirectory(prefix="instdisc-") as folder:
+        stages = {
+            name: np.lib.format.open_memmap(
+                Path(folder) / f"{number}.npy", mode="w+", dtype=np.float32, shape=(len(rows), width)
+            )
+            for number, (name, width) in enumerate(channels.items())
+        }
+        seen = np.zeros(len(rows), dtype=bool)
+        for source, theirs, ours in collection.sources():
+            wanted = place_of[ours] >= 0
+            known = dict(zip(theirs[wanted].tolist(), place_of[ours[wanted]].tolist(), strict=True))
+            chunks = stream(
+                source,
+                encoder.preprocessing,
+                compute,
+                batch=256,
+                on_unreadable=lambda *_: None,
+                rows=theirs[wanted],
+                progress=show,
+            )
+            for numbers, values in chunks:
+                at = np.array([known[number] for number in numbers.tolist()])
+                for name, stage in stages.items():
+                    stage[at] = values[name].numpy()
+                seen[at] = True
+        if not seen.any():
+            raise InputError("None of the pictures can be read any more: are they where they were?")
+        found = np.full(len(rows), np.nan, np.float32)
+        found[seen] = strangeness(stages if seen.all() else {name: stage[seen] for name, stage in stages.items()})
+        return found

@@ -4,4 +4,6 @@ index.py       one unit vector a picture, with filters; search is exact, by bloc
 store.py       pictures added and removed later, on disk beside the bank
 pairs.py       all pairs above a similarity, all neighbours of all: in blocks, in fixed memory
 groups.py      near-duplicate groups by complete linkage
+strangeness.py how unlike all others a picture is
+labelling.py   what to label next
 """

@@ -1,0 +1,35 @@
+"""instdisc serve RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc serve runs/photos` — browse, search, clean and label the collection in a browser, on this machine alone
+
+`instdisc serve runs/photos --host 0.0.0.0 --port 8080` — for others too, by the address with the token that it prints
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Beyond this machine a token is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="INSTDISC_TOKEN", help="The secret in the address; made up beyond this machine."),
+    ] = None,
+    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Show a run's collection in a browser: search, browse, find duplicates, label."""
+    from instdisc.jobs.serve import serve
+
+    serve(run, host=host, port=port, token=token, train_source=train_source, device=device)

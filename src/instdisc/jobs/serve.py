@@ -1,0 +1,100 @@
+"""`instdisc serve`: the page around a run's collection, on this machine or for others by a token.
+
+This file must not import torch: the page answers while the collection is being opened in the background.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instdisc.errors import InputError
+from instdisc.runs import RunFolder
+
+if TYPE_CHECKING:
+    from instdisc.jobs.served import ServedRun
+
+
+def _print_now(words: str) -> None:
+    print(words, flush=True)  # whoever reads it through a pipe waits for the address
+
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def hosts_of(host: str, port: int) -> list[str]:
+    """What a browser may call this server in its Host header."""
+    names = {host, socket.gethostname(), socket.getfqdn()} if host not in LOCAL else set(LOCAL)
+    if host in ("0.0.0.0", "::"):
+        names |= {*LOCAL, *_addresses()}
+    written = [f"[{name}]" if ":" in name else name for name in names]
+    return [f"{name}:{port}" for name in written] + (written if port == 80 else [])
+
+
+def _addresses() -> set[str]:
+    """This machine's own addresses, as far as its name leads to them and a route to elsewhere shows one."""
+    found = set()
+    try:
+        found |= {str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None)}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation: nothing is sent
+            found.add(probe.getsockname()[0])
+    except OSError:
+        pass
+    return found
+
+
+def serve(
+    run: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    token: str | None = None,
+    train_source: Any = None,
+    device: str = "auto",
+    say: Callable[[str], None] = _print_now,
+) -> None:
+    """Serve the page until it is interrupted. Beyond this machine a token is needed: one is made where none is given.
+
+    Raises InputError where the run can't be opened or the port is taken.
+    """
+    RunFolder(run).read_config()
+    import uvicorn
+
+    from instdisc.serve.app import make_app
+    from instdisc.serve.handed import Opening
+
+    def opened() -> ServedRun:
+        from instdisc.jobs.served import ServedRun
+
+        return ServedRun(run, train_source=train_source, device=device)
+
+    if host not in LOCAL and not token:
+        token = secrets.token_urlsafe(24)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(128)  # who comes before the server is ready waits
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{host}:{port} can't be listened on ({reason}): choose another --port.") from None
+        port = listening.getsockname()[1]
+        opening = Opening(Path(run).resolve().name, opened)
+        app = make_app(opening, hosts_of(host, port), token)
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        say(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+        say("Open this address in a browser. Ctrl-C ends.")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            limit_concurrency=256,
+            timeout_keep_alive=20,
+            h11_max_incomplete_event_size=65_536,
+            server_header=False,
+        )
+        uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,122 @@
+"""A run's collection as the page is handed it: pictures, an index, the encoder, labels by hand and by vote."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instdisc.encoder import Encoder
+from instdisc.jobs import label as label_job
+from instdisc.jobs.collection import Collection
+from instdisc.jobs.index import changing
+from instdisc.jobs.outliers import known_outliers
+from instdisc.search.index import Index
+from instdisc.serve.handed import LabelState
+from instdisc.shapes import Float, Tensor
+
+
+class ServedRun:
+    """A run's collection, as the page is handed it (serve/handed.py)."""
+
+    def __init__(self, run: str | Path, *, train_source: Any = None, device: str = "auto") -> None:
+        self.collection = Collection(run, train_source=train_source)
+        self.name = Path(run).resolve().name
+        self.index: Index = self.collection.index
+        self.recomputed = self.collection.changes.recomputed is not None
+        self._device = device
+        self._lock = threading.RLock()
+        self._hand = self._read_hand()
+        self._known: tuple[np.ndarray, Tensor] | None = None
+        self._voted: label_job.Labelled | None = None
+
+    def picture(self, row: int) -> np.ndarray:
+        return self.collection.picture(row)
+
+    def known_outliers(self) -> list[tuple[int, float]]:
+        return known_outliers(self.collection)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.collection.encoder(self._device)
+
+    def embed(self, pictures: Sequence[np.ndarray]) -> Float[Tensor, "pictures dim"]:
+        with self._lock:
+            return self._encoder.embed(list(pictures)).cpu()
+
+    def hand_labels(self) -> dict[int, str]:
+        return self._hand
+
+    def set_labels(self, rows: Sequence[int], label: str | None) -> None:
+        folder = self.collection.folder
+        with self._lock, changing(folder.path):
+            paths = [entry.path for entry in self.index.entries(rows)]
+            label_job.change_hand_labels(folder, dict.fromkeys(paths, label), replace=True)
+            if label is not None and label not in self.index.label_names:
+                self.index.label_names.append(label)
+            chosen = np.asarray(rows, np.int64)
+            self.index.labels[chosen] = (
+                self.collection.source_labels[chosen] if label is None else self.index.label_names.index(label)
+            )
+            self._hand = {row: given for row, given in self._hand.items() if row not in set(rows)}
+            if label is not None:
+                self._hand |= dict.fromkeys(rows, label)
+            self._voted = None
+
+    def label_state(self) -> LabelState:
+        voted = self._votes()
+        if voted is None:
+            return LabelState({}, None, None)
+        result = voted.accuracy
+        return LabelState(
+            {name: (hand, vote) for name, hand, vote in label_job.counts(voted)},
+            None if result is None else result.top1,
+            None if result is None else result.interval,
+        )
+
+    def labels_csv(self) -> str:
+        voted = self._votes()
+        return "id,path,label,by,confidence\n" if voted is None else label_job.labels_csv(self.index, voted)
+
+    def votes(self, rows: Sequence[int]) -> list[tuple[str, float]]:
+        voted = self._votes()
+        if voted is None:
+            return [("", 0.0)] * len(rows)
+        places = np.searchsorted(voted.rows, np.asarray(rows, np.int64))
+        return [(voted.names[voted.codes[place]], float(voted.confidence[place])) for place in places.tolist()]
+
+    def proposals(self, count: int, by: str) -> list[int]:
+        with self._lock:
+            rows, vectors = self._vectors()
+            codes, _ = self._codes(rows)
+            return rows[label_job.proposals(vectors, codes, count, by=by, device=self._device)].tolist()
+
+    def _read_hand(self) -> dict[int, str]:
+        given = label_job.hand_labels(self.collection.folder.path)
+        rows = self.index.rows_of(list(given))
+        return {row: label for row, label in zip(rows.tolist(), given.values(), strict=True) if row >= 0}
+
+    def _vectors(self) -> tuple[np.ndarray, Tensor]:
+        if self._known is None:
+            rows = np.flatnonzero(~self.index.removed)
+            self._known = rows, self.index.vectors(rows)
+        return self._known
+
+    def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        names = sorted(set(self._hand.values()))
+        numbers = {name: number for number, name in enumerate(names)}
+        codes = np.full(len(self.index), -1)
+        for row, given in self._hand.items():
+            codes[row] = numbers[given]
+        return codes[rows], names
+
+    def _votes(self) -> label_job.Labelled | None:
+        with self._lock:
+            if self._voted is None and self._hand:
+                rows, vectors = self._vectors()
+                self._voted = label_job.vote(rows, vectors, *self._codes(rows), device=self._device)
+            return self._voted

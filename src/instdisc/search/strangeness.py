@@ -1,0 +1,43 @@
+"""How unlike all others a picture is, by what the network's stages see in it.
+
+    scores = strangeness({"layer1": features1, "layer2": features2})        # (n,): higher is stranger
+
+Not by the embedding: instance discrimination spreads all pictures evenly over the sphere, strangers too, so that a
+drawing among photographs is no farther from its neighbours there than a photograph is. The stages before it keep what
+is common and what is rare: the distance is Mahalanobis' at every stage, as Lee et al. (2018) use it to tell strangers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from instdisc.shapes import Float
+
+_BLOCK = 8_192
+_SHRINK = 0.01  # of the mean variance, added to all: directions that hardly vary would count without bound
+
+
+def strangeness(stages: Mapping[str, Float[np.ndarray, "pictures _"]]) -> Float[np.ndarray, " pictures"]:
+    """The sum over the stages of log d², d being the Mahalanobis distance from the mean of the collection.
+
+    Features may be memory-mapped; memory beside the result is one block and one covariance matrix.
+    """
+    counts = {len(features) for features in stages.values()}
+    assert len(counts) == 1
+    total = np.zeros(counts.pop(), np.float32)
+    for features in stages.values():
+        blocks = range(0, len(features), _BLOCK)
+        mean = sum(features[start : start + _BLOCK].sum(0, dtype=np.float64) for start in blocks) / len(features)
+        spread = np.zeros((len(mean), len(mean)))
+        for start in blocks:
+            centred = features[start : start + _BLOCK] - mean
+            spread += centred.T @ centred
+        variances, axes = np.linalg.eigh(spread / len(features))
+        floor = max(_SHRINK * float(variances.mean()), 1e-30)
+        scale = 1 / np.sqrt(variances.clip(0) + floor)
+        for start in blocks:
+            along = ((features[start : start + _BLOCK] - mean) @ axes) * scale
+            total[start : start + _BLOCK] += np.log((along**2).sum(1) + 1e-12)
+    return total

@@ -1,0 +1,82 @@
+// Elements, and the requests behind them. Text is always set as text: nothing from the collection becomes markup.
+
+export function h(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "class") element.className = value;
+    else if (key in element && typeof value !== "string") element[key] = value;
+    else element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+const message = document.getElementById("message");
+let fading;
+
+export function say(text, bad = false) {
+  clearTimeout(fading);
+  message.textContent = text;
+  message.className = bad ? "bad" : "";
+  message.hidden = !text;
+  if (text && !bad) fading = setTimeout(() => { message.hidden = true; }, 4000);
+}
+
+export async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer: is it still running?");
+  }
+  if (answer.ok) return answer.json();
+  let words = answer.statusText;
+  try {
+    const detail = (await answer.json()).detail;
+    words = typeof detail === "string" ? detail : "This can't be asked in that way.";
+  } catch { /* no JSON: a refusal in plain words */ }
+  throw new Error(words || `The server answered ${answer.status}.`);
+}
+
+export const link = (view, parameters = {}) => {
+  const words = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== "" && value != null));
+  return `#/${view}${words.size ? `?${words}` : ""}`;
+};
+
+// Few pixels shown large should look like pixels and not like a blurred photograph.
+export const image = (row, attributes = {}, size = "thumb") => h("img", {
+  src: `pictures/${row}?size=${size}`, alt: "", decoding: "async", draggable: false,
+  onload: (event) => event.target.classList.toggle("small", Math.max(event.target.naturalWidth, event.target.naturalHeight) <= 64),
+  onerror: (event) => event.target.replaceWith(h("span", { class: "broken" }, "can't be read")),
+  ...attributes,
+});
+
+export const words = (picture) => `${picture.id}${picture.label ? `, ${picture.label}` : ""}`;
+
+export function cell(picture, { score, open, ...more } = {}) {
+  const shown = score === undefined ? "" : `, ${score.toFixed(3)}`;
+  return h("button", { type: "button", class: "cell", title: words(picture), "aria-label": words(picture) + shown,
+    "data-row": String(picture.row), onclick: open ?? (() => { location.hash = link(`picture/${picture.row}`); }), ...more },
+  image(picture.row),
+  picture.label ? h("span", { class: "tagged" }, picture.label) : null,
+  score === undefined ? null : h("span", { class: "score" }, score.toFixed(3)));
+}
+
+// Arrow keys walk over the cells of a list that is laid out as a grid.
+export function walkable(list) {
+  list.addEventListener("keydown", (event) => {
+    const cells = [...list.querySelectorAll(".cell")];
+    const here = cells.indexOf(document.activeElement);
+    if (here < 0) return;
+    const top = cells[0].getBoundingClientRect().top;
+    const columns = cells.filter((one) => Math.abs(one.getBoundingClientRect().top - top) < 4).length || 1;
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+    if (step === undefined || !cells[here + step]) return;
+    event.preventDefault();
+    cells[here + step].focus();
+  });
+  return list;
+}

@@ -1,0 +1,75 @@
+"""A stranger's picture, decoded in a process of its own: limits on bytes, pixels, time and memory.
+
+    pixels = decode_aside(content)                 # (height, width, 3) uint8, at most 1,024 pixels long
+
+Six formats alone are ever handed to a decoder (data/decode.py). A decoder that hangs, eats memory or crashes takes
+that process with it and nothing else. `python -m instdisc.serve.upload` is that process: bytes in, pixels out.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import threading
+
+import numpy as np
+
+from instdisc.errors import InputError
+
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 50_000_000
+_SECONDS, _MEMORY = 10, 1_500_000_000
+_SIDE = 1_024
+_AT_ONCE = threading.BoundedSemaphore(2)
+
+
+def decode_aside(content: bytes) -> np.ndarray:
+    """Pixels of an uploaded picture; InputError with a reason where it is none, or takes too long or too much."""
+    if len(content) > MAX_BYTES:
+        raise InputError(f"The file is larger than {MAX_BYTES // 1_000_000} MB.")
+    with _AT_ONCE:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "instdisc.serve.upload"],
+                input=content,
+                capture_output=True,
+                timeout=2 * _SECONDS,
+                env={name: os.environ[name] for name in ("PATH", "PYTHONPATH", "SYSTEMROOT") if name in os.environ},
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise InputError("The picture takes too long to read.") from None
+    if done.returncode == 3:
+        raise InputError(done.stderr.decode("utf-8", "replace").strip()[:300])
+    if done.returncode or len(done.stdout) < 8:
+        raise InputError("The picture could not be read: reading it took too much time or memory.")
+    height, width = struct.unpack("<II", done.stdout[:8])
+    return np.frombuffer(done.stdout, np.uint8, offset=8).reshape(height, width, 3)
+
+
+def _main() -> int:
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    from PIL import Image
+
+    from instdisc.data.decode import UnreadableError, decode
+
+    try:
+        picture = Image.fromarray(decode(sys.stdin.buffer.read(), max_pixels=MAX_PIXELS))
+    except UnreadableError as error:
+        print(f"The file {error}.", file=sys.stderr)
+        return 3
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    sys.stdout.buffer.write(struct.pack("<II", picture.height, picture.width) + picture.tobytes())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
