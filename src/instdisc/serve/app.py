@@ -156,6 +156,12 @@ class Proposals(BaseModel):
     pictures: list[Proposal]
 
 
+class Refusal(BaseModel):
+    """Why not, in a sentence."""
+
+    detail: str
+
+
 Count = Annotated[int, Query(ge=1, le=500)]
 Start = Annotated[int, Query(ge=0, le=_MOST_ROWS)]
 Text = Annotated[str | None, Query(max_length=500)]
@@ -253,13 +259,19 @@ class _Desk:
 
 def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -> Guard:
     """The whole server, an ASGI application. hosts: `name:port` that it answers to; token: asked of every request."""
-    app = FastAPI(title="instdisc", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app = FastAPI(
+        title="instdisc",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        responses={code: {"model": Refusal} for code in (400, 404, 503)},
+    )
     desk = _Desk(opening)
     changes = [0]  # how often labels were changed
 
     @app.exception_handler(InputError)
     async def refused(_: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
+        return JSONResponse({"detail": str(error)}, 400)
 
     @app.exception_handler(TimeoutError)
     async def opening_still(_: Request, __: TimeoutError) -> JSONResponse:
@@ -298,12 +310,12 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         rows = desk.matching(label or None, tag or None, where or None, changes[0])
         return Listing(total=len(rows), pictures=[Picture(**one) for one in desk.pictures(rows[start : start + count])])
 
-    @app.get("/api/pictures/{row}", responses={404: {}})
+    @app.get("/api/pictures/{row}")
     def picture(row: Annotated[int, Field(ge=0, le=_MOST_ROWS)]) -> Picture:
         """One picture."""
         return Picture(**desk.pictures([desk.row(row)])[0])
 
-    @app.get("/pictures/{row}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, 404: {}})
+    @app.get("/pictures/{row}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     def image(row: Annotated[int, Field(ge=0, le=_MOST_ROWS)], size: Literal["thumb", "full"] = "thumb") -> Response:
         """A picture's pixels: at most 160 pixels long, or 1,024."""
         try:
@@ -311,15 +323,15 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         except HTTPException:
             raise
         except Exception as error:  # of whatever a decoder or a disk comes up with
-            raise HTTPException(404, f"The picture can't be read: it {error}.") from None
+            raise HTTPException(404, f"The picture can't be read: {error}.") from None
         return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
-    @app.get("/api/neighbours/{row}", responses={404: {}})
+    @app.get("/api/neighbours/{row}")
     def neighbours(row: Annotated[int, Field(ge=0, le=_MOST_ROWS)], count: Count = 40) -> Hits:
         """The pictures most like one of the collection; it is not among them."""
         return search(like=str(desk.row(row)), count=count)
 
-    @app.get("/api/search", responses={404: {}})
+    @app.get("/api/search")
     def search(
         like: Rows = "",
         unlike: Rows = "",
@@ -342,7 +354,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         if upload:
             vectors.append(desk.upload(upload)[0])
         if not vectors:
-            raise HTTPException(422, "Name at least one picture to search for.")
+            raise HTTPException(400, "Name at least one picture to search for.")
         query = torch.stack(vectors).mean(0)
         if far:
             query = query - 0.5 * index.vectors(np.array(far, np.int64)).mean(0)
@@ -358,7 +370,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
 
     @app.post(
         "/api/uploads",
-        responses={408: {}, 413: {}},
+        responses={code: {"model": Refusal} for code in (408, 413)},
         openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
     )
     async def upload_picture(request: Request) -> Uploaded:
@@ -374,7 +386,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
 
         return Uploaded(id=await asyncio.to_thread(embedded))
 
-    @app.get("/api/uploads/{name}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, 404: {}})
+    @app.get("/api/uploads/{name}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     def uploaded(name: Annotated[str, Field(max_length=40)]) -> Response:
         """The query picture itself."""
         return Response(desk.upload(name)[1], media_type="image/jpeg")
@@ -422,13 +434,13 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         headers = {"content-disposition": 'attachment; filename="labels.csv"'}
         return Response(content, media_type="text/csv; charset=utf-8", headers=headers)
 
-    @app.post("/api/labels", responses={404: {}})
+    @app.post("/api/labels")
     def set_labels(labelling: Labelling) -> Labels:
         """Label pictures by hand; saved when this answers."""
         rows = [desk.row(row) for row in labelling.rows]
         given = None if labelling.label is None else labelling.label.strip()
         if given == "":
-            raise HTTPException(422, "A label needs a letter.")
+            raise HTTPException(400, "A label needs a letter.")
         desk.handed.set_labels(rows, given)
         changes[0] += 1
         return labels()

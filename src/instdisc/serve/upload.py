@@ -64,7 +64,7 @@ def _main() -> int:
     try:
         picture = Image.fromarray(decode(sys.stdin.buffer.read(), max_pixels=MAX_PIXELS))
     except UnreadableError as error:
-        print(f"The file {error}.", file=sys.stderr)
+        print(f"This can't be used as a picture: {error}.", file=sys.stderr)
         return 3
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     sys.stdout.buffer.write(struct.pack("<II", picture.height, picture.width) + picture.tobytes())

@@ -25,7 +25,8 @@ export class Grid {
     const size = parseFloat(style.getPropertyValue("--cell")), gap = parseFloat(style.getPropertyValue("--gap"));
     const width = this.host.clientWidth - 32;
     this.columns = Math.max(1, Math.floor((width + gap) / (size + gap)));
-    this.step = size + gap;
+    this.size = (width - gap * (this.columns - 1)) / this.columns; // the whole width is used
+    this.step = this.size + gap;
     this.left = 16;
     this.height = this.host.clientHeight;
     this.full = Math.ceil(this.total / this.columns) * this.step;
@@ -68,6 +69,7 @@ export class Grid {
         this.host.append(element);
       }
       const row = Math.floor(place / this.columns), column = place % this.columns;
+      element.style.width = `${this.size}px`;
       element.style.transform = `translate(${this.left + column * this.step}px, ${scroll + row * this.step - y}px)`;
     }
     if (this.wanted !== undefined && this.cells.get(this.wanted)?.dataset.row !== undefined) {

@@ -70,9 +70,10 @@ export async function labelling(parameters, keep, about) {
           h("button", { type: "button", onclick: () => choose(input.value.trim()) }, "Label"),
           h("button", { type: "button", onclick: skip }, "Skip"),
           h("button", { type: "button", onclick: undo, disabled: !done.length }, "Undo")),
-        h("p", { class: "keys" }, h("kbd", {}, "1"), "–", h("kbd", {}, "9"), " label, ", h("kbd", {}, "Enter"), " what the votes say, ",
+        h("p", { class: "keys" }, ...(names().length ? [h("kbd", {}, "1"), "–", h("kbd", {}, "9"), " label, ", h("kbd", {}, "Enter"), " what the votes say, "] : []),
           h("kbd", {}, "n"), " another label, ", h("kbd", {}, "s"), " skip, ", h("kbd", {}, "u"), " undo")),
       side);
+    if (!names().length) setTimeout(() => input.focus()); // once it is on the page
     for (const next of queue.slice(1, 4)) new Image().src = `pictures/${next.row}?size=full`;
   };
 

@@ -1,0 +1,300 @@
+"""The page in headless Chromium, by doing what a person does; and what a stranger's page tries."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from serving import served
+from tiny_runs import picture_folder, tiny
+
+from instdisc.jobs.label import hand_labels
+from instdisc.jobs.train import train
+from instdisc.search.index import Index
+from instdisc.serve.handed import LabelState
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
+COUNT = 60
+BY_HAND = "[...document.querySelectorAll('td:nth-child(2)')].reduce((sum, cell) => sum + +cell.textContent, 0)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("page")
+    pictures = picture_folder(folder / "pictures", COUNT)
+    shutil.copy(pictures / "red" / "0000.png", pictures / "red" / "copy.png")
+    return pictures, train(pictures, folder / "run", tiny(epochs=2), say=None).path
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained[1], tmp_path / "run"))
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, run: Path) -> Iterator[playwright.Page]:
+    """The front page of a server, which must not complain in the console."""
+    with served(run) as client:
+        context = browser.new_context(viewport={"width": 1100, "height": 800}, base_url=client.address)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        elsewhere: list[str] = []
+        page.on("request", lambda request: elsewhere.append(request.url))
+        page.goto("/")
+        page.wait_for_selector(".scroll .cell img")
+        yield page
+        context.close()
+        assert not [one for one in complaints if " 400 " not in one]  # which a test asks for
+        assert all(url.startswith((client.address, "blob:")) for url in elsewhere)
+
+
+def test_click_a_picture_walk_on_and_come_back(page: playwright.Page) -> None:
+    assert page.locator("h1").inner_text() == f"{COUNT + 1} pictures"
+    page.locator(".scroll .cell").nth(3).click()
+    page.wait_for_selector(".few .cell")
+    first = page.url
+    assert "#/picture/3" in first
+    scores = [float(one) for one in page.locator(".few .score").all_inner_texts()]
+    assert len(scores) == 48 and scores == sorted(scores, reverse=True)
+    page.locator(".few .cell").first.click()
+    page.wait_for_function("address => location.href !== address", arg=first)
+    page.go_back()
+    page.wait_for_function("address => location.href === address", arg=first)
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".scroll .cell")
+    page.goto("/#/picture/7")  # a link that somebody kept
+    page.reload()
+    page.wait_for_selector(".large")
+
+
+def test_several_pictures_as_one_query(page: playwright.Page) -> None:
+    page.goto("/#/picture/3")
+    page.locator(".few button[title='More like this one too']").nth(2).click()
+    page.wait_for_selector(".asked figure")
+    page.locator(".few button[title='Less like this one']").nth(5).click()
+    page.wait_for_selector(".asked .unlike")
+    assert page.locator(".asked figure").count() == 3
+    page.locator(".asked figcaption button").last.click()
+    page.wait_for_function("() => document.querySelectorAll('.asked figure').length === 2")
+
+
+def test_search_with_an_own_picture_by_choosing_dropping_pasting(
+    page: playwright.Page, trained: tuple[Path, Path]
+) -> None:
+    own = trained[0] / "green" / "0001.png"
+    page.set_input_files("#file", own)
+    page.wait_for_selector(".asked img[alt='your picture']")
+    page.wait_for_selector(".few .score")
+    assert float(page.locator(".few .score").first.inner_text()) > 0.9
+    give = """async ([kind, bytes]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "own.png", {type: "image/png"}));
+        const event = kind === "drop" ? new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true})
+                                      : new ClipboardEvent("paste", {clipboardData: data, bubbles: true});
+        document.body.dispatchEvent(event);
+    }"""
+    for kind in ("drop", "paste"):
+        before = page.url
+        page.evaluate(give, [kind, list(own.read_bytes())])
+        page.wait_for_function("address => location.href !== address", arg=before)
+        page.wait_for_selector(".few .score")
+    page.set_input_files("#file", trained[1] / "config.json")
+    page.wait_for_selector("#message.bad")
+    assert "text file" in page.locator("#message").inner_text()
+
+
+def test_labelling_by_keyboard(page: playwright.Page, run: Path) -> None:
+    page.goto("/#/label")
+    page.wait_for_selector(".large")
+    page.keyboard.type("warm")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".classes button")
+    page.keyboard.press("n")
+    page.keyboard.type("cold")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelectorAll('.classes button').length === 2")
+    for done, digit in enumerate("112212", 3):
+        page.keyboard.press(digit)
+        page.wait_for_function(
+            f"count => {BY_HAND} === count",
+            arg=done,
+        )
+    assert len(hand_labels(run)) == 8 and set(hand_labels(run).values()) == {"warm", "cold"}
+    assert "Right on" in page.locator("section[aria-label='So far']").inner_text()
+    page.keyboard.press("u")
+    page.wait_for_function(f"() => {BY_HAND} === 7")
+    assert len(hand_labels(run)) == 7
+    page.get_by_role("link", name="cold").click()
+    page.wait_for_selector(".scroll .cell")
+    assert page.locator("h1").inner_text().split()[0] == str(list(hand_labels(run).values()).count("cold"))
+
+
+def test_duplicates_by_keyboard_and_the_saved_list(page: playwright.Page, trained: tuple[Path, Path]) -> None:
+    page.goto("/#/duplicates?threshold=0.9")
+    page.wait_for_selector(".group.now .kept")
+    copies = page.locator("h1 + .quiet")
+    before = int(copies.inner_text().split()[0])
+    page.keyboard.press("2")
+    assert page.locator(".group.now .cell").nth(1).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("x")
+    assert page.locator(".group.now.apart").count() == 1
+    assert int(copies.inner_text().split()[0]) < before
+    page.keyboard.press("x")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the list of copies").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == before and all(Path(line).is_file() for line in lines)
+    page.goto("/#/outliers")
+    page.wait_for_selector(".few .cell")
+
+
+def test_filters_have_addresses(page: playwright.Page) -> None:
+    page.locator("select").first.select_option("red")
+    page.wait_for_function("() => location.hash.includes('label=red')")
+    page.wait_for_function(f"() => document.querySelector('h1')?.textContent === '{COUNT // 3 + 1} pictures'")
+    page.goto("/#/?where=nothing*")
+    page.reload()
+    page.wait_for_selector("text=No picture matches")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_nothing_is_wider_than_the_window(browser: playwright.Browser, run: Path, width: int, scheme: str) -> None:
+    with served(run) as client:
+        context = browser.new_context(
+            viewport={"width": width, "height": 760}, color_scheme=scheme, base_url=client.address
+        )
+        page = context.new_page()
+        for view in ("", "picture/2", "search?like=1,2&unlike=4", "label", "duplicates?threshold=0.9", "outliers"):
+            page.goto(f"/#/{view}")
+            page.reload()
+            page.wait_for_selector("main img", timeout=15_000)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        context.close()
+
+
+class Million:
+    """A million pictures that are made when they are asked for."""
+
+    name, recomputed = "million", True
+
+    def __init__(self) -> None:
+        names = pa.array([f"{row:07d}" for row in range(1_000_000)], pa.large_string())
+        self.index = Index([torch.zeros(1_000_000, 2)], pa.table({"id": names, "location": names}))
+
+    def picture(self, row: int) -> np.ndarray:
+        return np.full((8, 8, 3), row % 256, np.uint8)
+
+    def embed(self, pictures):
+        raise NotImplementedError
+
+    def hand_labels(self) -> dict[int, str]:
+        return {}
+
+    def known_outliers(self) -> list[tuple[int, float]]:
+        return []
+
+    def set_labels(self, rows, label) -> None:
+        raise NotImplementedError
+
+    def label_state(self) -> LabelState:
+        return LabelState({}, None, None)
+
+    def labels_csv(self) -> str:
+        return ""
+
+    def votes(self, rows):
+        return []
+
+    def proposals(self, count: int, by: str) -> list[int]:
+        return []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_million_pictures_scroll(browser: playwright.Browser, width: int) -> None:
+    """Few elements, whatever the number; the last one can be reached, by bar and by key."""
+    with served(Million()) as client:
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto(client.address)
+        page.wait_for_selector(".scroll button.cell img", timeout=20_000)
+        assert page.locator(".cell").count() < 400
+        page.evaluate("document.querySelector('.scroll').scrollTop = 1e9")
+        page.wait_for_selector("button.cell[data-row='999999']", timeout=15_000)
+        assert page.locator(".cell").count() < 400
+        page.locator("button.cell[data-row='999999']").focus()
+        page.keyboard.press("Home")
+        page.wait_for_function("() => document.activeElement.dataset.row === '0'", timeout=15_000)
+        page.keyboard.press("End")
+        page.wait_for_function("() => document.activeElement.dataset.row === '999999'", timeout=15_000)
+        box = page.locator("button.cell[data-row='999999']").bounding_box()
+        assert box is not None and box["y"] + box["height"] <= 801
+        page.close()
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Another site, whose page tries to read and to write."""
+
+    target = ""
+
+    def do_GET(self) -> None:
+        program = f"""<!doctype html><title>stranger</title><script>
+        const found = [];
+        const end = () => {{ document.title = JSON.stringify(found); }};
+        const picture = new Image();
+        picture.onload = () => {{ found.push('picture'); step(); }};
+        picture.onerror = step;
+        picture.src = '{self.target}/pictures/0';
+        async function step() {{
+            try {{ found.push((await (await fetch('{self.target}/api/collection')).json()).name); }} catch {{}}
+            try {{ const answer = await fetch('{self.target}/api/labels', {{method: 'POST', mode: 'no-cors',
+                headers: {{'content-type': 'text/plain'}}, body: '{{"rows":[0],"label":"stolen"}}'}}); }} catch {{}}
+            const frame = document.createElement('iframe');
+            frame.src = '{self.target}/';
+            frame.onload = () => {{ try {{ found.push(frame.contentDocument.title); }} catch {{}} end(); }};
+            document.body.append(frame);
+        }}
+        </script><body>"""
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        self.wfile.write(program.encode())
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+@pytest.mark.fault("no Host or Origin check")
+def test_a_page_of_another_site_reads_and_writes_nothing(browser: playwright.Browser, run: Path) -> None:
+    with served(run) as client, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as other:
+        Stranger.target = client.address
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        page = browser.new_page()
+        page.goto(f"http://localhost:{other.server_port}/")
+        page.wait_for_function("() => document.title.startsWith('[')", timeout=15_000)
+        assert page.title() in ("[]", "[null]", '[""]')
+        assert hand_labels(run) == {}
+        page.close()
+        other.shutdown()
+        thread.join()
