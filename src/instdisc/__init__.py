@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from instdisc.encoder import Encoder as Encoder
     from instdisc.errors import InputError as InputError
     from instdisc.evaluation.knn import KNN as KNN
+    from instdisc.jobs.estimator import InstanceDiscrimination as InstanceDiscrimination
     from instdisc.jobs.train import train as train
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOMES: dict[str, tuple[str, str | None]] = {
     "Encoder": ("instdisc.encoder", "Encoder"),
     "InputError": ("instdisc.errors", "InputError"),
+    "InstanceDiscrimination": ("instdisc.jobs.estimator", "InstanceDiscrimination"),
     "KNN": ("instdisc.evaluation.knn", "KNN"),
     "MemoryBank": ("instdisc.bank", "MemoryBank"),
     "load": ("instdisc.checkpoint", "load_encoder"),
@@ -35,7 +37,17 @@ _HOMES: dict[str, tuple[str, str | None]] = {
     "train": ("instdisc.jobs.train", "train"),
 }
 
-__all__ = ["KNN", "Encoder", "InputError", "MemoryBank", "__version__", "load", "objectives", "train"]
+__all__ = [
+    "KNN",
+    "Encoder",
+    "InputError",
+    "InstanceDiscrimination",
+    "MemoryBank",
+    "__version__",
+    "load",
+    "objectives",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from instdisc.cli import (
     duplicates,
     embed,
     evaluate,
+    export,
     index,
     info,
     label,
@@ -41,7 +42,7 @@ app = typer.Typer(
 COMMANDS = (
     *(train, evaluate, compare, report),
     *(serve, search, index, duplicates, outliers, label),
-    *(embed, info, cache, reproduce, demo),
+    *(embed, export, info, cache, reproduce, demo),
 )
 for module in COMMANDS:
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)

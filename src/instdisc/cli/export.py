@@ -1,0 +1,28 @@
+"""instdisc export RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+`instdisc export runs/photos -o photos_export/` — ONNX, timm's weights, vectors as Parquet and NumPy
+
+`instdisc export runs/photos -o photos_export/ --only vectors` — the vectors and what they belong to alone
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")],
+    only: Annotated[str, typer.Option(help="What to write, with commas between.")] = "onnx,timm,vectors",
+    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved: for labels.")] = None,
+) -> None:
+    """Write a run's encoder and vectors for other software: ONNX, timm, Parquet, NumPy."""
+    from instdisc.jobs.export import export
+
+    export(run, out, only=[kind.strip() for kind in only.split(",") if kind.strip()], train_source=train_source)
