@@ -70,7 +70,7 @@ def test_timm_alone_loads_the_backbone(
     mean, std = (torch.tensor(facts[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        torch.testing.assert_close(model((pixels - mean) / std), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model((pixels - mean) / std), expected, atol=2e-3, rtol=1e-3)
 
 
 def test_vectors_with_what_they_belong_to(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -117,7 +117,9 @@ def test_the_command_and_what_a_person_can_get_wrong(
 def test_it_works_in_a_pipeline_with_a_linear_svm(tmp_path: Path) -> None:
     pictures, labels = made_pictures(60), np.arange(60) % 3
     settings = {
-        name: value for name, value in vars(tiny()).items() if name in ("backbone", "width", "dim", "size", "batch")
+        name: value
+        for name, value in vars(tiny()).items()
+        if name in ("backbone", "width", "dim", "size", "batch", "precision")
     }
     model = instdisc.InstanceDiscrimination(epochs=2, settings=settings, device="cpu", out=tmp_path / "run")
     assert clone(model).get_params() == model.get_params()
@@ -134,15 +136,17 @@ def test_it_works_in_a_pipeline_with_a_linear_svm(tmp_path: Path) -> None:
 
 def test_check_estimator_where_it_applies() -> None:
     """Its checks hand over tables of numbers, which are no pictures: those that fit no data must all pass."""
-    without_data = (
-        "no_attributes_set_in_init",
-        "parameters_default_constructible",
-        "get_params",
-        "set_params",
-        "repr",
-        "clone",
-    )
+    without_data = {
+        "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible",
+        "check_get_params_invariance",
+        "check_set_params",
+        "check_estimator_repr",
+        "check_estimator_cloneable",
+        "check_estimator_tags_renamed",
+        "check_valid_tag_types",
+    }
     results = check_estimator(instdisc.InstanceDiscrimination(), on_fail=None, on_skip=None)
-    tried = [one for one in results if any(name in one["check_name"] for name in without_data)]
-    assert len(tried) >= 5
+    tried = [one for one in results if one["check_name"] in without_data]
+    assert {one["check_name"] for one in tried} == without_data
     assert not [one["check_name"] for one in tried if one["status"] == "failed"]

@@ -22,7 +22,8 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     """Learn an encoder from pictures alone (`fit`) and turn pictures into its unit vectors (`transform`).
 
     X: an array (n, height, width), (n, height, width, 3), or whatever else `instdisc.train` takes. y is
-    passed over: labels are never used. preset, epochs, minutes, seed, device, settings: as `instdisc.train`; out: keep the run in this folder, or throw it away when it is None.
+    passed over: labels are never used. preset, epochs, minutes, seed, device, settings: as `instdisc.train`;
+    out: keep the run in this folder, or throw it away when it is None.
 
     After `fit`: encoder_, and n_features_out_, the numbers of a vector.
     """

@@ -1,8 +1,8 @@
 """`instdisc export`: the encoder and the vectors of a run for other software.
 
-OUT/encoder.onnx           uint8 pixels (batch, 3, size, size), RGB -> unit vectors (batch, dim); checked against torch
+OUT/encoder.onnx           uint8 pixels (batch, 3, size, size), RGB -> unit vectors (batch, dim)
 OUT/backbone.safetensors   the backbone's weights under timm's names, with backbone.json: how timm makes the model
-OUT/vectors.parquet        id, path, label, vector of every picture of the collection; vectors.npy, the vectors alone
+OUT/vectors.parquet        id, path, label, vector of every picture; vectors.npy: the vectors alone
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ Say = Callable[[str], None] | None
 
 class _WithPixels(nn.Module):
     """The encoder with its normalisation: bytes in, unit vectors out."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
