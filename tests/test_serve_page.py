@@ -215,6 +215,12 @@ class Million:
     def known_outliers(self) -> list[tuple[int, float]]:
         return []
 
+    def map_points(self):
+        return np.arange(0, 1_000_000, 10), np.random.default_rng(0).normal(size=(100_000, 2)).astype(np.float32)
+
+    def make_map(self, progress) -> None:
+        raise NotImplementedError
+
     def set_labels(self, rows, label) -> None:
         raise NotImplementedError
 
@@ -249,6 +255,55 @@ def test_a_million_pictures_scroll(browser: playwright.Browser, width: int) -> N
         page.wait_for_function("() => document.activeElement.dataset.row === '999999'", timeout=15_000)
         box = page.locator("button.cell[data-row='999999']").bounding_box()
         assert box is not None and box["y"] + box["height"] <= 801
+        page.close()
+
+
+def test_the_map_is_computed_once_and_a_region_labelled(page: playwright.Page, run: Path) -> None:
+    page.goto("/#/map")
+    page.get_by_role("button", name="Compute the map").click()
+    page.wait_for_selector("canvas.map", timeout=60_000)
+    box = page.locator("canvas.map").bounding_box()
+    assert box is not None
+    x, y, width, height = box["x"], box["y"], box["width"], box["height"]
+    page.mouse.move(x + 14, y + 3)  # its corners are round
+    page.keyboard.down("Shift")
+    page.mouse.down()
+    for dx, dy in ((1, 0), (1, 1), (0, 1), (0, 0)):
+        page.mouse.move(x + 14 + dx * (width - 28), y + 3 + dy * (height - 6), steps=3)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    page.wait_for_selector("section[aria-label=Selected] h2")
+    assert page.locator("section[aria-label=Selected] h2").inner_text() == "61 selected"
+    page.locator("input[placeholder='label them all']").fill("everything")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=61 pictures are labelled everything by hand.")
+    assert set(hand_labels(run).values()) == {"everything"} and len(hand_labels(run)) == 61
+    page.reload()
+    page.wait_for_selector("canvas.map")  # not computed again
+    assert page.locator(".dot").count() >= 1
+
+
+def test_a_map_of_a_hundred_thousand_points_is_smooth(browser: playwright.Browser) -> None:
+    with served(Million()) as client:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(f"{client.address}/#/map")
+        page.wait_for_selector("canvas.map", timeout=30_000)
+        spent = page.evaluate("""async () => {
+            const canvas = document.querySelector("canvas.map");
+            const box = canvas.getBoundingClientRect();
+            const times = [];
+            for (let turn = 0; turn < 30; turn++) {
+                const started = performance.now();
+                canvas.dispatchEvent(new WheelEvent("wheel", {deltaY: turn < 15 ? -60 : 60, clientX: box.left + 300,
+                    clientY: box.top + 300, cancelable: true}));
+                await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+                times.push(performance.now() - started);
+            }
+            return times.sort((a, b) => a - b)[15];
+        }""")
+        assert spent < 200  # milliseconds for two frames, drawn without a graphics card, beside other tests
+        page.mouse.move(640, 480)
+        page.wait_for_selector(".card img", timeout=10_000)
         page.close()
 
 

@@ -21,6 +21,7 @@ from instdisc.cli import (
     index,
     info,
     label,
+    map,
     outliers,
     report,
     reproduce,
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(train, evaluate, compare, report),
-    *(serve, search, index, duplicates, outliers, label),
+    *(serve, search, index, duplicates, outliers, label, map),
     *(embed, export, info, cache, reproduce, demo),
 )
 for module in COMMANDS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from instdisc.encoder import Encoder
 from instdisc.jobs import label as label_job
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.index import changing
+from instdisc.jobs.map import make_map, read_map
 from instdisc.jobs.outliers import known_outliers
 from instdisc.search.index import Index
 from instdisc.serve.handed import LabelState
@@ -39,6 +40,12 @@ class ServedRun:
 
     def known_outliers(self) -> list[tuple[int, float]]:
         return known_outliers(self.collection)
+
+    def map_points(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return read_map(self.collection)
+
+    def make_map(self, progress: Callable[[float], None]) -> None:
+        make_map(self.collection.folder.path, bank=True, device=self._device, progress=progress, say=None)
 
     @cached_property
     def _encoder(self) -> Encoder:

@@ -13,6 +13,7 @@ import asyncio
 import io
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -156,6 +157,22 @@ class Proposals(BaseModel):
     pictures: list[Proposal]
 
 
+class MapState(BaseModel):
+    """state: none, computing (progress in 0..1, and about how long yet), ready, or failed (then `error` says why)."""
+
+    state: Literal["none", "computing", "ready", "failed"]
+    progress: float = 0.0
+    seconds_left: float | None = None
+    error: str = ""
+
+
+class Colours(BaseModel):
+    """A code for each point of the map, in its order: the place in `names`, or a shade 0..255; -1 for none."""
+
+    names: list[str]
+    codes: list[int]
+
+
 class Refusal(BaseModel):
     """Why not, in a sentence."""
 
@@ -176,6 +193,8 @@ class _Desk:
         self._uploads: OrderedDict[str, tuple[Any, bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._heavy = threading.Lock()  # one comparison of all with all at a time
+        self._mapping: threading.Thread | None = None
+        self._map = MapState(state="none")
         self.thumb = lru_cache(maxsize=4_096)(self._thumb)
         self.matching = lru_cache(maxsize=16)(self._matching)
         self.groups = lru_cache(maxsize=4)(self._groups)
@@ -221,6 +240,44 @@ class _Desk:
                 raise HTTPException(404, "This query picture is not kept any more: drop it on the page again.")
             self._uploads.move_to_end(name)
             return self._uploads[name]
+
+    def map_state(self) -> MapState:
+        if self._map.state == "none" and self.handed.map_points() is not None:
+            self._map = MapState(state="ready")
+        return self._map
+
+    def start_map(self) -> MapState:
+        with self._lock:
+            if self.map_state().state in ("none", "failed"):
+                self._map = MapState(state="computing")
+                self._mapping = threading.Thread(target=self._make_map, name="map", daemon=True)
+                self._mapping.start()
+            return self._map
+
+    def _make_map(self) -> None:
+        started = time.monotonic()
+
+        def tell(share: float) -> None:
+            spent = time.monotonic() - started
+            self._map = MapState(state="computing", progress=share, seconds_left=spent / share * (1 - share))
+
+        try:
+            self.handed.make_map(tell)
+            self._map = MapState(state="ready")
+        except InputError as error:
+            self._map = MapState(state="failed", error=str(error))
+        except Exception as error:
+            self._map = MapState(
+                state="failed", error=f"The map could not be computed ({type(error).__name__}: {error})."
+            )
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, points) of the pictures of the map that are still there."""
+        found = self.handed.map_points()
+        if found is None:
+            raise HTTPException(404, "There is no map yet.")
+        kept = ~self.handed.index.removed[found[0]]
+        return found[0][kept], found[1][kept]
 
     def _all(self) -> tuple[np.ndarray, Any]:
         """The rows that are there, and their `Vectors`."""
@@ -416,6 +473,42 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
             by="strangeness" if known else "similarity",
             pictures=[Found(**one, score=score) for one, (_, score) in zip(entries, chosen, strict=True)],
         )
+
+    @app.get("/api/map")
+    def map_state() -> MapState:
+        """Whether there is a map."""
+        return desk.map_state()
+
+    @app.post("/api/map")
+    def start_map() -> MapState:
+        """Compute the map in the background, if there is none."""
+        return desk.start_map()
+
+    @app.get(
+        "/api/map/points",
+        response_class=Response,
+        responses={200: {"content": {"application/octet-stream": {}}}},
+    )
+    def map_points() -> Response:
+        """Rows as int32, then points (n, 2) as float32 in 0..1, both little-endian."""
+        rows, points = desk.points()
+        low, span = points.min(0), np.ptp(points, axis=0).max() or 1.0
+        middle = (1 - np.ptp(points, axis=0) / span) / 2
+        content = rows.astype("<i4").tobytes() + ((points - low) / span + middle).astype("<f4").tobytes()
+        return Response(content, media_type="application/octet-stream")
+
+    @app.get("/api/map/colours")
+    def map_colours(by: Literal["label", "outlier"] = "label") -> Colours:
+        """What to colour the points by: labels, or how strange a picture is (0 the least, 255 the most)."""
+        rows, _ = desk.points()
+        index = desk.handed.index
+        if by == "label":
+            return Colours(names=list(index.label_names), codes=index.labels[rows].tolist())
+        known = desk.handed.known_outliers()
+        codes = np.full(len(index), -1)
+        for place, (row, _) in enumerate(known):
+            codes[row] = 255 - place * 255 // max(len(known) - 1, 1)
+        return Colours(names=["strangeness"] if known else [], codes=codes[rows].tolist())
 
     @app.get("/api/labels")
     def labels() -> Labels:

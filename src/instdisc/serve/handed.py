@@ -41,6 +41,14 @@ class Handed(Protocol):
         """(row, strangeness), the strangest first; empty where that was never computed."""
         ...
 
+    def map_points(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(rows, points (n, 2)) of the map; None where there is none yet."""
+        ...
+
+    def make_map(self, progress: Callable[[float], None]) -> None:
+        """Compute and keep the map, which takes a while; progress is told the share that is done."""
+        ...
+
     def embed(self, pictures: Sequence[np.ndarray]) -> Float[Tensor, "pictures dim"]:
         """Unit vectors of other pictures, on the CPU."""
         ...

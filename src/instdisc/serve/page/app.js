@@ -3,6 +3,7 @@ import { ask, cell, h, image, link, say, walkable } from "./dom.js";
 import { Grid } from "./grid.js";
 import { duplicates, outliers } from "./clean.js";
 import { labelling } from "./label.js";
+import { map } from "./map.js";
 
 const view = document.getElementById("view");
 let about; // the collection
@@ -104,7 +105,7 @@ async function route() {
   try {
     const views = {
       "": () => browse(parameters, keep), picture: () => picture(Number(row)), search: () => search(parameters),
-      duplicates: () => duplicates(parameters, keep, about), outliers: () => outliers(), label: () => labelling(parameters, keep, about),
+      duplicates: () => duplicates(parameters, keep, about), outliers: () => outliers(), map: () => map(parameters, keep, about), label: () => labelling(parameters, keep, about),
     };
     const content = await (views[name] ?? (() => { throw new Error("There is no such view."); }))();
     if (mine !== turn) return;
