@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from held_out import UNIT, Divided
+from held_out import RESULT, UNIT, Divided
 from record import record
 
 from instdisc.jobs.train import train
@@ -61,19 +61,20 @@ def main() -> None:
     wanted = settings.only.split(";") if settings.only else list(ROWS)
     pictures = Divided.of(settings.train, HELD_OUT, PICTURES)
     paces = {name: pace(pictures, settings.runs / f"pace_{_plain(name)}", name) for name in wanted}
-    found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(settings.seeds):
         for name in wanted:
             preset, overrides = ROWS[name]
             epochs = round(settings.minutes * paces[name], 2)
-            folder = settings.runs / f"{_plain(name)}_{settings.minutes:g}_min_{seed}"
             length = {"minutes": None, "epochs": epochs, "seed": seed}
-            facts = pictures.reach(folder, name, preset, **(length | overrides))
-            if facts is None:
+            if pictures.reach(folder_of(settings, name, seed), name, preset, **(length | overrides)) is None:
                 print(f"{name} was interrupted: start again to go on.")
                 return
-            found.setdefault(name, []).append(facts)
-            write(settings, found)
+            write(settings)
+
+
+def folder_of(settings: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where a row's run stands."""
+    return Path(settings.runs) / f"{_plain(name)}_{settings.minutes:g}_min_{seed}"
 
 
 def pace(pictures: Divided, folder: Path, name: str) -> float:
@@ -87,8 +88,13 @@ def pace(pictures: Divided, folder: Path, name: str) -> float:
     return float(json.loads(result.read_text(encoding="utf-8")))
 
 
-def write(settings: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Record what is finished; differences are to the first row, seed by seed."""
+def write(settings: argparse.Namespace) -> None:
+    """Record all that is finished; differences are to the first row, seed by seed."""
+    found = {}
+    for name in ROWS:
+        results = [folder_of(settings, name, seed) / RESULT for seed in range(settings.seeds)]
+        if reached := [json.loads(file.read_text(encoding="utf-8")) for file in results if file.is_file()]:
+            found[name] = reached
     first = next(iter(found.values()))
     rows = []
     for name, reached in found.items():

@@ -6,7 +6,7 @@
     RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
     RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did
     RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
-    RUN/labels/            labels given by hand; what `label` proposes
+    RUN/labels/            labels given by hand; what `label` proposes    RUN/map/    the collection in the plane
 
 Training and everything after it meet in these files only.
 """
@@ -43,6 +43,7 @@ class RunFolder:
         self.index = self.path / "index"
         self.duplicates = self.path / "duplicates"
         self.outliers = self.path / "outliers"
+        self.map = self.path / "map" / "map.safetensors"
         self.labels = self.path / "labels"
         self.hand_labels = self.labels / "hand.csv"
         self.neighbours_sheet = self.path / "neighbours.png"

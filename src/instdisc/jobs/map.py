@@ -57,7 +57,7 @@ def make_map(
         [(vectors.read(a, min(a + 65_536, len(rows))).cpu() @ axes).numpy() for a in range(0, len(rows), 65_536)]
     )
     points = _points(scores, places, start, perplexity, progress, show=say is not None)
-    file = collection.folder.path / "map" / "map.safetensors"
+    file = collection.folder.map
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def make_map(
 
 def read_map(collection: Collection) -> tuple[Int[np.ndarray, " pictures"], Float[np.ndarray, "pictures 2"]] | None:
     """(rows, points) of the map; None where there is none, or it was made of another checkpoint or other pictures."""
-    file = collection.folder.path / "map" / "map.safetensors"
+    file = collection.folder.map
     try:
         with safe_open(file, framework="pt") as opened:
             if (opened.metadata() or {}).get("step") != str(collection.saved.step):

@@ -1,0 +1,81 @@
+"""All pairs of a collection, exactly: near-duplicate pairs, and the ten neighbours of every picture; time, memory.
+
+    python benchmarks/all_pairs.py                           # 50,000, 200,000 and 1,000,000 vectors; 15 minutes
+
+Vectors are made: unit rows of 128 numbers around one centre for every hundred of them, with a few exact copies. Results
+go to results/all_pairs.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import record
+
+from instdisc.neighbours import halves_pay
+from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
+
+DIM, NEIGHBOURS, THRESHOLD, COPIES = 128, 10, 0.95, 1_000
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="*", default=[50_000, 200_000, 1_000_000])
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    settings = parser.parse_args()
+    rows = []
+    for count in settings.counts:
+        rows.append(measured(count))
+        print(rows[-1], flush=True)
+    record(
+        settings.results / "all_pairs.json",
+        name="all_pairs",
+        command=f"python benchmarks/all_pairs.py --counts {' '.join(map(str, settings.counts))}",
+        unit="seconds for the ten neighbours of every vector, one value a count; `rows` has all",
+        values=[row["neighbours_seconds"] for row in rows],
+        seeds=[0],
+        rows=rows,
+        half_precision_first=halves_pay(torch.device("cpu")),
+    )
+
+
+def measured(count: int) -> dict[str, Any]:
+    """Both for one collection; the memory is what was taken above the vectors, at most."""
+    vectors = Vectors.of(made(count))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    pairs = similar_pairs(vectors, THRESHOLD, show=True)
+    paired = time.perf_counter()
+    scores, _ = neighbours_of_all(vectors, NEIGHBOURS, show=True)
+    ended = time.perf_counter()
+    return {
+        "vectors": count,
+        "pairs_seconds": round(paired - started, 2),
+        "pairs_found": len(pairs),
+        "neighbours_seconds": round(ended - paired, 2),
+        "mean_cosine_of_the_tenth": round(float(scores[:, -1].mean()), 4),
+        "memory_mb": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024),
+    }
+
+
+def made(count: int) -> torch.Tensor:
+    """(count, 128) unit rows; the last COPIES equal the first."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(count // 100, DIM, generator=generator)
+    rows = torch.empty(count, DIM)
+    for start in range(0, count, 50_000):
+        part = rows[start : start + 50_000]
+        part[:] = centres[torch.randint(len(centres), (len(part),), generator=generator)]
+        part += 0.6 * torch.randn(part.shape, generator=generator)
+    rows[-COPIES:] = rows[:COPIES]
+    return torch.nn.functional.normalize(rows, dim=1, out=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The state behind the API: the collection, pictures made small, uploads, and what takes long to compute, kept.
+
+This file must not import torch, nor what imports it, before it is needed: the page answers while torch is being loaded.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from fastapi import HTTPException
+from PIL import Image
+
+from instdisc.errors import InputError
+from instdisc.serve.handed import Handed, Opening
+from instdisc.serve.models import MapState
+
+THUMB, FULL = 160, 1_024  # pixels of the longer side
+_OPENING_SECONDS = 60.0
+_UPLOADS = 64  # of which vector and small picture are kept
+
+
+class Desk:
+    """The state behind the API."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.opening = opening
+        self._uploads: OrderedDict[str, tuple[Any, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._heavy = threading.Lock()  # one comparison of all with all at a time
+        self._mapping: threading.Thread | None = None
+        self._map = MapState(state="none")
+        self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
+        self.matching = lru_cache(maxsize=16)(self._matching)
+        self.groups = lru_cache(maxsize=4)(self._groups)
+        self.lonely = lru_cache(maxsize=1)(self._lonely)
+
+    @property
+    def handed(self) -> Handed:
+        return self.opening.wait(_OPENING_SECONDS)
+
+    def pictures(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        chosen = [int(row) for row in rows]
+        hand = self.handed.hand_labels()
+        return [vars(entry) | {"hand": entry.row in hand} for entry in self.handed.index.entries(chosen)]
+
+    def row(self, row: int) -> int:
+        index = self.handed.index
+        if row >= len(index) or index.removed[row]:
+            raise HTTPException(404, "No picture of the collection has this number.")
+        return row
+
+    def rows(self, text: str) -> list[int]:
+        return [self.row(int(one)) for one in text.split(",") if one]
+
+    def _matching(self, label: str | None, tag: str | None, where: str | None, version: int) -> np.ndarray:
+        """Rows; `version` makes old answers be forgotten when labels change."""
+        return np.flatnonzero(self.handed.index.matching(label=label, tag=tag, where=where))
+
+    def jpeg(self, row: int, side: int) -> bytes:
+        """A picture, at most `side` pixels long."""
+        return as_jpeg(self.handed.picture(row), side)
+
+    def keep(self, vector: Any, pixels: np.ndarray) -> str:
+        name = secrets.token_urlsafe(9)
+        with self._lock:
+            self._uploads[name] = vector, as_jpeg(pixels, FULL)
+            while len(self._uploads) > _UPLOADS:
+                self._uploads.popitem(last=False)
+        return name
+
+    def upload(self, name: str) -> tuple[Any, bytes]:
+        """The unit vector (a tensor) and the picture that go by this name."""
+        with self._lock:
+            if name not in self._uploads:
+                raise HTTPException(404, "This query picture is not kept any more: drop it on the page again.")
+            self._uploads.move_to_end(name)
+            return self._uploads[name]
+
+    def map_state(self) -> MapState:
+        if self._map.state == "none" and self.handed.map_points() is not None:
+            self._map = MapState(state="ready")
+        return self._map
+
+    def start_map(self) -> MapState:
+        with self._lock:
+            if self.map_state().state in ("none", "failed"):
+                self._map = MapState(state="computing")
+                self._mapping = threading.Thread(target=self._make_map, name="map", daemon=True)
+                self._mapping.start()
+            return self._map
+
+    def _make_map(self) -> None:
+        started = time.monotonic()
+
+        def tell(share: float) -> None:
+            spent = time.monotonic() - started
+            self._map = MapState(state="computing", progress=share, seconds_left=spent / share * (1 - share))
+
+        try:
+            self.handed.make_map(tell)
+            self._map = MapState(state="ready")
+        except InputError as error:
+            self._map = MapState(state="failed", error=str(error))
+        except Exception as error:
+            self._map = MapState(
+                state="failed", error=f"The map could not be computed ({type(error).__name__}: {error})."
+            )
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, points) of the pictures of the map that are still there."""
+        found = self.handed.map_points()
+        if found is None:
+            raise HTTPException(404, "There is no map yet.")
+        kept = ~self.handed.index.removed[found[0]]
+        return found[0][kept], found[1][kept]
+
+    def _all(self) -> tuple[np.ndarray, Any]:
+        """The rows that are there, and their `Vectors`."""
+        from instdisc.search.pairs import Vectors
+
+        index = self.handed.index
+        rows = np.flatnonzero(~index.removed)
+        return rows, Vectors(len(rows), lambda start, stop: index.vectors(rows[start:stop]))
+
+    def _groups(self, threshold: float) -> list[tuple[list[int], float, tuple[int, int]]]:
+        from instdisc.search.groups import linked
+        from instdisc.search.pairs import similar_pairs
+
+        with self._heavy:
+            rows, vectors = self._all()
+            return [
+                (
+                    rows[list(group.members)].tolist(),
+                    group.score,
+                    (int(rows[group.worst[0]]), int(rows[group.worst[1]])),
+                )
+                for group in linked(similar_pairs(vectors, threshold, most=1_000_000))
+            ]
+
+    def _lonely(self) -> list[tuple[int, float]]:
+        """Rows and their mean similarity, the most unlike first."""
+        from instdisc.search.pairs import neighbours_of_all
+
+        with self._heavy:
+            rows, vectors = self._all()
+            scores, _ = neighbours_of_all(vectors, min(10, len(rows) - 1))
+        similarity = scores.mean(axis=1)
+        order = np.argsort(similarity, kind="stable")
+        return list(zip(rows[order].tolist(), similarity[order].tolist(), strict=True))
+
+
+def as_jpeg(pixels: np.ndarray, side: int) -> bytes:
+    """A JPEG at most `side` pixels long; one of few pixels, which is shown large, is of high quality."""
+    picture = Image.fromarray(pixels)
+    if max(picture.size) > side:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small = max(picture.size) <= THUMB
+    picture.save(out, "JPEG", quality=95 if small else 88, subsampling=0 if small else 2)
+    return out.getvalue()

@@ -1,0 +1,149 @@
+"""What the API takes and gives, as types: they make its OpenAPI description, and check every request."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+MOST_ROWS = 2**53  # what JavaScript can count to
+
+Row = Annotated[int, Field(ge=0, le=MOST_ROWS)]
+
+
+class Picture(BaseModel):
+    """A picture of the collection. hand: whether its label was given by hand."""
+
+    row: int
+    id: str
+    path: str
+    label: str
+    hand: bool
+
+
+class Found(Picture):
+    """score: cosine with the query."""
+
+    score: float
+
+
+class Status(BaseModel):
+    """state: opening, open or failed (then `error` says why). name: of the collection."""
+
+    state: Literal["opening", "open", "failed"]
+    name: str
+    error: str = ""
+
+
+class About(BaseModel):
+    """The collection as a whole. recomputed: whether its vectors come from the pictures as they are."""
+
+    name: str
+    pictures: int
+    dim: int
+    labels: list[str]
+    tags: list[str]
+    recomputed: bool
+
+
+class Listing(BaseModel):
+    """Some of the pictures that match, in order, and how many match in all."""
+
+    total: int
+    pictures: list[Picture]
+
+
+class Hits(BaseModel):
+    """The best first."""
+
+    results: list[Found]
+
+
+class Uploaded(BaseModel):
+    """The name of a query picture, for as long as the server runs and no 64 newer ones have come."""
+
+    id: str
+
+
+class Group(BaseModel):
+    """Near-duplicates. least: the lowest cosine between two of them; worst: these two rows."""
+
+    pictures: list[Picture]
+    least: float
+    worst: tuple[int, int]
+
+
+class Groups(BaseModel):
+    """The largest groups first."""
+
+    total: int
+    groups: list[Group]
+
+
+class Outliers(BaseModel):
+    """The least like any other first.
+
+    by: strangeness (score: higher is stranger), where `instdisc outliers` has computed it, else similarity (score: mean
+    cosine with the ten nearest others, lower is stranger).
+    """
+
+    by: Literal["strangeness", "similarity"]
+    pictures: list[Found]
+
+
+class Labelling(BaseModel):
+    """rows get `label` by hand, or lose theirs where it is null."""
+
+    rows: list[Row] = Field(min_length=1, max_length=10_000)
+    label: Annotated[str, Field(min_length=1, max_length=200)] | None
+
+
+class ClassCount(BaseModel):
+    """Pictures of a class by hand and by vote."""
+
+    label: str
+    hand: int
+    vote: int
+
+
+class Labels(BaseModel):
+    """accuracy: of the votes on pictures labelled by hand, leave-one-out, with its 95 % interval; null if unknown."""
+
+    classes: list[ClassCount]
+    accuracy: float | None
+    interval: tuple[float, float] | None
+
+
+class Proposal(Picture):
+    """guess: what the votes say, with their share; "" where nothing is labelled yet."""
+
+    guess: str
+    confidence: float
+
+
+class Proposals(BaseModel):
+    """The most useful first."""
+
+    pictures: list[Proposal]
+
+
+class MapState(BaseModel):
+    """state: none, computing (progress in 0..1, and about how long yet), ready, or failed (then `error` says why)."""
+
+    state: Literal["none", "computing", "ready", "failed"]
+    progress: float = 0.0
+    seconds_left: float | None = None
+    error: str = ""
+
+
+class Colours(BaseModel):
+    """A code for each point of the map, in its order: the place in `names`, or a shade 0..255; -1 for none."""
+
+    names: list[str]
+    codes: list[int]
+
+
+class Refusal(BaseModel):
+    """Why not, in a sentence."""
+
+    detail: str
