@@ -250,7 +250,7 @@ def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
 
 def test_every_import_is_a_declared_requirement() -> None:
     """At the top of a file: a requirement of the package. Inside a function: one of an extra will do."""
-    module_names = {"pillow": "PIL", "scikit-learn": "sklearn"}
+    module_names = {"pillow": "PIL", "scikit-learn": "sklearn", "opentsne": "openTSNE"}
     groups = {
         group: {module_names.get(item.name, item.name.replace("-", "_")) for item in items}
         for group, items in declared().items()

@@ -25,7 +25,7 @@ def test_a_run_folder_names_files_and_makes_none(tmp_path: Path) -> None:
     names = {name: value.name for name, value in vars(run).items() if name != "path"}
     assert names["config"] == "config.json"
     assert len(set(names.values())) == len(names), "two things share a file"
-    assert all(value.parent == run.path for name, value in vars(run).items() if name != "path")
+    assert all(run.path in value.parents for name, value in vars(run).items() if name != "path")
     assert RunFolder(str(run.path)).config == run.config
 
 

@@ -32,6 +32,7 @@ from instdisc.shapes import Float
 
 _INDEX = "index.json"
 _OURS = re.compile(r"(part|marks)-(\d{6,})\.(safetensors|arrow)")
+_ASIDE = re.compile(r"\.tmp\w{6}")  # what a kill leaves of safetensors' own writing
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def write_changes(folder: Path, changes: Changes) -> Changes:
             f"{folder} could not be written ({error.strerror or error}): make room there, then try again."
         ) from None
     for file in folder.iterdir():
-        if _OURS.fullmatch(file.name.removeprefix(".").removesuffix(".tmp")) and file.name not in files:
+        ours = _OURS.fullmatch(file.name.removeprefix(".").removesuffix(".tmp")) and file.name not in files
+        if ours or _ASIDE.fullmatch(file.name):
             file.unlink(missing_ok=True)
     if changes.recomputed:
         return replace(changes, recomputed=parts[0], added=tuple(parts[1:]))
