@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import socket
@@ -191,6 +192,33 @@ def test_a_picture_that_has_gone_is_a_404_and_the_rest_goes_on(trained: tuple[Pa
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Strangers
+
+
+def test_names_that_are_no_utf8_are_shown_and_asked_for(tmp_path: Path) -> None:
+    """Old disks hold such names: every view answers, and what it calls a label can be asked for."""
+    pictures = picture_folder(tmp_path / "pictures", COUNT)
+    os.rename(pictures / "red", os.fsencode(pictures) + b"/r\xe9d")
+    os.rename(pictures / "blue" / "0002.png", os.fsencode(pictures / "blue") + b"/\xff\xe9.png")
+    folder = train(pictures, tmp_path / "run", tiny(epochs=1), say=None).path
+    outliers(folder, say=None)
+    with served(folder) as client:
+        assert client.json("/api/collection")["labels"] == ["blue", "green", "r\ufffdd"]
+        listing = client.json("/api/pictures?label=r%EF%BF%BDd")
+        assert listing["total"] == sum(row % 3 == 0 for row in range(COUNT))
+        assert client.json("/api/pictures?where=*.png&count=500")["total"] == COUNT
+        for path in ("outliers", "duplicates?threshold=0.6", "neighbours/2?count=39", "labels", "proposals"):
+            client.json(f"/api/{path}")
+        assert "r\ufffdd" in client.json("/api/pictures?label=pink", status=400)["detail"]
+        row = next(
+            one["row"] for one in client.json("/api/pictures?count=500")["pictures"] if "\ufffd\ufffd" in one["id"]
+        )
+        assert client.send("GET", f"/pictures/{row}")[0] == 200
+
+
+def test_every_start_of_the_server_has_its_own_pictures(trained: tuple[Path, Path]) -> None:
+    """A browser keeps pictures by their address: `start` is part of it."""
+    with served(trained[1]) as one, served(trained[1]) as other:
+        assert one.json("/api/collection")["start"] != other.json("/api/collection")["start"]
 
 
 def test_the_api_is_as_it_says_of_itself_whatever_is_asked(run: Path) -> None:

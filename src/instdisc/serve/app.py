@@ -45,6 +45,7 @@ from instdisc.serve.models import (
     Row,
     Status,
     Uploaded,
+    readable,
 )
 from instdisc.serve.upload import MAX_BYTES, decode_aside
 
@@ -71,7 +72,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
 
     @app.exception_handler(InputError)
     async def refused(_: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 400)
+        return JSONResponse({"detail": readable(str(error))}, 400)
 
     @app.exception_handler(TimeoutError)
     async def opening_still(_: Request, __: TimeoutError) -> JSONResponse:
@@ -100,6 +101,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
             labels=sorted(index.label_names),
             tags=sorted(index.tags),
             recomputed=handed.recomputed,
+            start=desk.start,
         )
 
     @app.get("/api/pictures")
@@ -117,7 +119,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
 
     @app.get("/pictures/{row}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     def image(row: Row, size: Literal["thumb", "full"] = "thumb") -> Response:
-        """A picture's pixels: at most 160 pixels long, or 1,024."""
+        """A picture's pixels: at most 160 pixels long, or 1,024. A browser may keep them for an hour."""
         try:
             content = desk.thumb(desk.row(row), THUMB) if size == "thumb" else desk.jpeg(desk.row(row), FULL)
         except HTTPException:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from instdisc.errors import InputError
 from instdisc.serve.handed import Handed, Opening
-from instdisc.serve.models import MapState
+from instdisc.serve.models import MapState, readable
 
 THUMB, FULL = 160, 1_024  # pixels of the longer side
 _OPENING_SECONDS = 60.0
@@ -32,6 +32,7 @@ class Desk:
 
     def __init__(self, opening: Opening) -> None:
         self.opening = opening
+        self.start = secrets.token_hex(4)
         self._uploads: OrderedDict[str, tuple[Any, bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._heavy = threading.Lock()  # one comparison of all with all at a time
@@ -62,7 +63,10 @@ class Desk:
 
     def _matching(self, label: str | None, tag: str | None, where: str | None, version: int) -> np.ndarray:
         """Rows; `version` makes old answers be forgotten when labels change."""
-        return np.flatnonzero(self.handed.index.matching(label=label, tag=tag, where=where))
+        index = self.handed.index
+        label = next((name for name in index.label_names if readable(name) == label), label)
+        tag = next((name for name in index.tags if readable(name) == tag), tag)
+        return np.flatnonzero(index.matching(label=label, tag=tag, where=where))
 
     def jpeg(self, row: int, side: int) -> bytes:
         """A picture, at most `side` pixels long."""

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 MOST_ROWS = 2**53  # what JavaScript can count to
 
 Row = Annotated[int, Field(ge=0, le=MOST_ROWS)]
 
 
+def readable(name: str) -> str:
+    """A file name as JSON can carry it: bytes that are no UTF-8 (lone surrogates in Python) become U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+Name = Annotated[str, BeforeValidator(readable)]
+
+
 class Picture(BaseModel):
     """A picture of the collection. hand: whether its label was given by hand."""
 
     row: int
-    id: str
-    path: str
-    label: str
+    id: Name
+    path: Name
+    label: Name
     hand: bool
 
 
@@ -31,19 +39,23 @@ class Status(BaseModel):
     """state: opening, open or failed (then `error` says why). name: of the collection."""
 
     state: Literal["opening", "open", "failed"]
-    name: str
+    name: Name
     error: str = ""
 
 
 class About(BaseModel):
-    """The collection as a whole. recomputed: whether its vectors come from the pictures as they are."""
+    """The collection as a whole. recomputed: whether its vectors come from the pictures as they are.
 
-    name: str
+    start: of the server, to ask for pictures with (`&start=`), as a browser keeps what an earlier server showed.
+    """
+
+    name: Name
     pictures: int
     dim: int
-    labels: list[str]
-    tags: list[str]
+    labels: list[Name]
+    tags: list[Name]
     recomputed: bool
+    start: str
 
 
 class Listing(BaseModel):
@@ -101,7 +113,7 @@ class Labelling(BaseModel):
 class ClassCount(BaseModel):
     """Pictures of a class by hand and by vote."""
 
-    label: str
+    label: Name
     hand: int
     vote: int
 
@@ -117,7 +129,7 @@ class Labels(BaseModel):
 class Proposal(Picture):
     """guess: what the votes say, with their share; "" where nothing is labelled yet."""
 
-    guess: str
+    guess: Name
     confidence: float
 
 
@@ -139,7 +151,7 @@ class MapState(BaseModel):
 class Colours(BaseModel):
     """A code for each point of the map, in its order: the place in `names`, or a shade 0..255; -1 for none."""
 
-    names: list[str]
+    names: list[Name]
     codes: list[int]
 
 

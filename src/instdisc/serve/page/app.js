@@ -1,5 +1,5 @@
 // The views, chosen by the address after "#": every state has one, so that Back works and a link can be kept.
-import { ask, cell, h, image, link, say, walkable } from "./dom.js";
+import { ask, cell, h, image, link, say, servedSince, walkable } from "./dom.js";
 import { Grid } from "./grid.js";
 import { duplicates, outliers } from "./clean.js";
 import { labelling } from "./label.js";
@@ -153,6 +153,7 @@ async function start() {
     await new Promise((go) => { setTimeout(go, 200); });
   }
   about = await ask("api/collection");
+  servedSince(about.start);
   listen();
   await route();
 }

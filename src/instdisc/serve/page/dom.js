@@ -46,9 +46,14 @@ export const link = (view, parameters = {}) => {
   return `#/${view}${words.size ? `?${words}` : ""}`;
 };
 
+// A browser keeps pictures by their address; `start` tells them from those of another collection, served here before.
+let start = "";
+export const servedSince = (given) => { start = given; };
+export const pixels = (row, size) => `pictures/${row}?size=${size}&start=${start}`;
+
 // Few pixels shown large should look like pixels and not like a blurred photograph.
 export const image = (row, attributes = {}, size = "thumb") => h("img", {
-  src: `pictures/${row}?size=${size}`, alt: "", decoding: "async", draggable: false,
+  src: pixels(row, size), alt: "", decoding: "async", draggable: false,
   onload: (event) => event.target.classList.toggle("small", Math.max(event.target.naturalWidth, event.target.naturalHeight) <= 64),
   onerror: (event) => event.target.replaceWith(h("span", { class: "broken" }, "can't be read")),
   ...attributes,

@@ -1,5 +1,5 @@
 // Labelling by keyboard: a picture comes, a digit names it, the next one comes.
-import { ask, h, image, link, say } from "./dom.js";
+import { ask, h, image, link, pixels, say } from "./dom.js";
 
 const BATCH = 12;
 
@@ -74,7 +74,7 @@ export async function labelling(parameters, keep, about) {
           h("kbd", {}, "n"), " another label, ", h("kbd", {}, "s"), " skip, ", h("kbd", {}, "u"), " undo")),
       side);
     if (!names().length) setTimeout(() => input.focus()); // once it is on the page
-    for (const next of queue.slice(1, 4)) new Image().src = `pictures/${next.row}?size=full`;
+    for (const next of queue.slice(1, 4)) new Image().src = pixels(next.row, "full");
   };
 
   const keys = (event) => {
