@@ -16,6 +16,7 @@ Examples:
 
 def command(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
+    approximate: Annotated[bool, typer.Option("--approximate", help="Nearly all, sooner: for millions.")] = False,
     bank: Annotated[bool, typer.Option("--bank", help="Use the rows of the bank; compute nothing anew.")] = False,
     train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -23,4 +24,4 @@ def command(
     """Lay out a run's collection in the plane, for the page."""
     from instdisc.jobs.map import make_map
 
-    make_map(run, bank=bank, train_source=train_source, device=device)
+    make_map(run, bank=bank, approximate=approximate, train_source=train_source, device=device)

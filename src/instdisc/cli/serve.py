@@ -26,10 +26,13 @@ def command(
         str | None,
         typer.Option(envvar="INSTDISC_TOKEN", help="The secret in the address; made up beyond this machine."),
     ] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Search nearly exactly, sooner: for millions of pictures.")
+    ] = False,
     train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Show a run's collection in a browser: search, browse, find duplicates, label."""
     from instdisc.jobs.serve import serve
 
-    serve(run, host=host, port=port, token=token, train_source=train_source, device=device)
+    serve(run, host=host, port=port, token=token, approximate=approximate, train_source=train_source, device=device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from instdisc import ranks
 from instdisc.errors import InputError
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection
-from instdisc.jobs.duplicates import collection_vectors
+from instdisc.jobs.duplicates import graph_of
 from instdisc.progress import Bar
 from instdisc.search.pairs import neighbours_of_all
 from instdisc.shapes import Float, Int
@@ -33,22 +34,24 @@ def make_map(
     run: str | Path,
     *,
     bank: bool = False,
+    approximate: bool = False,
     train_source: Any = None,
     device: str = "auto",
     progress: Progress = None,
     say: Callable[[str], None] | None = print,
 ) -> Path:
-    """Compute and keep the map; the file. progress: is told the share that is done. bank: as in `duplicates`.
+    """Compute and keep the map; the file. progress: is told the share that is done.
 
-    Neighbours are exact; their places in the plane are not the truth: only which points stand together is.
+    bank, approximate: as in `duplicates`. Places in the plane are not the truth: only which points stand together is.
     Raises InputError where openTSNE is missing or the collection is too small.
     """
     collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
-    rows, vectors = collection_vectors(collection, ranks.device(device))
+    rows, vectors = collection.index.present(ranks.device(device))
     if len(rows) < 8:
         raise InputError(f"{len(rows)} pictures are too few for a map.")
     perplexity = min(_PERPLEXITY, (len(rows) - 1) // 3)
-    scores, places = neighbours_of_all(vectors, min(3 * perplexity, len(rows) - 1), show=say is not None)
+    found = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
+    scores, places = found(min(3 * perplexity, len(rows) - 1), show=say is not None)
     if progress is not None:
         progress(_NEIGHBOURS_SHARE)
     sample = vectors.read(0, min(len(rows), 20_000)).cpu()

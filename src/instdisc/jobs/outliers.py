@@ -6,6 +6,7 @@ import csv
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from instdisc.encoder.embed import autocast, stream
 from instdisc.errors import InputError
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection
-from instdisc.jobs.duplicates import collection_vectors, csv_text, write_text
+from instdisc.jobs.duplicates import csv_text, graph_of, write_text
 from instdisc.jobs.search import Neighbour, picture_or_grey
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
@@ -52,6 +53,7 @@ def outliers(
     count: int = 50,
     out: str | Path | None = None,
     bank: bool = False,
+    approximate: bool = False,
     train_source: Any = None,
     device: str = "auto",
     say: Callable[[str], None] | None = print,
@@ -61,14 +63,16 @@ def outliers(
     by: strangeness (what the network's stages see, from one pass over the pictures), similarity (lowest mean cosine
     with the `neighbours` nearest others) or uniqueness (lowest cosine with the nearest). out: the folder of
     outliers.csv, with all pictures in that order, and outliers.png; RUN/outliers without. bank: compare the rows of the
-    bank in place of vectors of the pictures as they are. Raises InputError for what can't be.
+    bank in place of vectors of the pictures as they are. approximate: as in `duplicates`.
+    Raises InputError for what can't be.
     """
     if by not in WAYS:
         raise InputError(f'Outliers are told by {", ".join(WAYS)}, not by "{by}".')
     collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
     index = collection.index
-    rows, vectors = collection_vectors(collection, ranks.device(device))
-    scores, places = neighbours_of_all(vectors, neighbours, show=say is not None)
+    rows, vectors = index.present(ranks.device(device))
+    found = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
+    scores, places = found(neighbours, show=say is not None)
     strange = np.full(len(rows), np.nan, np.float32)
     if by == "strangeness":
         strange = _strangeness(collection, rows, device, show=say is not None)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +55,14 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8765,
     token: str | None = None,
+    approximate: bool = False,
     train_source: Any = None,
     device: str = "auto",
     say: Callable[[str], None] = _print_now,
 ) -> None:
     """Serve the page until it is interrupted. Beyond this machine a token is needed: one is made where none is given.
 
+    approximate: let an HNSW graph answer searches, once it is built in the background.
     Raises InputError where the run can't be opened or the port is taken.
     """
     RunFolder(run).read_config()
@@ -70,7 +74,13 @@ def serve(
     def opened() -> ServedRun:
         from instdisc.jobs.served import ServedRun
 
-        return ServedRun(run, train_source=train_source, device=device)
+        served = ServedRun(run, train_source=train_source, device=device)
+        if approximate:
+            threading.Thread(target=served.approximate, args=(say,), name="graph", daemon=True).start()
+        return served
+
+    if approximate and find_spec("usearch") is None:
+        raise InputError("Approximate search needs usearch: pip install 'instdisc[ann]'.")
 
     if host not in LOCAL and not token:
         token = secrets.token_urlsafe(24)

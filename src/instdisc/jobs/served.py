@@ -38,6 +38,11 @@ class ServedRun:
     def picture(self, row: int) -> np.ndarray:
         return self.collection.picture(row)
 
+    def approximate(self, say: Callable[[str], None]) -> None:
+        """Build a graph to search by; until it is there, search is exact."""
+        recall = self.index.approximate()
+        say(f"Search is approximate from now on: {100 * recall:.1f} % of the ten nearest are found.")
+
     def known_outliers(self) -> list[tuple[int, float]]:
         return known_outliers(self.collection)
 

@@ -2,6 +2,7 @@
 
 index.py       one unit vector a picture, with filters; search is exact, by blocks
 store.py       pictures added and removed later, on disk beside the bank
+approximate.py nearly all neighbours, sooner: an HNSW graph and exact ranking
 pairs.py       all pairs above a similarity, all neighbours of all: in blocks, in fixed memory
 groups.py      near-duplicate groups by complete linkage
 strangeness.py how unlike all others a picture is

@@ -22,9 +22,12 @@ from torch import Tensor
 
 from instdisc.errors import InputError
 from instdisc.neighbours import Nearest
+from instdisc.search.approximate import RECALL, Graph
+from instdisc.search.pairs import Vectors
 from instdisc.shapes import Bool, Float, Int
 
 _BLOCK = 16_384
+_LEFT_OUT = 1_000  # pictures; where a filter leaves out more, exact search is the surer way
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Index:
         self.label_names = list(label_names)
         self.removed = np.zeros(count, dtype=bool) if removed is None else removed
         self.tags = dict(tags or {})
+        self._graph: tuple[np.ndarray, Graph] | None = None
 
     def __len__(self) -> int:
         """Rows, those of removed pictures included."""
@@ -129,6 +133,11 @@ class Index:
             first += len(part)
         return answer
 
+    def present(self, device: torch.device | str = "cpu") -> tuple[Int[np.ndarray, " there"], Vectors]:
+        """The rows that are there, and their vectors, read to this device."""
+        rows = np.flatnonzero(~self.removed)
+        return rows, Vectors(len(rows), lambda places: self.vectors(rows[places]).to(device))
+
     def search(
         self,
         queries: Float[Tensor, "queries dim"],
@@ -141,6 +150,7 @@ class Index:
 
         among: bool (rows,), which may be answers; all that are there without. exclude: one row a query that is never
         an answer, -1 for none. Exact in float32; equal scores: the lower row first. Computed where the queries are.
+        After `approximate`, unless `among` leaves out more than 1,000 pictures, the graph answers in its place.
         Raises InputError where fewer than `neighbours` are to choose from.
         """
         among = ~self.removed if among is None else among & ~self.removed
@@ -156,6 +166,8 @@ class Index:
                 f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
                 f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
             )
+        if self._graph is not None and int((~self.removed & ~among).sum()) <= _LEFT_OUT:
+            return self._by_graph(queries, neighbours, among, exclude)
         nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
         first = 0
         for block in self._blocks(among):
@@ -163,6 +175,29 @@ class Index:
             first += len(block)
         rows = torch.from_numpy(np.flatnonzero(among))
         return nearest.scores.cpu(), rows[nearest.indices.cpu()]
+
+    def approximate(self, recall: float = RECALL, *, show: bool = False) -> float:
+        """From now on, let an HNSW graph (search/approximate.py) answer; the recall@10 that was measured."""
+        rows, vectors = self.present()
+        graph = Graph(vectors, recall=recall, show=show)
+        self._graph = rows, graph
+        return graph.recall
+
+    def _by_graph(
+        self, queries: Tensor, neighbours: int, among: np.ndarray, exclude: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
+        """As many more are asked for as can be left out."""
+        assert self._graph is not None
+        rows, graph = self._graph
+        allowed = torch.from_numpy(among[rows])
+        wanted = min(neighbours + int((~allowed).sum()) + (exclude is not None), len(rows))
+        scores, places = graph.search(queries, wanted)
+        scores[~allowed[places]] = -torch.inf
+        found = torch.from_numpy(rows)[places]
+        if exclude is not None:
+            scores[found == torch.from_numpy(exclude)[:, None]] = -torch.inf
+        scores, order = torch.sort(scores, dim=1, descending=True, stable=True)
+        return scores[:, :neighbours], found.gather(1, order[:, :neighbours])
 
     def _blocks(self, among: np.ndarray) -> Iterator[Float[Tensor, "block dim"]]:
         """The vectors that `among` marks, in order, a block at a time."""

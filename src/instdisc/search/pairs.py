@@ -25,15 +25,19 @@ _QUERIES, _ROWS, _TILE = 65_536, 16_384, 256
 
 @dataclass(frozen=True)
 class Vectors:
-    """count unit vectors; read(start, stop): some of them, float32 (stop - start, dim), on the device that compares."""
+    """count unit vectors; pick(places): some of them, float32 (places, dim), on the device that compares."""
 
     count: int
-    read: Callable[[int, int], Tensor]
+    pick: Callable[[np.ndarray], Tensor]
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows dim"]) -> Vectors:
         """Those of a tensor of any floating type."""
-        return cls(len(rows), lambda start, stop: rows[start:stop].to(torch.float32))
+        return cls(len(rows), lambda places: rows[torch.from_numpy(places).to(rows.device)].to(torch.float32))
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows dim"]:
+        """Those from `start` to before `stop`."""
+        return self.pick(np.arange(start, stop))
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,15 @@ def similar_pairs(
                     bar.advance(min((tile.stop - tile.start) * (last - first), total - bar.done))
     if not found:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    left, right, values = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
-    order = np.lexsort((right, left, -values))
-    return Pairs(left[order], right[order], values[order])
+    return in_order(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True)))
+
+
+def in_order(
+    first: Int[np.ndarray, " pairs"], second: Int[np.ndarray, " pairs"], scores: Float[np.ndarray, " pairs"]
+) -> Pairs:
+    """Pairs in their order."""
+    order = np.lexsort((second, first, -scores))
+    return Pairs(first[order], second[order], scores[order])
 
 
 def neighbours_of_all(

@@ -126,20 +126,12 @@ class Desk:
         kept = ~self.handed.index.removed[found[0]]
         return found[0][kept], found[1][kept]
 
-    def _all(self) -> tuple[np.ndarray, Any]:
-        """The rows that are there, and their `Vectors`."""
-        from instdisc.search.pairs import Vectors
-
-        index = self.handed.index
-        rows = np.flatnonzero(~index.removed)
-        return rows, Vectors(len(rows), lambda start, stop: index.vectors(rows[start:stop]))
-
     def _groups(self, threshold: float) -> list[tuple[list[int], float, tuple[int, int]]]:
         from instdisc.search.groups import linked
         from instdisc.search.pairs import similar_pairs
 
         with self._heavy:
-            rows, vectors = self._all()
+            rows, vectors = self.handed.index.present()
             return [
                 (
                     rows[list(group.members)].tolist(),
@@ -154,7 +146,7 @@ class Desk:
         from instdisc.search.pairs import neighbours_of_all
 
         with self._heavy:
-            rows, vectors = self._all()
+            rows, vectors = self.handed.index.present()
             scores, _ = neighbours_of_all(vectors, min(10, len(rows) - 1))
         similarity = scores.mean(axis=1)
         order = np.argsort(similarity, kind="stable")
