@@ -19,6 +19,8 @@ Examples:
 `instdisc index runs/photos --tag beach --where "*/malta/*"` — then `instdisc search runs/photos cat.jpg --tag beach`
 
 `instdisc index runs/photos --recompute` — vectors of the pictures as they are, in the place of the bank's rows
+
+`instdisc index runs/photos --store postgresql://host/pictures` — a copy for a team, on a server with pgvector
 """
 
 
@@ -33,6 +35,9 @@ def command(
     where: Annotated[str | None, typer.Option(metavar="PATTERN", help="Which to tag: ids that match.")] = None,
     label: Annotated[str | None, typer.Option(help="Which to tag: those of this class.")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute all vectors anew.")] = False,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="Bring the copy on a PostgreSQL server up to date.")
+    ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Forget all that was added, removed, tagged.")] = False,
     dtype: Annotated[str, typer.Option(help="How new vectors are kept: float32, or float16 for half the room.")] = (
         "float32"
@@ -59,6 +64,9 @@ def command(
     for name, taken in ((tag, False), (untag, True)):
         if name is not None:
             print(f"{index.tag(run, name, where=where, label=label, untag=taken):,} pictures have the tag {name}.")
+    if store is not None:
+        sent = index.push(run, store, train_source=train_source)
+        print(f"The server's copy: {sent.added:,} pictures added, {sent.changed:,} changed, {sent.removed:,} removed.")
     from rich.console import Console
     from rich.table import Table
 

@@ -30,6 +30,9 @@ def command(
         bool,
         typer.Option("--recompute", help="First compute all vectors anew, without augmentation; they stay for later."),
     ] = False,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask the copy on a PostgreSQL server (`instdisc index --store`).")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -49,6 +52,7 @@ def command(
         label=label,
         tag=tag,
         sheet=sheet,
+        store=store,
         train_source=train_source,
         device=device,
     )

@@ -6,6 +6,7 @@ where it stopped, and a kill at any moment leaves the collection as it was befor
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +28,8 @@ from instdisc.errors import InputError
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.embed import embed_to
 from instdisc.jobs.sources import describe_source, findable
-from instdisc.runs import RunFolder, locked
+from instdisc.runs import RunFolder, locked, measured
+from instdisc.search.postgres import Postgres, Synced
 from instdisc.search.store import Changes, Part, write_changes
 from instdisc.shapes import Float, Int, Tensor
 
@@ -74,6 +76,23 @@ def add(
         write_changes(folder.index, changes)
         forget(folder, "added")
         return len(rows)
+
+
+def push(run: str | Path, url: str, *, train_source: Any = None, say: Say = print) -> Synced:
+    """Bring the copy of the collection on a PostgreSQL server (postgresql://...) up to date; what was sent.
+
+    Raises InputError where the server can't be reached or has no pgvector.
+    """
+    collection = Collection(run, train_source=train_source)
+    with Postgres(url) as store:
+        name = collection.folder.path.resolve().name
+        return store.sync(store_key(collection), name, collection.index, collection.saved.step, show=say is not None)
+
+
+def store_key(collection: Collection) -> str:
+    """The same for every copy of a run folder, and no other run's."""
+    created = collection.folder.read_config()["created"]
+    return hashlib.sha256(f"{created} {measured(collection.folder.instances)}".encode()).hexdigest()[:16]
 
 
 def recompute(

@@ -18,8 +18,10 @@ from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.source import open_source
 from instdisc.errors import InputError
 from instdisc.jobs.collection import Collection
+from instdisc.jobs.index import store_key
 from instdisc.report import neighbour_sheet
 from instdisc.search.index import Entry
+from instdisc.search.postgres import Postgres
 
 _GREY = np.full((64, 64, 3), 128, np.uint8)  # in the place of a picture that has gone
 
@@ -40,6 +42,7 @@ def search(
     label: str | None = None,
     tag: str | None = None,
     sheet: str | Path | None = None,
+    store: str | None = None,
     train_source: Any = None,
     device: str = "auto",
 ) -> list[list[Neighbour]]:
@@ -47,24 +50,28 @@ def search(
 
     A picture of the collection itself is never its own neighbour. where: only ids that match this pattern (`*`, `?`);
     label: only pictures of this class; tag: only pictures that have it. sheet: a PNG to draw the answers to.
+    store: ask the copy on this PostgreSQL server, nearly exactly, in place of the run's own vectors.
     train_source: where the training pictures are now, if they were moved: needed for labels and the sheet only.
     Raises InputError for pictures that can't be read, and where fewer than `neighbours` pictures are to choose from.
     """
     if not pictures:
         raise InputError("Name a picture to search for.")
     collection = Collection(run, train_source=train_source)
-    if label is not None or sheet is not None:
+    if (label is not None and store is None) or sheet is not None:
         collection.training_source()  # refuses what has gone
     index = collection.index
-    among = index.matching(where=where, label=label, tag=tag)
-    own = index.rows_of([os.path.abspath(os.path.expanduser(picture)) for picture in pictures])
-    place = ranks.device(device)
-    queries = collection.encoder(device).embed([os.fspath(picture) for picture in pictures]).to(place)
-    scores, found = index.search(queries, neighbours, among=among, exclude=own)
-    answers = [
-        [Neighbour(**vars(entry), score=score) for entry, score in zip(index.entries(rows), line, strict=True)]
-        for line, rows in zip(scores.tolist(), found.numpy(), strict=True)
-    ]
+    paths = [os.path.abspath(os.path.expanduser(picture)) for picture in pictures]
+    own = index.rows_of(paths)
+    if store is not None:
+        answers = _asked(collection, store, pictures, neighbours, where, label, tag, paths, device)
+    else:
+        among = index.matching(where=where, label=label, tag=tag)
+        queries = collection.encoder(device).embed([os.fspath(picture) for picture in pictures])
+        scores, found = index.search(queries.to(ranks.device(device)), neighbours, among=among, exclude=own)
+        answers = [
+            [Neighbour(**vars(entry), score=score) for entry, score in zip(index.entries(rows), line, strict=True)]
+            for line, rows in zip(scores.tolist(), found.numpy(), strict=True)
+        ]
     if sheet is not None:
         asked = open_source([os.fspath(picture) for picture in pictures])
         neighbour_sheet(
@@ -76,6 +83,31 @@ def search(
             neighbour_labels=[[one.label for one in line] for line in answers],
         )
     return answers
+
+
+def _asked(
+    collection: Collection,
+    url: str,
+    pictures: Sequence[str | Path],
+    neighbours: int,
+    where: str | None,
+    label: str | None,
+    tag: str | None,
+    paths: Sequence[str],
+    device: str,
+) -> list[list[Neighbour]]:
+    """The answers of a server, once it is known to hold this collection's vectors."""
+    key, step = store_key(collection), collection.saved.step
+    with Postgres(url) as server:
+        held = server.step(key)
+        if held != step:
+            state = "has never held this collection" if held is None else f"holds vectors of step {held}, not {step}"
+            raise InputError(
+                f"The server {state}: bring it up to date with `instdisc index {collection.folder.path} --store URL`."
+            )
+        queries = collection.encoder(device).embed([os.fspath(picture) for picture in pictures])
+        found = server.search(key, queries, neighbours, where=where, label=label, tag=tag, exclude=paths)
+    return [[Neighbour(**vars(entry), score=score) for entry, score in line] for line in found]
 
 
 def picture_or_grey(collection: Collection, row: int) -> np.ndarray:

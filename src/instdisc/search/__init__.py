@@ -1,10 +1,11 @@
 """A collection looked through by its vectors: exact search, near-duplicates, outliers, labels from a few.
 
-index.py       one unit vector a picture, with filters; search is exact, by blocks
-store.py       pictures added and removed later, on disk beside the bank
-approximate.py nearly all neighbours, sooner: an HNSW graph and exact ranking
-pairs.py       all pairs above a similarity, all neighbours of all: in blocks, in fixed memory
-groups.py      near-duplicate groups by complete linkage
-strangeness.py how unlike all others a picture is
-labelling.py   what to label next
+index.py         one unit vector a picture, with filters; search is exact, by blocks
+store.py         pictures added and removed later, on disk beside the bank
+pairs.py         all pairs above a similarity, all neighbours of all: in blocks, in fixed memory, exactly
+approximate.py   nearly all neighbours, sooner: an HNSW graph and exact ranking
+postgres.py      a copy on a PostgreSQL server with pgvector
+groups.py        near-duplicate groups by complete linkage
+strangeness.py   how unlike all others a picture is
+labelling.py     what to label next
 """
