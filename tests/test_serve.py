@@ -28,7 +28,7 @@ from instdisc.errors import InputError
 from instdisc.jobs import index
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.duplicates import duplicates
-from instdisc.jobs.label import hand_labels
+from instdisc.jobs.label import assign, hand_labels
 from instdisc.jobs.outliers import outliers
 from instdisc.jobs.serve import hosts_of, serve
 from instdisc.jobs.train import train
@@ -158,6 +158,21 @@ def test_labels_are_saved_at_once_and_taken_back(run: Path) -> None:
         assert hand_labels(run) == {}
         assert client.json(f"/api/pictures/{first[0]}")["label"] in ("red", "green", "blue")
         assert client.json("/api/labels") == {"classes": [], "accuracy": None, "interval": None}
+
+
+def test_labels_from_the_command_are_seen_at_once(run: Path) -> None:
+    with served(run) as client:
+        client.json("/api/labels", {"rows": [1, 2], "label": "ours"})
+        paths = [client.json(f"/api/pictures/{row}")["path"] for row in (2, 3, 4)]
+        assert client.json("/api/pictures?label=ours")["total"] == 2
+        assign(run, {paths[0]: "theirs", paths[1]: "theirs"}, replace=True, say=None)
+        assert client.json("/api/pictures?label=theirs")["total"] == 2
+        assert client.json("/api/pictures?label=ours")["total"] == 1
+        shown = client.json("/api/pictures/3")
+        assert (shown["label"], shown["hand"]) == ("theirs", True)
+        assert {one["label"]: one["hand"] for one in client.json("/api/labels")["classes"]} == {"ours": 1, "theirs": 2}
+        client.json("/api/labels", {"rows": [4], "label": "ours"})
+        assert hand_labels(run)[paths[1]] == "theirs" and hand_labels(run)[paths[2]] == "ours"
 
 
 def test_removed_pictures_are_nowhere(run: Path) -> None:

@@ -197,7 +197,7 @@ def test_nothing_is_wider_than_the_window(browser: playwright.Browser, run: Path
 class Million:
     """A million pictures that are made when they are asked for."""
 
-    name, recomputed = "million", True
+    name, recomputed, version = "million", True, 0
 
     def __init__(self) -> None:
         names = pa.array([f"{row:07d}" for row in range(1_000_000)], pa.large_string())

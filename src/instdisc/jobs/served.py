@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ class ServedRun:
         self.name = Path(run).resolve().name
         self.index: Index = self.collection.index
         self.recomputed = self.collection.changes.recomputed is not None
+        self.version = 0
         self._device = device
         self._lock = threading.RLock()
+        self._read = self._stamp()
         self._hand = self._read_hand()
         self._known: tuple[np.ndarray, Tensor] | None = None
         self._voted: label_job.Labelled | None = None
@@ -61,23 +63,24 @@ class ServedRun:
             return self._encoder.embed(list(pictures)).cpu()
 
     def hand_labels(self) -> dict[int, str]:
-        return self._hand
+        with self._lock:
+            if self._stamp() != self._read:  # `instdisc label` has changed them meanwhile
+                self._read = self._stamp()
+                before, self._hand = self._hand, self._read_hand()
+                self._relabel(before.keys() | self._hand.keys())
+            return self._hand
 
     def set_labels(self, rows: Sequence[int], label: str | None) -> None:
         folder = self.collection.folder
         with self._lock, changing(folder.path):
+            self.hand_labels()
             paths = [entry.path for entry in self.index.entries(rows)]
             label_job.change_hand_labels(folder, dict.fromkeys(paths, label), replace=True)
-            if label is not None and label not in self.index.label_names:
-                self.index.label_names.append(label)
-            chosen = np.asarray(rows, np.int64)
-            self.index.labels[chosen] = (
-                self.collection.source_labels[chosen] if label is None else self.index.label_names.index(label)
-            )
+            self._read = self._stamp()
             self._hand = {row: given for row, given in self._hand.items() if row not in set(rows)}
             if label is not None:
                 self._hand |= dict.fromkeys(rows, label)
-            self._voted = None
+            self._relabel(rows)
 
     def label_state(self) -> LabelState:
         voted = self._votes()
@@ -107,6 +110,25 @@ class ServedRun:
             codes, _ = self._codes(rows)
             return rows[label_job.proposals(vectors, codes, count, by=by, device=self._device)].tolist()
 
+    def _stamp(self) -> tuple[int, int]:
+        """Another one after every change of the file, which is replaced as a whole."""
+        try:
+            found = self.collection.folder.hand_labels.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
+    def _relabel(self, rows: Iterable[int]) -> None:
+        """What the index says of these rows, from their labels by hand."""
+        index = self.index
+        for row in rows:
+            given = self._hand.get(row)
+            if given is not None and given not in index.label_names:
+                index.label_names.append(given)
+            index.labels[row] = self.collection.source_labels[row] if given is None else index.label_names.index(given)
+        self._voted = None
+        self.version += 1
+
     def _read_hand(self) -> dict[int, str]:
         given = label_job.hand_labels(self.collection.folder.path)
         rows = self.index.rows_of(list(given))
@@ -119,7 +141,7 @@ class ServedRun:
         return self._known
 
     def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        names = sorted(set(self._hand.values()))
+        names = sorted(set(self.hand_labels().values()))
         numbers = {name: number for number, name in enumerate(names)}
         codes = np.full(len(self.index), -1)
         for row, given in self._hand.items():
@@ -128,7 +150,7 @@ class ServedRun:
 
     def _votes(self) -> label_job.Labelled | None:
         with self._lock:
-            if self._voted is None and self._hand:
+            if self.hand_labels() and self._voted is None:
                 rows, vectors = self._vectors()
                 self._voted = label_job.vote(rows, vectors, *self._codes(rows), device=self._device)
             return self._voted

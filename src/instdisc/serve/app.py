@@ -68,7 +68,6 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         responses={code: {"model": Refusal} for code in (400, 404, 503)},
     )
     desk = Desk(opening)
-    changes = [0]  # how often labels were changed
 
     @app.exception_handler(InputError)
     async def refused(_: Request, error: InputError) -> JSONResponse:
@@ -109,7 +108,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         start: Start = 0, count: Count = 100, label: Text = None, tag: Text = None, where: Text = None
     ) -> Listing:
         """Pictures from `start` on; where: a pattern of their ids, with * and ?."""
-        rows = desk.matching(label or None, tag or None, where or None, changes[0])
+        rows = desk.matching(label or None, tag or None, where or None)
         return Listing(total=len(rows), pictures=[Picture(**one) for one in desk.pictures(rows[start : start + count])])
 
     @app.get("/api/pictures/{row}")
@@ -161,7 +160,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         if far:
             query = query - 0.5 * index.vectors(np.array(far, np.int64)).mean(0)
         among = np.zeros(len(index), dtype=bool)
-        among[desk.matching(label or None, tag or None, where or None, changes[0])] = True
+        among[desk.matching(label or None, tag or None, where or None)] = True
         among[near + far] = False
         most = int(among.sum())
         if not most:
@@ -280,7 +279,6 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         if given == "":
             raise HTTPException(400, "A label needs a letter.")
         desk.handed.set_labels(rows, given)
-        changes[0] += 1
         return labels()
 
     @app.get("/api/proposals")

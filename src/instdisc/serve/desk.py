@@ -39,7 +39,7 @@ class Desk:
         self._mapping: threading.Thread | None = None
         self._map = MapState(state="none")
         self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
-        self.matching = lru_cache(maxsize=16)(self._matching)
+        self._found = lru_cache(maxsize=16)(self._matching)
         self.groups = lru_cache(maxsize=4)(self._groups)
         self.lonely = lru_cache(maxsize=1)(self._lonely)
 
@@ -61,8 +61,13 @@ class Desk:
     def rows(self, text: str) -> list[int]:
         return [self.row(int(one)) for one in text.split(",") if one]
 
+    def matching(self, label: str | None, tag: str | None, where: str | None) -> np.ndarray:
+        """The rows that match."""
+        self.handed.hand_labels()  # looks whether they have changed
+        return self._found(label, tag, where, self.handed.version)
+
     def _matching(self, label: str | None, tag: str | None, where: str | None, version: int) -> np.ndarray:
-        """Rows; `version` makes old answers be forgotten when labels change."""
+        """`version` makes old answers be forgotten when labels change."""
         index = self.handed.index
         label = next((name for name in index.label_names if readable(name) == label), label)
         tag = next((name for name in index.tags if readable(name) == tag), tag)

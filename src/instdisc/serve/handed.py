@@ -31,6 +31,7 @@ class Handed(Protocol):
 
     name: str
     index: Index
+    version: int  # grows when labels change
     recomputed: bool  # whether the vectors come from the pictures as they are, and not from augmented views
 
     def picture(self, row: int) -> np.ndarray:
