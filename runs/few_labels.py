@@ -1,8 +1,9 @@
 """What a few labels are worth on CIFAR-10, with the encoder of a run and without: accuracy against their number.
 
-    python runs/few_labels.py runs/out/laptop_cifar10 --test cifar10-test.parquet      # half an hour on two cores
+    python runs/few_labels.py runs/out/laptop_cifar10 --test cifar10-test.parquet      # an hour on two cores
 
-The run is that of runs/laptop_cifar10.py, or any other with labels. The result goes to results/few_labels.json, the
+An interrupted evaluation goes on where it stopped. The run is that of runs/laptop_cifar10.py, or any other with
+labels. The result goes to results/few_labels.json, the
 curves to results/few_labels.png.
 """
 

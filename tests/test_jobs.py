@@ -236,6 +236,22 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     assert found["plot"] is None or (run / found["plot"]).is_file()
 
     asked.clear()
+
+    def interrupted(self: FineTuning, *given: Any) -> FineTuning:
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return noted(self, *given)
+
+    monkeypatch.setattr(FineTuning, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measured(run, tests, neighbours=5, measures=["semi"])
+    monkeypatch.setattr(FineTuning, "fit", noted)
+    asked.clear()
+    assert measured(run, tests, neighbours=5, measures=["semi"])["semi"] == found
+    assert len(asked) == 2 * 4, "two draws were done before"
+    assert not (run / "semi-unfinished.json").exists()
+
+    asked.clear()
     held_out = measured(run, neighbours=5, measures=["semi"])["semi"]
     assert held_out["mode"] == "12 training pictures that were held out"
     assert [row["labels"] for row in held_out["shares"]] == [10, 24]

@@ -156,6 +156,7 @@ def _evaluate(
                     test,
                     Settings.from_dict(facts["settings"]),
                     tell or (lambda _: None),
+                    folder.few_labels_done,
                 )
                 report["semi"]["plot"] = _draw_semi(folder, report["semi"])
         if ranks.is_main() and ranks.world() == 1:

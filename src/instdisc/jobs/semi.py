@@ -6,9 +6,11 @@ fine-tuned, the same network from random weights, and weighted kNN on the vector
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
 from instdisc.evaluation.semi import FineTuning
 from instdisc.jobs.vectors import Vectors
+from instdisc.runs import read_json, write_json
 from instdisc.training import Settings
 
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
@@ -41,11 +44,13 @@ def few_labels(
     test: Vectors | None,
     settings: Settings,
     tell: Callable[[str], None],
+    unfinished: Path,
 ) -> dict[str, Any]:
     """The report's section "semi": for each share and method the accuracies of the draws, their mean and deviation.
 
-    fresh: seed -> an untrained encoder of the same build. settings: the run's. Raises InputError where the smallest
-    share holds fewer than two classes.
+    fresh: seed -> an untrained encoder of the same build. settings: the run's. unfinished: a file for the draws
+    that are done, so that an interrupted evaluation goes on there; removed at the end. Raises InputError where the
+    smallest share holds fewer than two classes.
     """
     order = draws.permutation(len(train.rows), seed=0, step=0)
     held_out = round(_HELD_OUT * len(order)) if test is None else 0
@@ -67,6 +72,10 @@ def few_labels(
     )
     labelled = np.flatnonzero(known.labels >= 0)
     shares = []
+    of = hashlib.sha256(f"{encoder.origin} {fresh(0).config} {SHARES} {DRAWS}".encode())
+    for values in (known.rows, known.labels, asked.rows, asked.labels):
+        of.update(np.ascontiguousarray(values, np.int64).tobytes())
+    done = _done(unfinished, of.hexdigest())
     with ExitStack() as opened:
         pictures = opened.enter_context(open_pictures(training, settings.stored_side, place))
         tests = pictures
@@ -80,17 +89,35 @@ def few_labels(
             found: dict[str, list[float]] = {name: [] for name in METHODS}
             for draw in range(DRAWS):
                 tell(f"{100 * share:g} % of the labels ({count:,} pictures), draw {draw + 1} of {DRAWS}.")
-                some = labelled[_drawn(known.labels[labelled], count, draw)]
-                labels = known.labels[some]
-                tuning = FineTuning(augmentation, seed=draw)
-                for name, start in (("fine_tuned", encoder), ("scratch", fresh(draw).to(place))):
-                    tuned = tuning.fit(start, pictures, instances[some], labels)
-                    found[name].append(tuned.accuracy(tests, test_labels))
-                found["knn"].append(_knn(known.trained[some], labels, asked))
+                drawn = f"{count}/{draw}"
+                if drawn not in done:
+                    some = labelled[_drawn(known.labels[labelled], count, draw)]
+                    labels = known.labels[some]
+                    tuning = FineTuning(augmentation, seed=draw)
+                    reached = {}
+                    for name, start in (("fine_tuned", encoder), ("scratch", fresh(draw).to(place))):
+                        tuned = tuning.fit(start, pictures, instances[some], labels)
+                        reached[name] = tuned.accuracy(tests, test_labels)
+                    reached["knn"] = _knn(known.trained[some], labels, asked)
+                    done[drawn] = reached
+                    write_json(unfinished, {"of": of.hexdigest(), "done": done})
+                for name, accuracies in found.items():
+                    accuracies.append(done[drawn][name])
             shares.append(
                 {"share": share, "labels": count} | {name: _summary(values) for name, values in found.items()}
             )
+    unfinished.unlink(missing_ok=True)
     return {"mode": mode, "draws": DRAWS, "shares": shares}
+
+
+def _done(unfinished: Path, of: str) -> dict[str, dict[str, float]]:
+    """The draws that an interrupted evaluation of the same encoder and pictures has finished."""
+    if unfinished.is_file():
+        with suppress(InputError):  # a damaged file: they are done again
+            found = read_json(unfinished)
+            if found.get("of") == of:
+                return dict(found["done"])
+    return {}
 
 
 def _instances(readable: np.ndarray, rows: np.ndarray) -> np.ndarray:
