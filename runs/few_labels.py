@@ -3,8 +3,7 @@
     python runs/few_labels.py runs/out/laptop_cifar10 --test cifar10-test.parquet      # an hour on two cores
 
 An interrupted evaluation goes on where it stopped. The run is that of runs/laptop_cifar10.py, or any other with
-labels. The result goes to results/few_labels.json, the
-curves to results/few_labels.png.
+labels. The result goes to results/few_labels.json, the curves to results/few_labels.png.
 """
 
 from __future__ import annotations

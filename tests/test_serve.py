@@ -16,9 +16,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from serving import Client, served
 from tiny_runs import picture_folder, tiny
@@ -32,6 +35,8 @@ from instdisc.jobs.label import assign, hand_labels
 from instdisc.jobs.outliers import outliers
 from instdisc.jobs.serve import hosts_of, serve
 from instdisc.jobs.train import train
+from instdisc.search.index import Index
+from instdisc.serve.desk import Desk
 from instdisc.serve.handed import Opening
 from instdisc.serve.upload import MAX_BYTES, decode_aside
 
@@ -111,6 +116,25 @@ def test_an_uploaded_picture_finds_itself(client: Client, trained: tuple[Path, P
     status, headers, content = client.send("GET", f"/api/uploads/{name}")
     assert status == 200 and headers["content-type"] == "image/jpeg"
     assert client.json("/api/uploads/none", status=404)["detail"].startswith("This query picture is not kept any more")
+
+
+def test_clusters_are_those_of_the_vectors(tmp_path: Path) -> None:
+    """Twelve heaps of different sizes far from one another, two pictures removed: each heap is a cluster."""
+    heaps = np.repeat(np.arange(12), np.arange(10, 34, 2))
+    order = np.random.default_rng(0).permutation(len(heaps))
+    vectors = np.eye(16, dtype=np.float32)[heaps[order]] + 0.01 * np.random.default_rng(1).standard_normal(
+        (len(heaps), 16)
+    )
+    names = pa.table({name: [f"{row}.png" for row in range(len(heaps))] for name in ("id", "location")})
+    removed = np.arange(len(heaps)) < 2
+    rows = torch.nn.functional.normalize(torch.from_numpy(vectors).float(), dim=1)
+    made = {"handed": SimpleNamespace(index=Index([rows], names, removed=removed))}
+    desk = type("Made", (Desk,), made)(Opening("made", lambda: None))
+    codes = desk.clusters()
+    assert (codes[:2] == -1).all() and set(codes[2:]) == set(range(12))
+    assert len(set(zip(codes[2:], heaps[order][2:], strict=True))) == 12
+    sizes = np.bincount(codes[2:])
+    assert (np.diff(sizes) <= 0).all()
 
 
 def test_duplicates_and_outliers_are_those_of_the_commands(client: Client, run: Path) -> None:

@@ -281,6 +281,9 @@ def test_the_map_is_computed_once_and_a_region_labelled(page: playwright.Page, r
     page.reload()
     page.wait_for_selector("canvas.map")  # not computed again
     assert page.locator(".dot").count() >= 1
+    page.get_by_label("colour by").select_option("cluster")
+    page.wait_for_selector("text=/^[0-9]+ pictures$/")
+    assert page.locator(".dot").count() == 12
 
 
 def test_a_map_of_a_hundred_thousand_points_is_smooth(browser: playwright.Browser) -> None:

@@ -242,12 +242,16 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         return Response(content, media_type="application/octet-stream")
 
     @app.get("/api/map/colours")
-    def map_colours(by: Literal["label", "outlier"] = "label") -> Colours:
-        """What to colour the points by: labels, or how strange a picture is (0 the least, 255 the most)."""
+    def map_colours(by: Literal["label", "cluster", "outlier"] = "label") -> Colours:
+        """What to colour the points by: labels, clusters, or how strange a picture is (0 the least, 255 the most)."""
         rows, _ = desk.points()
         index = desk.handed.index
         if by == "label":
             return Colours(names=list(index.label_names), codes=index.labels[rows].tolist())
+        if by == "cluster":
+            clusters = desk.clusters()[rows]
+            sizes = np.bincount(clusters[clusters >= 0])
+            return Colours(names=[f"{size:,} pictures" for size in sizes.tolist()], codes=clusters.tolist())
         known = desk.handed.known_outliers()
         codes = np.full(len(index), -1)
         for place, (row, _) in enumerate(known):

@@ -23,6 +23,7 @@ from instdisc.serve.handed import Handed, Opening
 from instdisc.serve.models import MapState, readable
 
 THUMB, FULL = 160, 1_024  # pixels of the longer side
+CLUSTERS, _CLUSTERED = 12, 50_000  # colours that can be told apart; vectors at once
 _OPENING_SECONDS = 60.0
 _UPLOADS = 64  # of which vector and small picture are kept
 
@@ -41,6 +42,7 @@ class Desk:
         self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
         self._found = lru_cache(maxsize=16)(self._matching)
         self.groups = lru_cache(maxsize=4)(self._groups)
+        self.clusters = lru_cache(maxsize=1)(self._clusters)
         self.lonely = lru_cache(maxsize=1)(self._lonely)
 
     @property
@@ -145,6 +147,25 @@ class Desk:
                 )
                 for group in linked(similar_pairs(vectors, threshold, most=1_000_000))
             ]
+
+    def _clusters(self) -> np.ndarray:
+        """For each row the number of its cluster, the largest 0, by k-means on the vectors; -1 where there is none."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        with self._heavy:
+            rows, vectors = self.handed.index.present()
+            some = np.random.default_rng(0).permutation(len(rows))[:_CLUSTERED]
+            means = MiniBatchKMeans(min(CLUSTERS, len(rows)), random_state=0, n_init=3, batch_size=4_096)
+            means.fit(vectors.pick(np.sort(some)).numpy())
+            found = [
+                means.predict(vectors.read(start, min(start + _CLUSTERED, len(rows))).numpy())
+                for start in range(0, len(rows), _CLUSTERED)
+            ]
+        codes = np.full(len(self.handed.index), -1)
+        codes[rows] = np.concatenate(found)
+        sizes = np.bincount(codes[rows], minlength=means.n_clusters)
+        codes[rows] = np.argsort(np.argsort(-sizes, kind="stable"))[codes[rows]]
+        return codes
 
     def _lonely(self) -> list[tuple[int, float]]:
         """Rows and their mean similarity, the most unlike first."""

@@ -186,7 +186,7 @@ async function view(parameters, keep, about) {
       : names.slice(0, 24).map((name, number) => {
         const dot = h("i", { class: "dot" });
         dot.style.background = PALETTE[number % PALETTE.length];
-        return h("a", { href: link("", { label: name }) }, dot, name);
+        return how === "cluster" ? h("span", {}, dot, name) : h("a", { href: link("", { label: name }) }, dot, name);
       })));
     later();
   };
@@ -241,7 +241,7 @@ async function view(parameters, keep, about) {
   });
   const lasso = h("button", { type: "button", "aria-pressed": "false", title: "Draw around points to select them (or drag with Shift)",
     onclick: () => lasso.setAttribute("aria-pressed", String(lasso.getAttribute("aria-pressed") !== "true")) }, "Select by drawing");
-  const by = h("select", { onchange: () => colour(by.value) }, h("option", { value: "label" }, "label"), h("option", { value: "outlier" }, "strangeness"));
+  const by = h("select", { onchange: () => colour(by.value) }, h("option", { value: "label" }, "label"), h("option", { value: "cluster" }, "cluster"), h("option", { value: "outlier" }, "strangeness"));
   const watcher = new ResizeObserver(fit);
   watcher.observe(canvas);
   keep(() => watcher.disconnect());
