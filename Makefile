@@ -57,7 +57,7 @@ $(BIN)/python:
 # too: it is installed first and used without isolation, since pip does not apply constraints to an isolated build.
 define install
 	@echo "installing instdisc$(1) into $(VENV) (a first time downloads about 3 GB, mostly torch)"
-	@$(PIP) install --quiet --constraint constraints.txt hatchling editables
+	@$(PIP) install --quiet --constraint constraints.txt hatchling editables setuptools
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".$(1)"
 	@touch $@
 endef
