@@ -182,7 +182,7 @@ def test_torchrun(trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Recipe:") == 1
     assert done.stdout.count("Next: instdisc evaluate") == 1
-    assert "and 1 more ranks" in done.stdout
+    assert "on each of 2 ranks" in done.stdout
     steps = [line["step"] for line in map(json.loads, RunFolder(tmp_path / "run").metrics.read_text().splitlines())]
     assert steps[:4] == [1, 2, 3, 4]
     assert instdisc.load(tmp_path / "run").embed(pictures).shape == (61, 8)

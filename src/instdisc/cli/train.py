@@ -51,6 +51,9 @@ def command(
     split: Annotated[str | None, typer.Option(help="Part of the source, where it has several.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take the first pictures only.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Go on if the run has begun, else start it: for torchrun and queues.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first picture that can't be read.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
@@ -70,7 +73,7 @@ def command(
             source[0] if len(source) == 1 else source,
             out,
             preset,
-            resume=resume,
+            resume="auto" if auto_resume else resume,
             labels=labels,
             test=test,
             split=split,

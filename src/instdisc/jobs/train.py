@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +58,7 @@ def train(
     out: str | Path,
     preset: str | Settings = "default",
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     labels: Any = None,
     split: str | None = None,
     limit: int | None = None,
@@ -70,7 +70,8 @@ def train(
     """Train an encoder on unlabelled pictures, and leave it with its bank in the run folder `out`.
 
     source: see `instdisc.data.open_source`. preset: a name (default, paper_cifar10, ...), or whole Settings.
-    resume: go on from the last checkpoint of `out`, with the same settings and pictures.
+    resume: go on from the last checkpoint of `out`, with the same settings and pictures; "auto": where there is a run,
+        and start it where there is none, as a launcher needs that starts the same command again after a failure.
     labels, test: labels of the source, and other pictures with labels, for measuring while it trains: the training
         itself never sees a label.
     say: takes each line that tells what was chosen; None = silence. overrides: any field of Settings by name.
@@ -78,7 +79,10 @@ def train(
     """
     with ranks.together():
         tell: Callable[[str], None] = say if say is not None and ranks.is_main() else _silent
-        return _train(source, RunFolder(out), preset, resume, labels, split, limit, test, device, tell, overrides)
+        folder = RunFolder(out)
+        if resume == "auto":  # the main rank's word: it makes the folder, and another may look before or after that
+            resume = bool(ranks.broadcast_object(folder.exists()))
+        return _train(source, folder, preset, resume, labels, split, limit, test, device, tell, overrides)
 
 
 def _train(
@@ -138,7 +142,7 @@ def _train(
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     say(
         f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {_device_name(place)}"
-        + (f" and {ranks.world() - 1} more ranks" if ranks.world() > 1 else "")
+        + (f", on each of {ranks.world()} ranks" if ranks.world() > 1 else "")
         + f"; a bank of {pictures.count:,} rows of {settings.dim} numbers."
     )
     if ranks.world() > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):

@@ -1,0 +1,128 @@
+"""Several hosts with a network between them: torchrun across, the same results as one process, and hosts that die."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import work_on_hosts
+from hosts import Host, hosts, torchrun
+from tiny_runs import picture_folder
+
+from instdisc.checkpoint import latest
+from instdisc.data.source import open_source
+from instdisc.embeddings import open_embeddings
+from instdisc.jobs.embed import embed
+from instdisc.jobs.evaluate import evaluate
+from instdisc.jobs.train import train
+from instdisc.runs import RunFolder
+from instdisc.training import read_metrics
+
+pytestmark = pytest.mark.slow
+WORK = work_on_hosts.__file__
+
+
+def finish(everyone: list[Host], processes: list[subprocess.Popen[bytes]], seconds: float = 150) -> None:
+    """Wait for all of them; what a host said is shown where one failed."""
+    until = time.monotonic() + seconds
+    for host, process in zip(everyone, processes, strict=True):
+        try:
+            assert process.wait(max(1.0, until - time.monotonic())) == 0, host.said()[-3000:]
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still at work after {seconds} seconds: {host.said()[-3000:]}")
+
+
+def losses(run: Path) -> torch.Tensor:
+    """(steps, 2) float64: the number of each logged step and its loss."""
+    lines = [line for line in read_metrics(RunFolder(run)) if "loss" in line]
+    return torch.tensor([[line["step"], line["loss"]] for line in lines], dtype=torch.float64)
+
+
+def bank(run: Path, count: int) -> torch.Tensor:
+    saved = latest(RunFolder(run).checkpoints)
+    assert saved is not None
+    return saved.rows("bank", 0, count)["rows"]
+
+
+def test_three_hosts_do_what_one_process_does(tmp_path: Path) -> None:
+    """Training, evaluation and embedding; 50 pictures in 4 batches: three does not divide them."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        picture_folder(folder / "pictures", 50)
+    with hosts(3) as everyone:
+        processes = torchrun(everyone, "3", [WORK, "whole_life", str(there)])
+        run = here / "run"
+        train(here / "pictures", run, "paper_cifar10", device="cpu", say=None, **work_on_hosts.RECIPE)
+        finish(everyone, processes)
+        assert all(host.sent() > 12 * 800_000 for host in everyone), "the gradients of 12 steps went over the links"
+    assert json.loads((there / "run" / "config.json").read_text())["chosen"]["ranks"] == 3
+    torch.testing.assert_close(losses(there / "run"), losses(run), rtol=1e-3, atol=0)
+    torch.testing.assert_close(bank(there / "run", 50), bank(run, 50), rtol=0, atol=2e-3)
+    # By the weights that three hosts made, one process says what three say.
+    report = evaluate(there / "run", device="cpu", neighbours=5, say=None)
+    assert json.loads((there / "report.json").read_text()) == report["knn"]
+    embed(there / "run", there / "pictures", here / "vectors.parquet", device="cpu", say=None)
+    one, three = (open_embeddings(folder / "vectors.parquet") for folder in (here, there))
+    np.testing.assert_allclose(three.vectors, one.vectors, atol=1e-5)
+    ids = [pq.read_table(folder / "vectors.parquet")["id"].to_pylist() for folder in (here, there)]
+    assert ids[0] == ids[1] == open_source(there / "pictures").fetch_table()["id"].to_pylist()
+
+
+def test_what_a_step_sends_does_not_grow_with_the_bank(tmp_path: Path) -> None:
+    with hosts(2) as everyone:
+        finish(everyone, torchrun(everyone, "2", [WORK, "traffic", str(tmp_path)]))
+    sent = json.loads((tmp_path / "bytes.json").read_text())
+    few, many = work_on_hosts.ROWS
+    batch = work_on_hosts.BATCH * 128 * 4  # bytes of this host's features
+    for name in ("softmax", "sampled"):
+        assert sent[f"{name} {few}"] > batch, "what is counted includes the features"
+        assert sent[f"{name} {many}"] < 1.2 * sent[f"{name} {few}"]
+    assert sent[f"softmax {many}"] < 12 * batch
+
+
+@pytest.mark.fault("a worker that dies leaves the run hanging")
+def test_hosts_die_and_the_rest_go_on(tmp_path: Path) -> None:
+    """Four hosts, then three, then two: every step once, the bank's rows shared anew, and the same end as in peace."""
+    pictures, run = picture_folder(tmp_path / "pictures", 50), tmp_path / "run"
+    recipe = work_on_hosts.RECIPE | {"epochs": 40, "lr": 0.01, "checkpoint_minutes": 0}
+    settings = [word for name, value in recipe.items() for word in ("--set", f"{name}={value}")]
+    words = [
+        "-m",
+        "instdisc",
+        "train",
+        str(pictures),
+        "--out",
+        str(run),
+        "--preset",
+        "paper_cifar10",
+        "--device",
+        "cpu",
+    ]
+    with hosts(4) as everyone:
+        processes = torchrun(everyone, "2:4", [*words, *settings, "--device", "cpu", "--auto-resume"])
+        for dies, step in ((3, 20), (2, 70)):
+            wait_for_step(run, step, everyone)
+            everyone[dies].pull_the_plug()
+        finish(everyone[:2], processes[:2])
+        said = "".join(host.said() for host in everyone)
+    for world in (4, 3, 2):
+        assert f"on each of {world} ranks" in said
+    assert said.count("Resumed at epoch") == 2
+    assert losses(run)[:, 0].tolist() == list(range(1, 161))
+    train(pictures, tmp_path / "peace", "paper_cifar10", device="cpu", say=None, **recipe)
+    torch.testing.assert_close(losses(run)[-8:], losses(tmp_path / "peace")[-8:], rtol=0.02, atol=0)
+    cosines = (bank(run, 50) * bank(tmp_path / "peace", 50)).sum(1)
+    assert cosines.min() > 0.98
+
+
+def wait_for_step(run: Path, step: int, everyone: list[Host], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not run.is_dir() or len(read_metrics(RunFolder(run))) < step:
+        assert time.monotonic() < until, everyone[0].said()[-3000:]
+        time.sleep(0.05)
