@@ -1,4 +1,4 @@
-"""The time of one query among many vectors: exact search, our graph, FAISS flat and HNSW, PostgreSQL with pgvector.
+"""The time of one query among many vectors: exact search, our graph, FAISS flat, HNSW and IVF, pgvector.
 
     python benchmarks/query.py                               # 50,000 and 1,000,000 vectors; 15 minutes
     python benchmarks/query.py --run RUN                     # and the collection of a run
@@ -82,6 +82,7 @@ def measured(vectors: torch.Tensor) -> list[dict[str, Any]]:
         ("graph", lambda: _graph(vectors)),
         ("FAISS flat", lambda: _faiss(faiss.IndexFlatIP(vectors.shape[1]), vectors)),
         ("FAISS HNSW16, breadth 64", lambda: _faiss(_hnsw(vectors.shape[1]), vectors)),
+        ("FAISS IVF, 16 probes", lambda: _faiss(_ivf(vectors), vectors)),
     ]
     for name, make in ways:
         before, started = _memory(), time.perf_counter()
@@ -131,6 +132,15 @@ def _graph(vectors: torch.Tensor) -> Ask:
 def _hnsw(dim: int) -> Any:
     index = faiss.IndexHNSWFlat(dim, 16, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = 128, 64
+    return index
+
+
+def _ivf(vectors: torch.Tensor) -> Any:
+    lists = 2 * round(len(vectors) ** 0.5)
+    index = faiss.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    sample = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(2))[: 64 * lists]
+    index.train(vectors[sample].numpy())
+    index.nprobe = 16
     return index
 
 

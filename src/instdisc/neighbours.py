@@ -12,6 +12,7 @@ product, and scores them alone in float32: the same answers, sooner.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from instdisc.shapes import Float, Int
 
 _MISSING = -1  # the index of a place that no row has filled yet; its score is -inf
 _SEGMENTS = 64  # how many columns of a tile of coarse scores are looked at by their maximum
+_FEW = 8  # queries, whose product with many rows is bound by memory
 _MANY = 100  # candidates a query and block: from here on the float32 product costs less than scoring them singly
 _AT_ONCE = 1 << 16  # pairs scored at once: 64 MB of vectors of 128 numbers
 
@@ -94,7 +96,7 @@ class Nearest:
         Where far more than k pass (the first block, or rows that happen to come best last) the block's own k-th best
         thins them out. Scores equal to that one all stay, so the choice among ties is left to the merge.
         """
-        scores = self.queries[tile] @ rows.T
+        scores = _products(self.queries[tile], rows)
         require_finite(scores[0])  # finite queries and a row that is not: every score of the row shows it
         if self.exclude is not None:
             own = self.exclude[tile] - first
@@ -124,6 +126,19 @@ class Nearest:
         both_indices = torch.cat([best_indices, found_indices], dim=1)
         kept_scores, kept_indices = merge(both_scores, both_indices, best_scores.shape[1])
         self.scores[tile], self.indices[tile] = kept_scores, kept_indices
+
+
+def _products(queries: Float[Tensor, "queries dim"], rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "queries rows"]:
+    """Every query with every row. With few queries a CPU is up to five times quicker at `rows @ queries.T`.
+
+    One query alone is quick only in parts (a million rows of 128 on two cores: 18 ms, in one part 70).
+    """
+    if queries.device.type != "cpu" or len(queries) > _FEW:
+        return queries @ rows.T
+    if len(queries) > 1 or not len(rows):
+        return (rows @ queries.T).T
+    parts = next(parts for parts in (16, 8, 4, 2, 1) if len(rows) % parts == 0)
+    return torch.bmm(rows.unflatten(0, (parts, -1)), queries.T.expand(parts, -1, -1)).view(1, -1)
 
 
 def merge(
@@ -235,7 +250,8 @@ def _seconds(rows: Tensor) -> float:
 
 def require_finite(vectors: Tensor) -> None:
     """InputError where a number is not finite."""
-    if not bool(torch.isfinite(vectors).all()):
+    # A sum is finite where all numbers are, unless it overflows; it costs a fifth of looking at each.
+    if not math.isfinite(vectors.sum()) and not bool(torch.isfinite(vectors).all()):
         raise InputError(
             "A vector holds NaN or infinity, so that it has no nearest neighbours: leave it out or embed it again."
         )

@@ -27,6 +27,7 @@ from instdisc.search.pairs import Vectors
 from instdisc.shapes import Bool, Float, Int
 
 _BLOCK = 16_384
+_FEW = 8  # queries: their scores are small, so that a block can be four times as large
 _LEFT_OUT = 1_000  # pictures; where a filter leaves out more, exact search is the surer way
 
 
@@ -170,7 +171,7 @@ class Index:
             return self._by_graph(queries, neighbours, among, exclude)
         nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
         first = 0
-        for block in self._blocks(among):
+        for block in self._blocks(among, _BLOCK if len(queries) > _FEW else 4 * _BLOCK):
             nearest.add(block, first)
             first += len(block)
         rows = torch.from_numpy(np.flatnonzero(among))
@@ -199,12 +200,12 @@ class Index:
         scores, order = torch.sort(scores, dim=1, descending=True, stable=True)
         return scores[:, :neighbours], found.gather(1, order[:, :neighbours])
 
-    def _blocks(self, among: np.ndarray) -> Iterator[Float[Tensor, "block dim"]]:
+    def _blocks(self, among: np.ndarray, size: int) -> Iterator[Float[Tensor, "block dim"]]:
         """The vectors that `among` marks, in order, a block at a time."""
         first = 0
         for part in self.parts:
-            for start in range(0, len(part), _BLOCK):
-                block = part[start : start + _BLOCK]
+            for start in range(0, len(part), size):
+                block = part[start : start + size]
                 wanted = among[first + start : first + start + len(block)]
                 if wanted.any():
                     yield block if wanted.all() else block[torch.from_numpy(wanted)]
