@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from instdisc.training import read_metrics
 
 pytestmark = pytest.mark.slow
 WORK = work_on_hosts.__file__
+RUNS = Path(__file__).resolve().parents[1] / "runs"
 
 
 def finish(everyone: list[Host], processes: list[subprocess.Popen[bytes]], seconds: float = 150) -> None:
@@ -119,6 +122,56 @@ def test_hosts_die_and_the_rest_go_on(tmp_path: Path) -> None:
     torch.testing.assert_close(losses(run)[-8:], losses(tmp_path / "peace")[-8:], rtol=0.02, atol=0)
     cosines = (bank(run, 50) * bank(tmp_path / "peace", 50)).sum(1)
     assert cosines.min() > 0.98
+
+
+# What the two scripts call, in the place of a cluster: each finds the namespace of an address by its last number.
+ON = 'ip netns exec "$MARK-${host##*.}"'
+FAKES = {
+    "ssh": f'host=$1; exec {ON} bash -c "$2"',
+    "scontrol": "printf '%s\\n' $SLURM_JOB_NODELIST",
+    "srun": f"""shift; pids=()
+for host in $SLURM_JOB_NODELIST; do SLURMD_NODENAME=$host {ON} "$@" & pids+=($!); done
+for pid in "${{pids[@]}}"; do wait "$pid"; done""",
+}
+
+
+@pytest.mark.parametrize("script", ["on_hosts.sh", "slurm.sbatch"])
+def test_the_submit_scripts_start_one_run_on_all_hosts(script: str, tmp_path: Path) -> None:
+    pictures, run = picture_folder(tmp_path / "pictures", 50), tmp_path / "run with a space"
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\nset -eu\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    recipe = work_on_hosts.RECIPE | {"epochs": 1}
+    settings = [word for name, value in recipe.items() for word in ("--set", f"{name}={value}")]
+    words = ["train", str(pictures), "--out", str(run), "--preset", "paper_cifar10", "--device", "cpu", *settings]
+    with hosts(2) as everyone:
+        addresses = [host.address for host in everyone]
+        (tmp_path / "hosts.txt").write_text("# ours\n" + "\n".join(addresses) + "\n\n")
+        told = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "MARK": everyone[0].name.rpartition("-")[0],
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "PYTHON": sys.executable,
+            "PROCESSES": "1",
+            "SSH": str(tmp_path / "ssh"),
+            "SLURM_JOB_NODELIST": " ".join(addresses),
+            "SLURM_JOB_ID": "17",
+        }
+        command = [str(RUNS / script), *([str(tmp_path / "hosts.txt")] if script == "on_hosts.sh" else []), *words]
+        done = subprocess.run(
+            ["bash", *command], env=os.environ | told, capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("on each of 2 ranks") == 1
+    assert losses(run)[:, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_a_list_without_hosts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts.txt").write_text("# nobody\n")
+    command = ["bash", str(RUNS / "on_hosts.sh"), str(tmp_path / "hosts.txt"), "train", "pictures", "--out", "run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the list of hosts is empty" in done.stderr
 
 
 def wait_for_step(run: Path, step: int, everyone: list[Host], seconds: float = 120) -> None:
