@@ -1,0 +1,145 @@
+"""Bank, objectives and search without an encoder, against the number of pictures: seconds of a step, memory, bytes.
+
+    python benchmarks/scale.py                                   # to 10 million rows (5 GB); some minutes
+    python benchmarks/scale.py --counts 100000 1000000           # less
+
+Made unit features in batches of 256; a step is the objective forward and backward and the bank's update. Every count
+runs in a process of its own, so that its memory can be read off. Results go to results/scale.json, the plot to
+results/scale.png, and docs/scale.md computes from them what a cluster needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from record import record
+
+BATCH, DIM, NEGATIVES = 256, 128, 4096
+BUDGET = 6.0  # seconds for each way, at least two steps
+KINDS = ("float32", "float16")
+
+
+def main() -> None:
+    """Measure every count in a process of its own, record, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--one", nargs=2, metavar=("COUNT", "KIND"), help="what a process of its own does")
+    settings = parser.parse_args()
+    if settings.one:
+        print(json.dumps(measured(int(settings.one[0]), settings.one[1])))
+        return
+    rows = []
+    for count in settings.counts:
+        for kind in KINDS:
+            words = [sys.executable, __file__, "--one", str(count), kind]
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+            rows.append({"rows": count, "dtype": kind} | json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+    whole = [row for row in rows if row["dtype"] == "float32"]
+    record(
+        settings.results / "scale.json",
+        name="scale",
+        command=f"python benchmarks/scale.py --counts {' '.join(map(str, settings.counts))}",
+        unit="seconds of a step of the exact softmax, batch 256, float32 rows, one value a count; `rows` has all",
+        values=[row["softmax_seconds"] for row in whole],
+        seeds=[0],
+        batch=BATCH,
+        negatives=NEGATIVES,
+        rows=rows,
+    )
+    draw(whole, settings.results / "scale.png")
+
+
+def measured(count: int, kind: str) -> dict[str, Any]:
+    """One bank: seconds to make it, of a step by each objective, of queries; megabytes above its rows."""
+    import torch
+    from torch.nn.functional import normalize
+
+    from instdisc.bank import MemoryBank
+    from instdisc.neighbours import top_k
+    from instdisc.objectives import NCE, NonParametricSoftmax, SampledSoftmax
+
+    small = MemoryBank(1000, DIM)  # everything is loaded before memory is read
+    _step(NonParametricSoftmax(0.07), small, torch.arange(BATCH), torch.eye(BATCH, DIM).add(0.01))
+    before = _peak()
+    started = time.perf_counter()
+    bank = MemoryBank(count, DIM, dtype=getattr(torch, kind))
+    found: dict[str, Any] = {"making_seconds": round(time.perf_counter() - started, 2)}
+    found["rows_mb"] = round(bank.rows.nbytes / 1e6)
+    ways = {
+        "softmax": NonParametricSoftmax(0.07),
+        "sampled": SampledSoftmax(0.07, NEGATIVES),
+        "nce": NCE(0.07, NEGATIVES),
+    }
+    for name, objective in ways.items():
+
+        def one(number: int, objective: torch.nn.Module = objective) -> None:
+            draw = torch.Generator().manual_seed(number)
+            indices = torch.randint(count, (BATCH,), generator=draw)
+            features = torch.randn(BATCH, DIM, generator=draw)
+            _step(objective, bank, indices, normalize(features, dim=1))
+
+        found[f"{name}_seconds"] = _median(one)
+    found["above_rows_mb"] = round(_peak() - before - found["rows_mb"])
+    for queries in (1, 256):
+        asked = bank.lookup(torch.arange(queries))
+
+        def search(_: int, asked: torch.Tensor = asked) -> None:
+            top_k(asked, bank.rows, 10)
+
+        found[f"search_{queries}_seconds"] = _median(search)
+    return found
+
+
+def _step(objective: Any, bank: Any, indices: Any, features: Any) -> None:
+    features.requires_grad_()
+    objective(features, indices, bank).backward()
+    bank.update(indices, features.detach())
+
+
+def _median(run: Callable[[int], None]) -> float:
+    run(0)
+    taken: list[float] = []
+    while len(taken) < 2 or (sum(taken) < BUDGET and len(taken) < 50):
+        started = time.perf_counter()
+        run(len(taken) + 1)
+        taken.append(time.perf_counter() - started)
+    return round(statistics.median(taken), 5)
+
+
+def _peak() -> float:
+    """Megabytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """Seconds against rows, both by powers of ten."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    counts = [row["rows"] for row in rows]
+    for name, words in (
+        ("softmax_seconds", "a step, exact softmax"),
+        ("sampled_seconds", f"a step, softmax over {NEGATIVES:,} sampled rows"),
+        ("nce_seconds", f"a step, NCE with {NEGATIVES:,} noise rows"),
+        ("search_1_seconds", "ten neighbours of one picture, exactly"),
+    ):
+        axes.plot(counts, [row[name] for row in rows], marker="o", label=words)
+    axes.set(xscale="log", yscale="log", xlabel="pictures", ylabel="seconds, two CPU cores")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(out, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
