@@ -54,12 +54,15 @@ class Client:
 
 
 @contextmanager
-def served(run: Path | Handed, *, token: str | None = None) -> Iterator[Client]:
-    """A server of a run folder, or of anything that can be handed to it."""
+def served(run: Path | Handed | Opening, *, token: str | None = None) -> Iterator[Client]:
+    """A server of a run folder, or of anything that can be handed to it, or is being opened."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        opening = Opening("made", lambda: ServedRun(run, device="cpu") if isinstance(run, Path) else run)
+        if isinstance(run, Opening):
+            opening = run
+        else:
+            opening = Opening("made", lambda: ServedRun(run, device="cpu") if isinstance(run, Path) else run)
         config = uvicorn.Config(make_app(opening, hosts_of("127.0.0.1", port), token), log_level="error", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

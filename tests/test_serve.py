@@ -33,7 +33,8 @@ from instdisc.jobs.collection import Collection
 from instdisc.jobs.duplicates import duplicates
 from instdisc.jobs.label import assign, hand_labels
 from instdisc.jobs.outliers import outliers
-from instdisc.jobs.serve import hosts_of, serve
+from instdisc.jobs.serve import RunLook, hosts_of, serve
+from instdisc.jobs.served import ServedRun
 from instdisc.jobs.train import train
 from instdisc.search.index import Index
 from instdisc.serve.desk import Desk
@@ -453,10 +454,78 @@ def test_the_page_answers_while_the_collection_is_opened() -> None:
         Opening("odd", lambda: 1 / 0).wait(10)
 
 
-def test_the_server_needs_no_torch_to_start() -> None:
-    program = "import sys, instdisc.serve.app, instdisc.jobs.serve; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_the_server_needs_no_torch_to_start_and_for_the_grid(trained: tuple[Path, Path]) -> None:
+    program = (
+        "import sys, instdisc.serve.app; from instdisc.jobs.serve import RunLook; look = RunLook(sys.argv[1]); "
+        "print(len(look.entries([1, 2])), look.picture(3).shape, 'torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", program, str(trained[1])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 (16, 16, 3) False"
+
+
+def test_the_first_look_is_that_of_the_whole(run: Path, tmp_path: Path) -> None:
+    """Whatever was removed, tagged and labelled by hand: what the grid shows first is what it shows later."""
+    index.remove(run, where="red/*1*", say=None)
+    index.tag(run, "some", where="*2.png")
+    whole = Collection(run).index
+    paths = [entry.path for entry in whole.entries(np.flatnonzero(~whole.removed)[[0, 5]])]
+    assign(run, {paths[0]: "mine", paths[1]: "blue"}, say=None)
+    look, opened = RunLook(run), ServedRun(run, device="cpu")
+    assert look.rows.tolist() == np.flatnonzero(~opened.index.removed).tolist()
+    assert len(look.rows) < COUNT
+    assert (look.dim, look.recomputed, look.tags) == (opened.index.dim, opened.recomputed, ["some"])
+    assert sorted(look.label_names) == sorted(opened.index.label_names)
+    with served(opened) as client:
+        later = client.json(f"/api/pictures?count={COUNT}")["pictures"]
+    assert look.entries(look.rows.tolist()) == later
+    assert {one["label"] for one in later if one["hand"]} == {"mine", "blue"}
+    for row in look.rows.tolist():
+        assert np.array_equal(look.picture(row), opened.picture(row))
+    index.add(run, str(picture_folder(tmp_path / "more", 3)), say=None)
+    with pytest.raises(InputError):  # then all of it is waited for
+        RunLook(run)
+
+
+def test_the_grid_is_shown_while_the_rest_is_opened(trained: tuple[Path, Path]) -> None:
+    released = threading.Event()
+
+    def slow() -> ServedRun:
+        released.wait(20)
+        return ServedRun(trained[1], device="cpu")
+
+    with served(Opening("made", slow, lambda: RunLook(trained[1]))) as client:
+        try:
+            about, listing = client.json("/api/collection"), client.json("/api/pictures?start=2&count=5")
+            assert client.json("/api/status")["state"] == "listed"
+            shown = client.send("GET", "/pictures/4")
+            chosen = client.json("/api/pictures?rows=7,3")
+        finally:
+            released.set()
+        assert client.json("/api/neighbours/4?count=3")["results"]  # waits for the vectors
+        assert client.json("/api/status")["state"] == "open"
+        assert client.json("/api/collection") == about | {"name": trained[1].name}
+        assert client.json("/api/pictures?start=2&count=5") == listing and listing["total"] == COUNT
+        assert [one["row"] for one in chosen["pictures"]] == [7, 3] and client.json("/api/pictures?rows=7,3") == chosen
+        assert client.send("GET", "/pictures/4")[2] == shown[2]
+
+
+def test_who_asks_for_what_is_being_computed_waits_for_it() -> None:
+    asked: list[float] = []
+
+    class Slow(Desk):
+        def _groups(self, threshold: float) -> list:
+            asked.append(threshold)
+            time.sleep(0.2)
+            return [threshold]
+
+    desk = Slow(Opening("made", lambda: None))
+    threads = [threading.Thread(target=desk.groups, args=(one,)) for one in (0.9, 0.9, 0.8, 0.9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(asked) == [0.8, 0.9] and desk.groups(0.9) == [0.9]
 
 
 def test_the_command_serves_until_it_is_interrupted(trained: tuple[Path, Path]) -> None:

@@ -5,16 +5,23 @@ This file must not import torch: the page answers while the collection is being 
 
 from __future__ import annotations
 
+import csv
+import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
+from instdisc.data.decode import decode
 from instdisc.errors import InputError
-from instdisc.runs import RunFolder
+from instdisc.jobs.sources import read_facts, reopen
+from instdisc.runs import RunFolder, read_json
 
 if TYPE_CHECKING:
     from instdisc.jobs.served import ServedRun
@@ -47,6 +54,57 @@ def _addresses() -> set[str]:
     except OSError:
         pass
     return found
+
+
+class RunLook:
+    """A run's own pictures, as the grid shows them before torch is loaded (serve/handed.py).
+
+    Raises an error of some kind where that is not all of the collection, or can't be had: the whole is waited for then.
+    """
+
+    def __init__(self, run: str | Path, *, train_source: Any = None) -> None:
+        folder = RunFolder(run)
+        facts = read_facts(folder)
+        self.dim = int(facts["encoder"]["dim"])
+        self._source = reopen(folder, facts, train_source)
+        with pa.memory_map(str(folder.instances)) as file:
+            self._pictures = pa.ipc.open_file(file).read_all()
+        self._rows = self._pictures["row"].to_numpy()
+        there = np.ones(len(self._rows), dtype=bool)
+        self.recomputed, self.tags = False, list[str]()
+        if (folder.index / "index.json").is_file():
+            changed = read_json(folder.index / "index.json")
+            if any(part["source"] is not None for part in changed["parts"]):
+                raise InputError("Pictures were added.")
+            with pa.memory_map(str(folder.index / changed["marks"])) as file:
+                marks = pa.ipc.open_file(file).read_all()
+            names = np.array(marks["tag"].to_pylist(), dtype=object)
+            there[marks["row"].to_numpy()[names == ""]] = False
+            self.recomputed, self.tags = changed["recomputed"] is not None, sorted(set(names) - {""})
+        self.rows = np.flatnonzero(there)
+        self._hand: dict[str, str] = {}
+        if folder.hand_labels.is_file():
+            with open(folder.hand_labels, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+                self._hand = {line["path"]: line["label"] for line in csv.DictReader(lines)}
+        self._names = list(self._source.label_names or [])
+        self.label_names = [*self._names, *sorted(set(self._hand.values()) - set(self._names))]
+
+    def entries(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        found = self._pictures.take(pa.array(np.asarray(rows, dtype=np.int64))).select(["id", "location"])
+        codes = None if self._source.labels is None else self._source.labels[self._rows[list(rows)]]
+        entries = []
+        for place, (row, one) in enumerate(zip(rows, found.to_pylist(), strict=True)):
+            path = os.fsdecode(one["location"])
+            label = "" if codes is None or codes[place] < 0 else self._names[codes[place]]
+            hand = path in self._hand
+            entries.append(
+                {"row": int(row), "id": os.fsdecode(one["id"]), "path": path, "hand": hand}
+                | {"label": self._hand[path] if hand else label}
+            )
+        return entries
+
+    def picture(self, row: int) -> np.ndarray:
+        return decode(self._source.read(int(self._rows[row])))
 
 
 def serve(
@@ -94,7 +152,7 @@ def serve(
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{host}:{port} can't be listened on ({reason}): choose another --port.") from None
         port = listening.getsockname()[1]
-        opening = Opening(Path(run).resolve().name, opened)
+        opening = Opening(Path(run).resolve().name, opened, lambda: RunLook(run, train_source=train_source))
         app = make_app(opening, hosts_of(host, port), token)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))

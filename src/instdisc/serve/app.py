@@ -83,7 +83,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         try:
             opening.wait(0)
         except TimeoutError:
-            return Status(state="opening", name=opening.name)
+            return Status(state="listed" if opening.has_first_look() else "opening", name=opening.name)
         except InputError as error:
             return Status(state="failed", name=opening.name, error=str(error))
         return Status(state="open", name=opening.name)
@@ -91,6 +91,17 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
     @app.get("/api/collection")
     def collection() -> About:
         """What there is."""
+        first = opening.first_look()
+        if first is not None:
+            return About(
+                name=opening.name,
+                pictures=len(first.rows),
+                dim=first.dim,
+                labels=sorted(first.label_names),
+                tags=sorted(first.tags),
+                recomputed=first.recomputed,
+                start=desk.start,
+            )
         handed = desk.handed
         index = handed.index
         return About(
@@ -105,11 +116,21 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
 
     @app.get("/api/pictures")
     def pictures(
-        start: Start = 0, count: Count = 100, label: Text = None, tag: Text = None, where: Text = None
+        start: Start = 0,
+        count: Count = 100,
+        label: Text = None,
+        tag: Text = None,
+        where: Text = None,
+        rows: Rows = "",
     ) -> Listing:
-        """Pictures from `start` on; where: a pattern of their ids, with * and ?."""
-        rows = desk.matching(label or None, tag or None, where or None)
-        return Listing(total=len(rows), pictures=[Picture(**one) for one in desk.pictures(rows[start : start + count])])
+        """Pictures from `start` on; where: a pattern of their ids, with * and ?. rows: these alone, in their order."""
+        if rows:
+            chosen = desk.rows(rows)
+            return Listing(total=len(chosen), pictures=[Picture(**one) for one in desk.pictures(chosen)])
+        found = desk.matching(label or None, tag or None, where or None)
+        return Listing(
+            total=len(found), pictures=[Picture(**one) for one in desk.pictures(found[start : start + count])]
+        )
 
     @app.get("/api/pictures/{row}")
     def picture(row: Row) -> Picture:
@@ -118,7 +139,8 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
 
     @app.get("/pictures/{row}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     def image(row: Row, size: Literal["thumb", "full"] = "thumb") -> Response:
-        """A picture's pixels: at most 160 pixels long, or 1,024. A browser may keep them for an hour."""
+        """A picture's pixels: at most 224 pixels long, or 1,024. A browser may keep them for an hour."""
+        opening.picture_asked()
         try:
             content = desk.thumb(desk.row(row), THUMB) if size == "thumb" else desk.jpeg(desk.row(row), FULL)
         except HTTPException:

@@ -10,9 +10,9 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import HTTPException
@@ -22,10 +22,12 @@ from instdisc.errors import InputError
 from instdisc.serve.handed import Handed, Opening
 from instdisc.serve.models import MapState, readable
 
-THUMB, FULL = 160, 1_024  # pixels of the longer side
+THUMB, FULL = 224, 1_024  # pixels of the longer side; screens have up to two for one of the page
 CLUSTERS, _CLUSTERED = 12, 50_000  # colours that can be told apart; vectors at once
 _OPENING_SECONDS = 60.0
+_SMALL = 128  # pixels of the longer side of a picture that must not lose any more
 _UPLOADS = 64  # of which vector and small picture are kept
+Kept = TypeVar("Kept")
 
 
 class Desk:
@@ -41,20 +43,41 @@ class Desk:
         self._map = MapState(state="none")
         self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
         self._found = lru_cache(maxsize=16)(self._matching)
-        self.groups = lru_cache(maxsize=4)(self._groups)
-        self.clusters = lru_cache(maxsize=1)(self._clusters)
-        self.lonely = lru_cache(maxsize=1)(self._lonely)
+        self.groups = self._once(self._groups, 4)
+        self.clusters = self._once(self._clusters, 1)
+        self.lonely = self._once(self._lonely, 1)
 
     @property
     def handed(self) -> Handed:
         return self.opening.wait(_OPENING_SECONDS)
 
+    def _once(self, compute: Callable[..., Kept], most: int) -> Callable[..., Kept]:
+        """The last `most` answers are kept. Who asks for what is being computed waits: it is not computed twice."""
+
+        def alone(*what: Any) -> Kept:
+            with self._heavy:
+                return compute(*what)
+
+        kept, lock = lru_cache(maxsize=most)(alone), threading.Lock()
+
+        def ask(*what: Any) -> Kept:
+            with lock:
+                return kept(*what)
+
+        return ask
+
     def pictures(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         chosen = [int(row) for row in rows]
+        first = self.opening.first_look()
+        if first is not None and np.isin(chosen, first.rows).all():
+            return first.entries(chosen)
         hand = self.handed.hand_labels()
         return [vars(entry) | {"hand": entry.row in hand} for entry in self.handed.index.entries(chosen)]
 
     def row(self, row: int) -> int:
+        first = self.opening.first_look()
+        if first is not None and np.isin(row, first.rows):
+            return row
         index = self.handed.index
         if row >= len(index) or index.removed[row]:
             raise HTTPException(404, "No picture of the collection has this number.")
@@ -65,6 +88,9 @@ class Desk:
 
     def matching(self, label: str | None, tag: str | None, where: str | None) -> np.ndarray:
         """The rows that match."""
+        first = self.opening.first_look()
+        if first is not None and label is tag is where is None:
+            return first.rows
         self.handed.hand_labels()  # looks whether they have changed
         return self._found(label, tag, where, self.handed.version)
 
@@ -77,7 +103,7 @@ class Desk:
 
     def jpeg(self, row: int, side: int) -> bytes:
         """A picture, at most `side` pixels long."""
-        return as_jpeg(self.handed.picture(row), side)
+        return as_jpeg((self.opening.first_look() or self.handed).picture(row), side)
 
     def keep(self, vector: Any, pixels: np.ndarray) -> str:
         name = secrets.token_urlsafe(9)
@@ -137,30 +163,28 @@ class Desk:
         from instdisc.search.groups import linked
         from instdisc.search.pairs import similar_pairs
 
-        with self._heavy:
-            rows, vectors = self.handed.index.present()
-            return [
-                (
-                    rows[list(group.members)].tolist(),
-                    group.score,
-                    (int(rows[group.worst[0]]), int(rows[group.worst[1]])),
-                )
-                for group in linked(similar_pairs(vectors, threshold, most=1_000_000))
-            ]
+        rows, vectors = self.handed.index.present()
+        return [
+            (
+                rows[list(group.members)].tolist(),
+                group.score,
+                (int(rows[group.worst[0]]), int(rows[group.worst[1]])),
+            )
+            for group in linked(similar_pairs(vectors, threshold, most=1_000_000))
+        ]
 
     def _clusters(self) -> np.ndarray:
         """For each row the number of its cluster, the largest 0, by k-means on the vectors; -1 where there is none."""
         from sklearn.cluster import MiniBatchKMeans
 
-        with self._heavy:
-            rows, vectors = self.handed.index.present()
-            some = np.random.default_rng(0).permutation(len(rows))[:_CLUSTERED]
-            means = MiniBatchKMeans(min(CLUSTERS, len(rows)), random_state=0, n_init=3, batch_size=4_096)
-            means.fit(vectors.pick(np.sort(some)).numpy())
-            found = [
-                means.predict(vectors.read(start, min(start + _CLUSTERED, len(rows))).numpy())
-                for start in range(0, len(rows), _CLUSTERED)
-            ]
+        rows, vectors = self.handed.index.present()
+        some = np.random.default_rng(0).permutation(len(rows))[:_CLUSTERED]
+        means = MiniBatchKMeans(min(CLUSTERS, len(rows)), random_state=0, n_init=3, batch_size=4_096)
+        means.fit(vectors.pick(np.sort(some)).numpy())
+        found = [
+            means.predict(vectors.read(start, min(start + _CLUSTERED, len(rows))).numpy())
+            for start in range(0, len(rows), _CLUSTERED)
+        ]
         codes = np.full(len(self.handed.index), -1)
         codes[rows] = np.concatenate(found)
         sizes = np.bincount(codes[rows], minlength=means.n_clusters)
@@ -171,20 +195,19 @@ class Desk:
         """Rows and their mean similarity, the most unlike first."""
         from instdisc.search.pairs import neighbours_of_all
 
-        with self._heavy:
-            rows, vectors = self.handed.index.present()
-            scores, _ = neighbours_of_all(vectors, min(10, len(rows) - 1))
+        rows, vectors = self.handed.index.present()
+        scores, _ = neighbours_of_all(vectors, min(10, len(rows) - 1))
         similarity = scores.mean(axis=1)
         order = np.argsort(similarity, kind="stable")
         return list(zip(rows[order].tolist(), similarity[order].tolist(), strict=True))
 
 
 def as_jpeg(pixels: np.ndarray, side: int) -> bytes:
-    """A JPEG at most `side` pixels long; one of few pixels, which is shown large, is of high quality."""
+    """A JPEG at most `side` pixels long; a picture of few pixels, which is shown large, is of high quality."""
     picture = Image.fromarray(pixels)
+    small = max(picture.size) <= _SMALL
     if max(picture.size) > side:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    small = max(picture.size) <= THUMB
-    picture.save(out, "JPEG", quality=95 if small else 88, subsampling=0 if small else 2)
+    picture.save(out, "JPEG", quality=95 if small else 86, subsampling=0 if small else 2)
     return out.getvalue()

@@ -36,9 +36,9 @@ class Found(Picture):
 
 
 class Status(BaseModel):
-    """state: opening, open or failed (then `error` says why). name: of the collection."""
+    """state: opening, listed (the grid can be shown), open or failed (`error` says why). name: of the collection."""
 
-    state: Literal["opening", "open", "failed"]
+    state: Literal["opening", "listed", "open", "failed"]
     name: Name
     error: str = ""
 

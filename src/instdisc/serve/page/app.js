@@ -1,91 +1,47 @@
 // The views, chosen by the address after "#": every state has one, so that Back works and a link can be kept.
-import { ask, cell, h, image, link, say, servedSince, walkable } from "./dom.js";
+import { ask, empty, h, link, say, servedSince, stay } from "./dom.js";
 import { Grid } from "./grid.js";
+import { picture, search } from "./look.js";
 import { duplicates, outliers } from "./clean.js";
 import { labelling } from "./label.js";
 import { map } from "./map.js";
 
-const view = document.getElementById("view");
+const view = document.getElementById("view"), busy = document.getElementById("busy");
 let about; // the collection
 let leave = () => {}; // what the present view holds on to
 let turn = 0; // a view that comes late is not shown
-
-export const show = (...children) => view.replaceChildren(...children);
+let steps = 0; // of this tab within the page
 
 async function browse(parameters, keep) {
   const filter = { label: parameters.get("label") ?? "", tag: parameters.get("tag") ?? "", where: parameters.get("where") ?? "" };
+  const at = Math.max(0, Math.floor(Number(parameters.get("at")) || 0));
   const listing = (start, count) => ask(`api/pictures?${new URLSearchParams({ start, count, ...filter })}`);
-  const first = await listing(0, 1);
+  const first = await listing(0, Grid.page);
   const choice = (name, values, all) => h("label", {}, `${name} `, h("select", {
     onchange: (event) => { location.hash = link("", { ...filter, [name]: event.target.value }); } },
   h("option", { value: "" }, all), ...values.map((value) => h("option", { value, selected: value === filter[name] }, value))));
-  const bar = h("div", { class: "bar" },
+  const bar = h("div", { class: "bar browse" },
     h("h1", {}, `${first.total.toLocaleString("en")} pictures`),
     h("span", { class: "room" }),
     about.labels.length ? choice("label", about.labels, "any") : null,
     about.tags.length ? choice("tag", about.tags, "any") : null,
     h("label", {}, "name ", h("input", { type: "search", value: filter.where, placeholder: "2024/*.jpg", size: 14,
       onchange: (event) => { location.hash = link("", { ...filter, where: event.target.value.trim() }); } })));
-  if (!first.total) return [bar, h("p", { class: "quiet" }, "No picture matches. In names, * stands for any text: *beach*.")];
-  const grid = new Grid(first.total, async (start, count) => (await listing(start, count)).pictures);
+  if (!first.total) {
+    return [bar, empty("No picture matches", "In names, * stands for any text and ? for one letter: *beach*.", h("a", { class: "button", href: "#/" }, "All pictures"))];
+  }
+  const grid = new Grid(first.total, async (start, count) => (await listing(start, count)).pictures, {
+    first: first.pictures, at, row: history.state?.row, moved: (place) => stay(link("", { ...filter, at: place || "" })) });
   keep(() => grid.close());
   return [bar, grid.host];
 }
 
-function hits(results, { near = [], far = [], upload } = {}) {
-  const to = (like, unlike) => { location.hash = link("search", { like: like.join(","), unlike: unlike.join(","), upload }); };
-  const list = results.map((one) => h("li", {}, cell(one, { score: one.score }),
-    h("div", { class: "small-bar" },
-      h("button", { type: "button", title: "More like this one too", "aria-label": `More like ${one.id}`, onclick: () => to([...near, one.row], far) }, "+"),
-      near.length || upload
-        ? h("button", { type: "button", title: "Less like this one", "aria-label": `Less like ${one.id}`, onclick: () => to(near, [...far, one.row]) }, "−")
-        : null)));
-  return walkable(h("ul", { class: "few", "aria-label": "Most alike first" }, ...list));
-}
-
-async function picture(row) {
-  const [one, found] = await Promise.all([ask(`api/pictures/${row}`), ask(`api/neighbours/${row}?count=48`)]);
-  const choose = async (label) => {
-    try {
-      await ask("api/labels", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ rows: [row], label }) });
-      about = await ask("api/collection");
-      say(label === null ? "The label was taken away." : `Labelled ${label}.`);
-      route();
-    } catch (error) { say(error.message, true); }
-  };
-  const input = h("input", { list: "names", placeholder: "label by hand", size: 14, "aria-label": "Label by hand", maxLength: 200,
-    onkeydown: (event) => { if (event.key === "Enter" && input.value.trim()) choose(input.value.trim()); } });
-  return [h("div", { class: "one" },
-    h("section", { "aria-label": "The picture" },
-      image(row, { class: "large", alt: one.id }, "full"),
-      h("dl", {}, h("dt", {}, "id"), h("dd", {}, one.id), h("dt", {}, "path"), h("dd", {}, one.path),
-        ...(one.label ? [h("dt", {}, "label"), h("dd", {}, one.label + (one.hand ? " (by hand)" : ""))] : [])),
-      h("div", { class: "bar" }, input, h("datalist", { id: "names" }, ...about.labels.map((value) => h("option", { value }))),
-        h("button", { type: "button", onclick: () => input.value.trim() && choose(input.value.trim()) }, "Label"),
-        one.hand ? h("button", { type: "button", onclick: () => choose(null) }, "Take it away") : null)),
-    h("section", { "aria-label": "Most like it" },
-      h("h1", {}, "Most like it"),
-      h("p", { class: "quiet" }, "The number is the cosine: 1 is the same. + searches for both."),
-      hits(found.results, { near: [row] })))];
-}
-
-async function search(parameters) {
-  const numbers = (name) => (parameters.get(name) ?? "").split(",").filter(Boolean).map(Number);
-  const near = numbers("like"), far = numbers("unlike"), upload = parameters.get("upload") ?? undefined;
-  const asked = { like: near.join(","), unlike: far.join(",") };
-  if (upload) asked.upload = upload;
-  if (!near.length && !upload) { location.hash = "#/"; return []; }
-  const found = await ask(`api/search?${new URLSearchParams({ ...asked, count: 60 })}`);
-  const without = (rows, row) => rows.filter((one) => one !== row);
-  const figure = (row, unlike) => h("figure", { class: unlike ? "unlike" : "" },
-    h("a", { href: link(`picture/${row}`) }, image(row, { alt: unlike ? "less like this" : "like this" })),
-    h("figcaption", {}, unlike ? "less" : "like", h("button", { type: "button", "aria-label": "Take it out of the query",
-      onclick: () => { location.hash = link("search", { like: without(near, unlike ? -1 : row).join(","), unlike: without(far, unlike ? row : -1).join(","), upload }); } }, "×")));
-  return [h("h1", {}, "Search"),
-    h("div", { class: "asked", role: "group", "aria-label": "The query" },
-      upload ? h("figure", {}, h("img", { src: `api/uploads/${encodeURIComponent(upload)}`, alt: "your picture" }), h("figcaption", {}, "your picture")) : null,
-      ...near.map((row) => figure(row, false)), ...far.map((row) => figure(row, true))),
-    hits(found.results, { near, far, upload })];
+// What takes long says so; the answer is kept by the server.
+function patience(name) {
+  const many = about.pictures.toLocaleString("en"), long = about.pictures > 150_000 ? " This takes minutes the first time; other views work meanwhile." : "";
+  if (name === "duplicates" || name === "outliers") return `Comparing ${many} pictures with one another …${long}`;
+  if (name === "label") return "Choosing what to label first …";
+  return "One moment …";
 }
 
 async function route() {
@@ -100,21 +56,33 @@ async function route() {
   leave();
   const held = [];
   leave = () => held.splice(0).forEach((end) => end());
-  const keep = (end) => held.push(end);
-  const wait = setTimeout(() => { if (mine === turn) show(h("p", { class: "quiet" }, "One moment …")); }, 300);
+  const keep = (end) => (mine === turn ? held.push(end) : end());
+  const slow = setTimeout(() => { if (mine === turn) busy.hidden = false; }, 150);
+  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(h("p", { class: "quiet" }, patience(name))); }, 500);
+  const again = async () => { about = await ask("api/collection"); await route(); };
   try {
     const views = {
-      "": () => browse(parameters, keep), picture: () => picture(Number(row)), search: () => search(parameters),
-      duplicates: () => duplicates(parameters, keep, about), outliers: () => outliers(), map: () => map(parameters, keep, about), label: () => labelling(parameters, keep, about),
+      "": () => browse(parameters, keep), picture: () => picture(Number(row), about, again), search: () => search(parameters),
+      duplicates: () => duplicates(parameters, keep, about), outliers: () => outliers(keep, about),
+      map: () => map(parameters, keep, about), label: () => labelling(parameters, keep, about),
     };
     const content = await (views[name] ?? (() => { throw new Error("There is no such view."); }))();
     if (mine !== turn) return;
-    show(...content);
-    view.scrollTop = 0;
+    view.replaceChildren(...content.filter(Boolean));
+    view.scrollTop = history.state?.top ?? 0;
+    const title = view.querySelector("h1")?.textContent ?? "";
+    document.title = `${title}${title && " · "}${about.name} · instdisc`;
+    if ([document.body, view, null].includes(document.activeElement)) {
+      (view.querySelector(`.few .cell[data-row="${history.state?.row}"]`) ?? view).focus({ preventScroll: true });
+    }
   } catch (error) {
-    if (mine === turn) show(h("h1", {}, "That did not work"), h("p", {}, error.message), h("p", {}, h("a", { href: "#/" }, "Back to all pictures")));
+    if (mine !== turn) return;
+    view.replaceChildren(empty("That did not work", error.message,
+      h("button", { type: "button", class: "main", onclick: () => again().catch((one) => say(one.message, true)) }, "Try again"), h("a", { class: "button", href: "#/" }, "All pictures")));
   } finally {
     clearTimeout(wait);
+    clearTimeout(slow);
+    if (mine === turn) busy.hidden = true;
   }
 }
 
@@ -122,35 +90,51 @@ async function upload(file) {
   if (!file) return;
   if (file.size > 20e6) { say("The file is larger than 20 MB.", true); return; }
   say("Looking at your picture …");
+  busy.hidden = false;
   try {
     const { id } = await ask("api/uploads", { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file });
     say("");
     location.hash = link("search", { upload: id });
   } catch (error) { say(error.message, true); }
+  busy.hidden = true;
 }
 
 function listen() {
   const file = document.getElementById("file"), drop = document.getElementById("drop");
+  const holds = (event) => [...event.dataTransfer?.types ?? []].includes("Files");
   document.getElementById("ask").addEventListener("click", () => file.click());
   file.addEventListener("change", () => { upload(file.files[0]); file.value = ""; });
-  document.addEventListener("paste", (event) => upload([...event.clipboardData.files][0]));
-  document.addEventListener("dragover", (event) => { event.preventDefault(); drop.hidden = false; });
+  document.addEventListener("paste", (event) => {
+    const given = [...event.clipboardData.files][0];
+    if (given) upload(given);
+    else if (!event.target.matches("input")) say("There is no picture in the clipboard.", true);
+  });
+  document.addEventListener("dragover", (event) => { if (holds(event)) { event.preventDefault(); drop.hidden = false; } });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.hidden = true; });
   document.addEventListener("drop", (event) => { event.preventDefault(); drop.hidden = true; upload(event.dataTransfer.files[0]); });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && location.hash.length > 2 && !event.target.matches("input, select")) history.back();
+    if (event.key !== "Escape" || location.hash.length <= 2 || event.target.matches("input, select")) return;
+    if (steps) history.back();
+    else location.hash = "#/"; // a link that was opened by itself: Back would leave the page
   });
-  addEventListener("hashchange", route);
+  let resting;
+  view.addEventListener("scroll", () => {
+    clearTimeout(resting);
+    const here = location.href;
+    resting = setTimeout(() => { if (here === location.href) stay(here, { top: view.scrollTop }); }, 150);
+  }, { passive: true });
+  document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); view.focus(); });
+  addEventListener("hashchange", () => { steps += 1; say(""); route(); });
 }
 
 async function start() {
-  for (;;) {
+  for (let pause = 40; ; pause = Math.min(400, 1.3 * pause)) {
     const state = await ask("api/status");
     document.getElementById("name").textContent = state.name;
     document.title = `${state.name} · instdisc`;
-    if (state.state === "open") break;
+    if (state.state === "open" || state.state === "listed") break;
     if (state.state === "failed") throw new Error(state.error);
-    await new Promise((go) => { setTimeout(go, 200); });
+    await new Promise((go) => { setTimeout(go, pause); });
   }
   about = await ask("api/collection");
   servedSince(about.start);
@@ -158,4 +142,8 @@ async function start() {
   await route();
 }
 
-start().catch((error) => show(h("h1", {}, "The collection can't be shown"), h("p", {}, error.message)));
+start().catch((error) => {
+  busy.hidden = true;
+  view.replaceChildren(empty("The collection can't be shown", error.message,
+    h("button", { type: "button", class: "main", onclick: () => location.reload() }, "Try again")));
+});

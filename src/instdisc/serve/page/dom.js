@@ -21,10 +21,10 @@ export function say(text, bad = false) {
   message.textContent = text;
   message.className = bad ? "bad" : "";
   message.hidden = !text;
-  if (text && !bad) fading = setTimeout(() => { message.hidden = true; }, 4000);
+  if (text && !bad) fading = setTimeout(() => { message.hidden = true; }, 6000);
 }
 
-export async function ask(path, options = {}) {
+async function answered(path, options) {
   let answer;
   try {
     answer = await fetch(path, options);
@@ -32,7 +32,7 @@ export async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer: is it still running?");
   }
-  if (answer.ok) return answer.json();
+  if (answer.ok) return answer;
   let words = answer.statusText;
   try {
     const detail = (await answer.json()).detail;
@@ -41,10 +41,31 @@ export async function ask(path, options = {}) {
   throw new Error(words || `The server answered ${answer.status}.`);
 }
 
+export const ask = async (path, options = {}) => (await answered(path, options)).json();
+export const bytes = async (path) => (await answered(path, {})).arrayBuffer();
+export const post = (path, body) => ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+
 export const link = (view, parameters = {}) => {
   const words = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== "" && value != null));
   return `#/${view}${words.size ? `?${words}` : ""}`;
 };
+
+// The address of the present state, without a step for Back; what only this browser needs to come back is beside it.
+export const stay = (address, more = {}) => history.replaceState({ ...history.state, ...more }, "", address);
+
+// Decisions outlive a look at a picture and a reload, but not the tab.
+export function recall(key) {
+  try { return JSON.parse(sessionStorage.getItem(key)) ?? {}; } catch { return {}; }
+}
+export function remember(key, value) {
+  try { sessionStorage.setItem(key, JSON.stringify(value)); } catch { /* a full store: they last as long as the view */ }
+}
+
+export function save(name, lines) {
+  const address = URL.createObjectURL(new Blob([lines.map((line) => `${line}\n`).join("")], { type: "text/plain" }));
+  h("a", { href: address, download: name }).click();
+  URL.revokeObjectURL(address);
+}
 
 // A browser keeps pictures by their address; `start` tells them from those of another collection, served here before.
 let start = "";
@@ -61,14 +82,23 @@ export const image = (row, attributes = {}, size = "thumb") => h("img", {
 
 export const words = (picture) => `${picture.id}${picture.label ? `, ${picture.label}` : ""}`;
 
+export function visit(row) {
+  stay(location.href, { row }); // on the way back its cell has the focus again
+  location.hash = link(`picture/${row}`);
+}
+
 export function cell(picture, { score, open, ...more } = {}) {
   const shown = score === undefined ? "" : `, ${score.toFixed(3)}`;
   return h("button", { type: "button", class: "cell", title: words(picture), "aria-label": words(picture) + shown,
-    "data-row": String(picture.row), onclick: open ?? (() => { location.hash = link(`picture/${picture.row}`); }), ...more },
+    "data-row": String(picture.row), onclick: open ?? (() => visit(picture.row)), ...more },
   image(picture.row),
   picture.label ? h("span", { class: "tagged" }, picture.label) : null,
   score === undefined ? null : h("span", { class: "score" }, score.toFixed(3)));
 }
+
+// Nothing here, or nothing yet: what it is, why, and what to do.
+export const empty = (title, text, ...actions) => h("div", { class: "empty" }, h("h1", {}, title), h("p", {}, text),
+  actions.length ? h("div", { class: "bar" }, ...actions) : null);
 
 // Arrow keys walk over the cells of a list that is laid out as a grid.
 export function walkable(list) {

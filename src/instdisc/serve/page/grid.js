@@ -3,34 +3,45 @@ import { cell, h } from "./dom.js";
 
 const PAGE = 200, KEPT = 40; // pictures asked for at once; pages remembered
 const TALLEST = 8_000_000; // pixels: browsers give up on taller elements, so beyond that the scroll bar is a scale
+const REST = 70; // milliseconds: who drags the bar through a million pictures does not ask for all of them
 
 export class Grid {
-  constructor(total, load) {
-    this.total = total;
-    this.load = load;
-    this.pages = new Map();
+  // load(start, count): a promise of pictures. first: those of the first page, if known. at: the place to begin at;
+  // row: the picture to have the focus; moved(place): is told where the grid stands.
+  constructor(total, load, { first, at = 0, row, moved = () => {} } = {}) {
+    Object.assign(this, { total, load, row, moved, at: Math.min(at, total - 1), y: 0, last: 0, current: at });
+    this.pages = new Map(first ? [[0, first]] : []);
     this.cells = new Map();
     this.space = h("div", { class: "space" });
-    this.host = h("div", { class: "scroll", role: "group", "aria-label": `${total.toLocaleString("en")} pictures` }, this.space);
+    this.host = h("div", { class: "scroll", role: "group", "aria-label": `${total.toLocaleString("en")} pictures; arrow keys move` }, this.space);
     this.host.addEventListener("scroll", () => this.later(), { passive: true });
     this.host.addEventListener("keydown", (event) => this.keys(event));
+    this.host.addEventListener("focusin", (event) => { if (event.target.dataset.place) this.settle(Number(event.target.dataset.place)); });
     this.watcher = new ResizeObserver(() => { this.measure(); this.draw(); });
     this.watcher.observe(this.host);
   }
 
-  close() { this.watcher.disconnect(); }
+  static get page() { return PAGE; }
+
+  close() {
+    this.watcher.disconnect();
+    clearTimeout(this.resting);
+    clearTimeout(this.telling);
+  }
 
   measure() {
     const style = getComputedStyle(document.documentElement);
     const size = parseFloat(style.getPropertyValue("--cell")), gap = parseFloat(style.getPropertyValue("--gap"));
-    const width = this.host.clientWidth - 32;
+    const edge = parseFloat(getComputedStyle(this.host).paddingLeft);
+    const width = this.host.clientWidth - 2 * edge;
     this.columns = Math.max(1, Math.floor((width + gap) / (size + gap)));
     this.size = (width - gap * (this.columns - 1)) / this.columns; // the whole width is used
     this.step = this.size + gap;
-    this.left = 16;
+    this.left = edge;
     this.height = this.host.clientHeight;
-    this.full = Math.ceil(this.total / this.columns) * this.step;
+    this.full = Math.ceil(this.total / this.columns) * this.step + edge - gap;
     this.space.style.height = `${Math.min(this.full, TALLEST)}px`;
+    this.moveTo(Math.floor(this.at / this.columns) * this.step); // the same pictures at any width
   }
 
   get scale() {
@@ -38,64 +49,109 @@ export class Grid {
     return this.full > TALLEST && shown > 0 ? (this.full - this.height) / shown : 1;
   }
 
+  moveTo(y) {
+    this.y = Math.max(0, Math.min(this.full - this.height, y));
+    this.host.scrollTop = this.y / this.scale;
+    this.last = this.host.scrollTop;
+  }
+
+  // A wheel or a finger moves pictures by as much as it says, the bar by its scale.
+  follow() {
+    const scroll = this.host.scrollTop, by = scroll - this.last;
+    const end = scroll <= 0 || scroll >= this.host.scrollHeight - this.height - 1;
+    if (this.scale === 1 || end || Math.abs(by) > 2 * this.height) this.y = scroll * this.scale;
+    else this.y += by;
+    this.y = Math.max(0, Math.min(this.full - this.height, this.y));
+    this.last = scroll;
+  }
+
   later() {
     if (this.waiting) return;
     this.waiting = true;
-    requestAnimationFrame(() => { this.waiting = false; this.draw(); });
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      this.follow();
+      this.draw();
+      this.at = Math.round(this.y / this.step) * this.columns;
+      clearTimeout(this.telling);
+      this.telling = setTimeout(() => {
+        if (this.scale !== 1) { this.moveTo(this.y); this.draw(); } // the bar comes to where the pictures are
+        this.moved(this.at);
+      }, 250);
+    });
   }
 
   draw() {
     if (!this.height) return;
-    const scroll = this.host.scrollTop, y = scroll * this.scale;
+    const scroll = this.last, y = this.y;
     const first = Math.max(0, Math.floor(y / this.step) - 2), last = Math.ceil((y + this.height) / this.step) + 2;
     const from = first * this.columns, to = Math.min(this.total, last * this.columns);
     for (const [place, element] of this.cells) {
       if ((place < from || place >= to) && element !== document.activeElement) {
+        element.querySelector("img")?.removeAttribute("src"); // what has not come is not wanted any more
         element.remove();
         this.cells.delete(place);
       }
     }
-    for (let place = from; place < to; place++) {
-      const picture = this.page(Math.floor(place / PAGE))?.[place % PAGE];
+    const missing = new Set();
+    let next = null; // elements stand in the order of their places, as they are read aloud
+    for (let place = to - 1; place >= from; place--) {
+      const number = Math.floor(place / PAGE), picture = this.known(number)?.[place % PAGE];
+      if (!picture) missing.add(number);
       let element = this.cells.get(place);
       if (element && picture && element.dataset.row === undefined) {
         element.remove();
         element = undefined;
       }
       if (!element) {
-        element = picture ? cell(picture) : h("div", { class: "cell" });
+        element = picture ? cell(picture, { tabIndex: place === this.current ? 0 : -1 }) : h("div", { class: "cell" });
         element.dataset.place = place;
         this.cells.set(place, element);
-        this.host.append(element);
+        this.host.insertBefore(element, next);
       }
       const row = Math.floor(place / this.columns), column = place % this.columns;
       element.style.width = `${this.size}px`;
       element.style.transform = `translate(${this.left + column * this.step}px, ${scroll + row * this.step - y}px)`;
+      if (this.row !== undefined && picture?.row === this.row) { this.wanted = place; this.row = undefined; }
+      next = element;
     }
-    if (this.wanted !== undefined && this.cells.get(this.wanted)?.dataset.row !== undefined) {
-      this.cells.get(this.wanted).focus({ preventScroll: true });
+    if (!(this.current >= from && this.current < to) && this.cells.has(from)) this.settle(from + (y > 0 ? 2 * this.columns : 0));
+    const found = this.cells.get(this.wanted);
+    if (found?.dataset.row !== undefined) {
       this.wanted = undefined;
+      found.focus({ preventScroll: true });
     }
+    clearTimeout(this.resting);
+    if (missing.size) this.resting = setTimeout(() => missing.forEach((number) => this.fetch(number)), this.pages.size ? REST : 0);
   }
 
-  page(number) {
-    if (this.pages.has(number)) {
-      const page = this.pages.get(number);
-      this.pages.delete(number);
-      this.pages.set(number, page); // the newest last
-      return page;
-    }
+  // One cell is in the order of the Tab key; the arrow keys lead to the others.
+  settle(place) {
+    place = Math.min(place, this.total - 1);
+    const before = this.cells.get(this.current), now = this.cells.get(place);
+    if (before) before.tabIndex = -1;
+    if (now?.dataset.row !== undefined) now.tabIndex = 0;
+    this.current = place;
+  }
+
+  known(number) {
+    const page = this.pages.get(number);
+    if (page) { this.pages.delete(number); this.pages.set(number, page); } // the newest last
+    return page;
+  }
+
+  fetch(number) {
+    if (this.pages.has(number)) return;
     this.pages.set(number, undefined);
     this.load(number * PAGE, PAGE).then((page) => { this.pages.set(number, page); this.later(); }, () => this.pages.delete(number));
     while (this.pages.size > KEPT) this.pages.delete(this.pages.keys().next().value);
-    return undefined;
   }
 
   focus(place) {
     place = Math.max(0, Math.min(this.total - 1, place));
-    const top = Math.floor(place / this.columns) * this.step, y = this.host.scrollTop * this.scale;
-    if (top < y) this.host.scrollTop = top / this.scale;
-    else if (top + this.step > y + this.height) this.host.scrollTop = (top + this.step - this.height) / this.scale;
+    const top = Math.floor(place / this.columns) * this.step;
+    if (top < this.y) this.moveTo(top);
+    else if (top + this.size > this.y + this.height) this.moveTo(top + this.size + this.left - this.height);
     this.wanted = place;
     this.draw();
   }

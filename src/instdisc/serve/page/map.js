@@ -1,31 +1,22 @@
-// All pictures as points. A frame writes them straight into the pixels of a canvas: 100,000 take a few milliseconds.
-import { ask, cell, h, image, link, say, walkable, words } from "./dom.js";
+// All pictures as points: what is alike stands together. Regions can be looked at and labelled.
+import { ask, bytes, empty, h, image, link, post, say, stay, visit, words } from "./dom.js";
+import { Grid } from "./grid.js";
+import { packed, Plane } from "./plane.js";
 
-const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#44aa99", "#999933", "#aa4499", "#661100", "#6699cc"];
-const CELLS = 256; // of the lattice by which the point under the pointer is found, a side
-
-const packed = (colour) => {
-  const number = parseInt(colour.slice(1), 16);
-  return (255 << 24) | ((number & 255) << 16) | (number & 0xff00) | (number >> 16);
-};
+const LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b98100", "#3aa0dc", "#882255", "#44aa99", "#8a8a1f", "#aa4499", "#7a3b12", "#5b7fc7"];
+const DARK = ["#4ba3e3", "#ff8a50", "#35c795", "#e79ac6", "#f0b429", "#8fd6f7", "#d9679f", "#62d6c3", "#cfcf5e", "#c884dc", "#c99a78", "#a5b8f0"];
+const NONE = { light: "#b4b9bd", dark: "#555f66" };
+const MOST = 60, ASKED = 100; // corners of a selection in the address; names asked for at once
 
 export async function map(parameters, keep, about) {
-  for (;;) {
-    const state = await ask("api/map");
-    if (state.state === "ready") break;
-    if (state.state !== "computing") return [h("h1", {}, "The map"), offer(state)];
-    return [h("h1", {}, "The map"), await waiting(keep)];
-  }
-  return view(parameters, keep, about);
-}
-
-function offer(state) {
+  const state = await ask("api/map");
+  if (state.state === "ready") return view(parameters, keep, about);
+  if (state.state === "computing") return [h("h1", {}, "The map"), await waiting(keep)];
   const begin = async () => {
     try { await ask("api/map", { method: "POST" }); dispatchEvent(new Event("hashchange")); } catch (error) { say(error.message, true); }
   };
-  return h("div", {}, state.error ? h("p", {}, state.error) : null,
-    h("p", { class: "quiet" }, "Pictures that are alike will stand together. It is computed once, about a minute for 10,000 pictures, and kept."),
-    h("button", { type: "button", class: "main", onclick: begin }, "Compute the map"));
+  return [empty("There is no map yet", `${state.error ? `${state.error} ` : ""}Pictures that are alike will stand together. It is computed once, about a minute for 10,000 pictures, and kept.`,
+    h("button", { type: "button", class: "main", onclick: begin }, state.error ? "Try again" : "Compute the map"))];
 }
 
 async function waiting(keep) {
@@ -44,209 +35,226 @@ async function waiting(keep) {
   return h("div", {}, bar, left);
 }
 
-async function view(parameters, keep, about) {
-  const content = await (await fetch("api/map/points")).arrayBuffer();
-  const count = content.byteLength / 12;
-  const rows = new Int32Array(content, 0, count), at = new Float32Array(content, 4 * count, 2 * count); // in 0..1
-  const lattice = new Map();
-  const bucket = (x, y) => Math.min(CELLS - 1, Math.floor(x * CELLS)) * CELLS + Math.min(CELLS - 1, Math.floor(y * CELLS));
-  for (let point = 0; point < count; point++) {
-    const key = bucket(at[2 * point], at[2 * point + 1]);
-    if (!lattice.has(key)) lattice.set(key, []);
-    lattice.get(key).push(point);
+// Rows and points in an order that no label is above the others by.
+async function points() {
+  const content = await bytes("api/map/points");
+  const count = content.byteLength / 12, given = new Int32Array(content, 0, count), places = new Float32Array(content, 4 * count, 2 * count);
+  const order = Uint32Array.from({ length: count }, (_, point) => point);
+  for (let point = count - 1, state = 1; point > 0; point--) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    const other = state % (point + 1);
+    [order[point], order[other]] = [order[other], order[point]];
   }
-  const ink = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
-  let colours = new Uint32Array(count).fill(packed(ink)), names = [], chosen = new Set();
-  const canvas = h("canvas", { class: "map", tabIndex: 0, role: "application", "aria-label": `Map of ${count} pictures: arrows move, plus and minus zoom, drag with Shift selects` });
-  const card = h("div", { class: "card", hidden: true });
-  const legend = h("div", { class: "classes" }), picked = h("section", { "aria-label": "Selected" });
-  const pen = canvas.getContext("2d");
-  let scale = 1, left = 0, top = 0, side = 1, waitingFrame = false, line = [];
+  const rows = new Int32Array(count), at = new Float32Array(2 * count);
+  order.forEach((from, point) => { rows[point] = given[from]; at[2 * point] = places[2 * from]; at[2 * point + 1] = places[2 * from + 1]; });
+  return { count, rows, at, order };
+}
 
-  const place = (x, y) => [(x * side * scale + left), (y * side * scale + top)];
-  const draw = () => {
-    waitingFrame = false;
-    const ratio = devicePixelRatio || 1, width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
-    if (!width || !height) return;
-    if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-    const frame = new ImageData(width, height), pixels = new Uint32Array(frame.data.buffer);
-    const size = Math.max(1, Math.round(ratio * (count > 30000 ? 1.2 : count > 5000 ? 2.4 : 4) * Math.min(3, Math.sqrt(scale)))), mark = packed("#ff2d2d");
-    for (let point = 0; point < count; point++) {
-      const x = Math.round((at[2 * point] * side * scale + left) * ratio), y = Math.round((at[2 * point + 1] * side * scale + top) * ratio);
-      if (x < 0 || y < 0 || x + size >= width || y + size >= height) continue;
-      const colour = chosen.size && chosen.has(point) ? mark : colours[point];
-      for (let down = 0; down < size; down++) pixels.fill(colour, (y + down) * width + x, (y + down) * width + x + size);
-    }
-    pen.putImageData(frame, 0, 0);
-    if (line.length > 1) {
-      pen.strokeStyle = ink;
-      pen.lineWidth = 2 * ratio;
-      pen.beginPath();
-      line.forEach(([x, y], number) => (number ? pen.lineTo(x * ratio, y * ratio) : pen.moveTo(x * ratio, y * ratio)));
-      pen.stroke();
-    }
+async function view(parameters, keep, about) {
+  const { count, rows, at, order } = await points();
+  const canvas = h("canvas", { class: "map", tabIndex: 0, role: "application",
+    "aria-label": `Map of ${count} pictures: arrows move, plus and minus zoom, 0 shows all, Enter opens the picture in the middle; drag with Shift selects` });
+  const card = h("div", { class: "card", hidden: true }), legend = h("div", { class: "legend" });
+  const picked = h("section", { class: "picked", "aria-label": "Selected", hidden: true });
+  const here = { by: parameters.get("by") ?? "label", see: parameters.get("see"), around: parameters.get("around") };
+  let telling, left = false;
+  const tell = () => {
+    clearTimeout(telling);
+    if (left) return;
+    stay(link("map", { ...here, by: here.by === "label" ? null : here.by }));
   };
-  const later = () => { if (!waitingFrame) { waitingFrame = true; requestAnimationFrame(draw); } };
-  const fit = () => {
-    side = Math.max(50, Math.min(canvas.clientWidth, canvas.clientHeight) - 24);
-    scale = 1;
-    left = (canvas.clientWidth - side) / 2;
-    top = (canvas.clientHeight - side) / 2;
-    later();
-  };
-  const zoom = (factor, x, y) => {
-    const next = Math.max(0.8, Math.min(400, scale * factor));
-    left = x - (x - left) * (next / scale);
-    top = y - (y - top) * (next / scale);
-    scale = next;
-    later();
-  };
-  const near = (x, y) => {
-    const u = (x - left) / (side * scale), v = (y - top) / (side * scale), reach = 10 / (side * scale);
-    let best = -1, distance = reach * reach;
-    const steps = Math.min(CELLS, Math.ceil(reach * CELLS));
-    for (let i = -steps; i <= steps; i++) {
-      for (let j = -steps; j <= steps; j++) {
-        const a = Math.floor(u * CELLS) + i, b = Math.floor(v * CELLS) + j;
-        if (a < 0 || b < 0 || a >= CELLS || b >= CELLS) continue;
-        for (const point of lattice.get(a * CELLS + b) ?? []) {
-          const away = (at[2 * point] - u) ** 2 + (at[2 * point + 1] - v) ** 2;
-          if (away < distance) { distance = away; best = point; }
-        }
-      }
-    }
-    return best;
-  };
+  const plane = new Plane(canvas, at, () => {
+    clearTimeout(telling);
+    telling = setTimeout(() => { // once the hand rests
+      here.see = plane.scale === 1 ? null : [...plane.middle(), plane.scale].map((one) => one.toPrecision(5)).join(",");
+      tell();
+    }, 250);
+  });
+  keep(() => { left = true; clearTimeout(telling); });
 
-  let shown = -1;
-  const hover = async (x, y) => {
-    const point = near(x, y);
+  let shown = -1, naming;
+  const hover = (point) => {
     if (point === shown) return;
     shown = point;
+    clearTimeout(naming);
     card.hidden = point < 0;
     canvas.classList.toggle("over", point >= 0);
     if (point < 0) return;
-    const [px, py] = place(at[2 * point], at[2 * point + 1]);
-    card.style.left = `${Math.min(canvas.clientWidth - 150, px + 12)}px`;
-    card.style.top = `${Math.max(0, Math.min(canvas.clientHeight - 170, py + 12))}px`;
+    const [x, y] = plane.place(at[2 * point], at[2 * point + 1]);
+    card.style.left = `${x + 160 > canvas.clientWidth ? Math.max(4, x - 156) : x + 12}px`;
+    card.style.top = `${Math.max(4, Math.min(canvas.clientHeight - 190, y + 12))}px`;
     card.replaceChildren(image(rows[point]));
-    try {
-      const one = await ask(`api/pictures/${rows[point]}`);
-      if (shown === point) card.append(h("span", {}, words(one)));
-    } catch { /* the picture alone, then */ }
+    naming = setTimeout(async () => { // not for every point on the way of a pointer
+      try {
+        const one = await ask(`api/pictures/${rows[point]}`);
+        if (shown === point) card.append(h("span", {}, words(one)));
+      } catch { /* the picture alone, then */ }
+    }, 60);
   };
 
-  const select = async (points) => {
-    chosen = new Set(points);
-    later();
-    if (!points.length) { picked.replaceChildren(); return; }
-    const input = h("input", { placeholder: "label them all", "aria-label": "Label them all", maxLength: 200, list: "all-names" });
+  let grid;
+  keep(() => grid?.close());
+  const select = (polygon) => {
+    const found = polygon ? plane.inside(polygon) : [];
+    plane.line = found.length ? polygon : [];
+    plane.chosen = found.length ? new Uint8Array(count) : null;
+    found.forEach((point) => { plane.chosen[point] = 1; });
+    here.around = found.length ? polygon.flat().map((one) => one.toFixed(4)).join(",") : null;
+    grid?.close();
+    plane.later();
+    tell();
+    picked.hidden = !found.length;
+    if (polygon && !found.length) say("No picture stands inside of that line.");
+    if (!found.length) return;
+    const chosen = found.map((point) => rows[point]).sort((a, b) => a - b);
+    grid = new Grid(chosen.length, async (start, many) => {
+      const parts = [];
+      for (let first = start; first < Math.min(start + many, chosen.length); first += ASKED) {
+        parts.push(ask(`api/pictures?rows=${chosen.slice(first, Math.min(first + ASKED, start + many)).join(",")}`));
+      }
+      return (await Promise.all(parts)).flatMap((part) => part.pictures);
+    }, { row: history.state?.row });
+    picked.replaceChildren(chooser(chosen), grid.host);
+  };
+  const chooser = (chosen) => {
+    const input = h("input", { placeholder: "label them all", "aria-label": "Label them all", maxLength: 200, list: "all-names", size: 14 });
     const label = async () => {
-      if (!input.value.trim()) return;
+      const given = input.value.trim();
+      if (!given) return;
       try {
-        for (let first = 0; first < points.length; first += 10000) {
-          await ask("api/labels", { method: "POST", headers: { "content-type": "application/json" },
-            body: JSON.stringify({ rows: points.slice(first, first + 10000).map((point) => rows[point]), label: input.value.trim() }) });
-        }
-        say(`${points.length.toLocaleString("en")} pictures are labelled ${input.value.trim()} by hand.`);
-        await colour(by.value);
+        for (let first = 0; first < chosen.length; first += 10_000) await post("api/labels", { rows: chosen.slice(first, first + 10_000), label: given });
+        say(`${chosen.length.toLocaleString("en")} pictures are labelled ${given} by hand.`);
+        await colour(here.by);
       } catch (error) { say(error.message, true); }
     };
     input.addEventListener("keydown", (event) => { if (event.key === "Enter") label(); event.stopPropagation(); });
-    const some = [...points].sort(() => Math.random() - 0.5).slice(0, 24);
-    const cells = await Promise.all(some.map(async (point) => cell(await ask(`api/pictures/${rows[point]}`))));
-    picked.replaceChildren(h("div", { class: "bar" }, h("h2", {}, `${points.length.toLocaleString("en")} selected`), input,
+    return h("div", { class: "bar" }, h("h2", {}, `${chosen.length.toLocaleString("en")} selected`), h("span", { class: "room" }), input,
       h("datalist", { id: "all-names" }, ...about.labels.map((value) => h("option", { value }))),
-      h("button", { type: "button", onclick: label }, "Label"), h("button", { type: "button", onclick: () => select([]) }, "Let go")),
-    walkable(h("div", { class: "few" }, ...cells)));
+      h("button", { type: "button", onclick: label }, "Label"), h("button", { type: "button", onclick: () => select(null) }, "Let go"));
   };
 
-  const inside = (polygon) => {
-    const found = [];
-    for (let point = 0; point < count; point++) {
-      const [x, y] = place(at[2 * point], at[2 * point + 1]);
-      let within = false;
-      for (let i = 0, j = polygon.length - 1; i < polygon.length; j = i++) {
-        const [xi, yi] = polygon[i], [xj, yj] = polygon[j];
-        if ((yi > y) !== (yj > y) && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) within = !within;
-      }
-      if (within) found.push(point);
-    }
-    return found;
-  };
-
+  const dark = matchMedia("(prefers-color-scheme: dark)");
   const colour = async (how) => {
-    const answer = await ask(`api/map/colours?${new URLSearchParams({ by: how })}`);
-    names = answer.names;
-    const table = how === "outlier" ? Array.from({ length: 256 }, (_, i) => packed(`#${[60 + 0.76 * i, 110 - 0.2 * i, 190 - 0.65 * i].map((v) => Math.round(v).toString(16).padStart(2, "0")).join("")}`))
-      : PALETTE.map(packed);
-    const none = packed("#9aa0a4");
-    answer.codes.forEach((code, point) => { colours[point] = code < 0 ? (names.length || how === "outlier" ? none : packed(ink)) : table[how === "outlier" ? code : code % table.length]; });
-    legend.replaceChildren(...(how === "outlier" ? [h("span", { class: "quiet" }, names.length ? "blue: like others; red: strange" : "no outlier scores yet: instdisc outliers RUN computes them")]
-      : names.slice(0, 24).map((name, number) => {
-        const dot = h("i", { class: "dot" });
-        dot.style.background = PALETTE[number % PALETTE.length];
-        return how === "cluster" ? h("span", {}, dot, name) : h("a", { href: link("", { label: name }) }, dot, name);
-      })));
-    later();
+    const { names, codes } = await ask(`api/map/colours?${new URLSearchParams({ by: how })}`);
+    here.by = how;
+    const look = getComputedStyle(document.documentElement), palette = dark.matches ? DARK : LIGHT, none = NONE[dark.matches ? "dark" : "light"];
+    plane.ink = look.getPropertyValue("--accent").trim();
+    plane.paper = packed(look.getPropertyValue("--sheet").trim());
+    const entry = (shade, text, address) => {
+      const dot = h("i", { class: "dot" });
+      dot.style.background = shade;
+      return address ? h("a", { href: address }, dot, text) : h("span", {}, dot, text);
+    };
+    let table, said;
+    if (how === "outlier") {
+      const hex = (number) => Math.round(number).toString(16).padStart(2, "0");
+      const [low, high] = dark.matches ? [[62, 92, 128], [255, 138, 80]] : [[150, 178, 205], [200, 40, 0]];
+      const shades = Array.from({ length: 256 }, (_, shade) => `#${low.map((one, place) => hex(one + (high[place] - one) * (shade / 255) ** 2)).join("")}`);
+      table = shades.map(packed);
+      said = names.length ? [entry(shades[0], "like others"), entry(shades[180], "less"), entry(shades[255], "strange")]
+        : [h("span", { class: "quiet" }, "There are no outlier scores yet: ", h("code", {}, "instdisc outliers RUN"), " computes them.")];
+    } else { // as many colours as can be told apart, for the largest
+      const sizes = new Array(names.length).fill(0);
+      for (const code of codes) if (code >= 0) sizes[code] += 1;
+      const ranked = names.map((_, code) => code).filter((code) => sizes[code]).sort((a, b) => sizes[b] - sizes[a] || a - b);
+      const told = (ranked.length > palette.length ? ranked.slice(0, palette.length - 1) : ranked).sort((a, b) => a - b), rest = ranked.length - told.length;
+      table = new Array(names.length).fill(packed(none));
+      told.forEach((code, place) => { table[code] = packed(palette[place]); });
+      said = told.map((code, place) => entry(palette[place], names[code], how === "label" ? link("", { label: names[code] }) : null));
+      if (rest) said.push(entry(none, `${rest} smaller ones`));
+      else if (codes.some((code) => code < 0) && told.length) said.push(entry(none, "no label"));
+    }
+    const without = packed(how === "label" && !names.length ? plane.ink : none);
+    for (let point = 0; point < count; point++) {
+      const code = codes[order[point]];
+      plane.colours[point] = code < 0 ? without : table[code];
+    }
+    legend.replaceChildren(...said);
+    plane.later();
+    tell();
   };
+  const recolour = () => colour(here.by).catch((error) => say(error.message, true));
+  dark.addEventListener("change", recolour);
+  keep(() => dark.removeEventListener("change", recolour));
 
+  const lasso = h("button", { type: "button", "aria-pressed": "false", title: "Draw around points to select them (or drag with Shift)",
+    onclick: () => lasso.setAttribute("aria-pressed", String(lasso.getAttribute("aria-pressed") !== "true")) }, "Select by drawing");
+  handle(canvas, plane, { hover, select, lasso, open: (point) => visit(rows[point]) });
+  const by = h("select", { onchange: () => colour(by.value).catch((error) => say(error.message, true)) },
+    ...[["label", "label"], ["cluster", "cluster"], ["outlier", "strangeness"]].map(([value, text]) => h("option", { value, selected: value === here.by }, text)));
+  const watcher = new ResizeObserver(() => {
+    if (!canvas.clientWidth) return; // it is not on the page yet
+    const first = !plane.side;
+    plane.fit(true);
+    if (!first) return;
+    const [u, v, scale] = (here.see ?? "").split(",").map(Number);
+    if (scale > 0) plane.centre(u, v, scale);
+  });
+  watcher.observe(canvas);
+  keep(() => watcher.disconnect());
+  await colour(here.by);
+  const corners = (here.around ?? "").split(",").map(Number);
+  if (corners.length > 5 && corners.every(Number.isFinite)) select(Array.from({ length: corners.length >> 1 }, (_, i) => [corners[2 * i], corners[2 * i + 1]]));
+  const tool = (text, title, act) => h("button", { type: "button", title, "aria-label": title, onclick: act }, text);
+  return [h("div", { class: "bar mapping" }, h("h1", {}, `${count.toLocaleString("en")} pictures, the alike together`), h("span", { class: "room" }),
+    h("label", {}, "colour by ", by), lasso),
+  legend,
+  h("div", { class: "plane" }, canvas, card, h("div", { class: "tools" }, tool("+", "Nearer", () => plane.zoom(1.6)), tool("−", "Farther", () => plane.zoom(1 / 1.6)),
+    tool("⤢", "The whole map", () => plane.fit(false)))), picked];
+}
+
+// What a hand does on the canvas: one finger moves, two zoom, a wheel zooms; Shift or the button draws a line around.
+function handle(canvas, plane, { hover, select, lasso, open }) {
   const spots = new Map(); // pointers that are down
   let moved = 0, drawing = false;
   const spot = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   canvas.addEventListener("pointerdown", (event) => {
-    if (side === 1) fit(); // quicker than the first frame
+    if (!plane.side) plane.fit(false); // quicker than the first frame
     canvas.setPointerCapture(event.pointerId);
     spots.set(event.pointerId, spot(event));
     moved = 0;
     drawing = event.shiftKey || lasso.getAttribute("aria-pressed") === "true";
-    line = drawing ? [spot(event)] : [];
+    if (drawing) plane.line = [plane.point(...spot(event))];
+    hover(-1);
   });
   canvas.addEventListener("pointermove", (event) => {
     const now = spot(event), before = spots.get(event.pointerId);
-    if (!before) { hover(...now); return; }
+    if (!before) { hover(plane.near(...now)); return; }
     moved += Math.abs(now[0] - before[0]) + Math.abs(now[1] - before[1]);
-    if (drawing) line.push(now);
-    else if (spots.size === 2) {
+    if (drawing) { plane.line.push(plane.point(...now)); plane.later(); } else if (spots.size === 2) {
       const other = [...spots].find(([id]) => id !== event.pointerId)[1];
       const apart = (one) => Math.hypot(one[0] - other[0], one[1] - other[1]);
-      zoom(apart(now) / Math.max(1, apart(before)), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
-    } else { left += now[0] - before[0]; top += now[1] - before[1]; }
+      plane.zoom(apart(now) / Math.max(1, apart(before)), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
+    } else plane.pan(now[0] - before[0], now[1] - before[1]);
     spots.set(event.pointerId, now);
-    later();
   });
   const up = (event) => {
     if (!spots.delete(event.pointerId)) return;
-    if (drawing && line.length > 2) select(inside(line));
-    else if (moved < 4 && event.type === "pointerup") {
-      const point = near(...spot(event));
-      if (point >= 0) location.hash = link(`picture/${rows[point]}`);
+    if (drawing && moved > 8) {
+      const every = Math.max(1, Math.ceil(plane.line.length / MOST));
+      select(plane.line.filter((_, number) => number % every === 0));
+      lasso.setAttribute("aria-pressed", "false");
+    } else if (moved < 4 && event.type === "pointerup") {
+      const point = plane.near(...spot(event), event.pointerType === "touch" ? 22 : 10);
+      if (point >= 0) open(point);
     }
-    line = [];
     drawing = false;
-    later();
+    plane.later();
   };
   canvas.addEventListener("pointerup", up);
   canvas.addEventListener("pointercancel", up);
-  canvas.addEventListener("pointerleave", () => { shown = -1; card.hidden = true; });
-  canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoom(Math.exp(-event.deltaY * 0.002), ...spot(event)); }, { passive: false });
+  canvas.addEventListener("pointerleave", () => hover(-1));
+  canvas.addEventListener("wheel", (event) => { event.preventDefault(); hover(-1); plane.zoom(Math.exp(-event.deltaY * 0.002), ...spot(event)); }, { passive: false });
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] }[event.key];
-    if (step) { left += step[0]; top += step[1]; later(); }
-    else if (event.key === "+" || event.key === "=") zoom(1.4, canvas.clientWidth / 2, canvas.clientHeight / 2);
-    else if (event.key === "-") zoom(1 / 1.4, canvas.clientWidth / 2, canvas.clientHeight / 2);
-    else if (event.key === "0") fit();
-    else return;
+    const middle = () => plane.near(canvas.clientWidth / 2, canvas.clientHeight / 2, 60);
+    if (step) plane.pan(...step);
+    else if (event.key === "+" || event.key === "=") plane.zoom(1.4);
+    else if (event.key === "-") plane.zoom(1 / 1.4);
+    else if (event.key === "0") plane.fit(false);
+    else if (event.key === "Enter") { if (middle() >= 0) open(middle()); } else return;
     event.preventDefault();
+    if (event.key !== "Enter") hover(middle());
   });
-  const lasso = h("button", { type: "button", "aria-pressed": "false", title: "Draw around points to select them (or drag with Shift)",
-    onclick: () => lasso.setAttribute("aria-pressed", String(lasso.getAttribute("aria-pressed") !== "true")) }, "Select by drawing");
-  const by = h("select", { onchange: () => colour(by.value) }, h("option", { value: "label" }, "label"), h("option", { value: "cluster" }, "cluster"), h("option", { value: "outlier" }, "strangeness"));
-  const watcher = new ResizeObserver(fit);
-  watcher.observe(canvas);
-  keep(() => watcher.disconnect());
-  await colour("label");
-  return [h("div", { class: "bar" }, h("h1", {}, `${count.toLocaleString("en")} pictures, the alike together`), h("span", { class: "room" }),
-    h("label", {}, "colour by ", by), lasso, h("button", { type: "button", onclick: fit }, "Whole map")),
-  legend, h("div", { class: "plane" }, canvas, card), picked];
+  canvas.addEventListener("blur", () => hover(-1));
 }
