@@ -56,7 +56,7 @@ class Client:
 @contextmanager
 def served(run: Path | Handed | Opening, *, token: str | None = None) -> Iterator[Client]:
     """A server of a run folder, or of anything that can be handed to it, or is being opened."""
-    with socket.socket() as listening:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         if isinstance(run, Opening):

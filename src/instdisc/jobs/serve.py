@@ -124,9 +124,7 @@ def serve(
     Raises InputError where the run can't be opened or the port is taken.
     """
     RunFolder(run).read_config()
-    import uvicorn
 
-    from instdisc.serve.app import make_app
     from instdisc.serve.handed import Opening
 
     def opened() -> ServedRun:
@@ -143,7 +141,8 @@ def serve(
     if host not in LOCAL and not token:
         token = secrets.token_urlsafe(24)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
+    # Where asyncio sees that the protocol is TCP, it sends small answers at once (TCP_NODELAY); else each waits 40 ms.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
@@ -153,10 +152,14 @@ def serve(
             raise InputError(f"{host}:{port} can't be listened on ({reason}): choose another --port.") from None
         port = listening.getsockname()[1]
         opening = Opening(Path(run).resolve().name, opened, lambda: RunLook(run, train_source=train_source))
-        app = make_app(opening, hosts_of(host, port), token)
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
         say("Open this address in a browser. Ctrl-C ends.")
+        import uvicorn  # while the collection is looked at, and the browser waits
+
+        from instdisc.serve.app import make_app
+
+        app = make_app(opening, hosts_of(host, port), token)
         config = uvicorn.Config(
             app,
             log_level="warning",

@@ -94,8 +94,8 @@ export class Grid {
       }
     }
     const missing = new Set();
-    let next = null; // elements stand in the order of their places, as they are read aloud
-    for (let place = to - 1; place >= from; place--) {
+    let before = this.space; // elements stand in the order of their places, as they are read aloud
+    for (let place = from; place < to; place++) {
       const number = Math.floor(place / PAGE), picture = this.known(number)?.[place % PAGE];
       if (!picture) missing.add(number);
       let element = this.cells.get(place);
@@ -107,13 +107,13 @@ export class Grid {
         element = picture ? cell(picture, { tabIndex: place === this.current ? 0 : -1 }) : h("div", { class: "cell" });
         element.dataset.place = place;
         this.cells.set(place, element);
-        this.host.insertBefore(element, next);
+        before.after(element);
       }
       const row = Math.floor(place / this.columns), column = place % this.columns;
       element.style.width = `${this.size}px`;
       element.style.transform = `translate(${this.left + column * this.step}px, ${scroll + row * this.step - y}px)`;
       if (this.row !== undefined && picture?.row === this.row) { this.wanted = place; this.row = undefined; }
-      next = element;
+      before = element;
     }
     if (!(this.current >= from && this.current < to) && this.cells.has(from)) this.settle(from + (y > 0 ? 2 * this.columns : 0));
     const found = this.cells.get(this.wanted);
