@@ -75,6 +75,7 @@ export class Grid {
       this.at = Math.round(this.y / this.step) * this.columns;
       clearTimeout(this.telling);
       this.telling = setTimeout(() => {
+        if (this.host.scrollTop !== this.last) return; // it has been moved again: that frame is to come
         if (this.scale !== 1) { this.moveTo(this.y); this.draw(); } // the bar comes to where the pictures are
         this.moved(this.at);
       }, 250);
@@ -83,7 +84,7 @@ export class Grid {
 
   draw() {
     if (!this.height) return;
-    const scroll = this.last, y = this.y;
+    const y = this.y;
     const first = Math.max(0, Math.floor(y / this.step) - 2), last = Math.ceil((y + this.height) / this.step) + 2;
     const from = first * this.columns, to = Math.min(this.total, last * this.columns);
     for (const [place, element] of this.cells) {
@@ -91,7 +92,7 @@ export class Grid {
         element.querySelector("img")?.removeAttribute("src"); // what has not come is not wanted any more
         element.remove();
         this.cells.delete(place);
-      }
+      } else this.put(element, place);
     }
     const missing = new Set();
     let before = this.space; // elements stand in the order of their places, as they are read aloud
@@ -109,9 +110,7 @@ export class Grid {
         this.cells.set(place, element);
         before.after(element);
       }
-      const row = Math.floor(place / this.columns), column = place % this.columns;
-      element.style.width = `${this.size}px`;
-      element.style.transform = `translate(${this.left + column * this.step}px, ${scroll + row * this.step - y}px)`;
+      this.put(element, place);
       if (this.row !== undefined && picture?.row === this.row) { this.wanted = place; this.row = undefined; }
       before = element;
     }
@@ -123,6 +122,12 @@ export class Grid {
     }
     clearTimeout(this.resting);
     if (missing.size) this.resting = setTimeout(() => missing.forEach((number) => this.fetch(number)), this.pages.size ? REST : 0);
+  }
+
+  put(element, place) {
+    const row = Math.floor(place / this.columns), column = place % this.columns;
+    element.style.width = `${this.size}px`;
+    element.style.transform = `translate(${this.left + column * this.step}px, ${this.last + row * this.step - this.y}px)`;
   }
 
   // One cell is in the order of the Tab key; the arrow keys lead to the others.
