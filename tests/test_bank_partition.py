@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from by_hand import Allocations, agrees_with, bank_of, tensor_of, unit_rows
+from by_hand import agrees_with, bank_of, tensor_of, unit_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from several_ranks import joined
@@ -14,7 +16,8 @@ from instdisc import bank as bank_room
 from instdisc.bank import MemoryBank
 
 WORLDS = (2, 3)
-BLOCK = 2048  # rows, on a CPU
+# how many rows of 128 numbers, for as many pictures, are looked at together on a CPU
+BLOCK = torch.get_num_threads() * bank_room._rows_at_once(128, torch.get_num_threads(), True)
 
 
 def slow_log_partition(
@@ -32,9 +35,9 @@ def slow_log_partition(
 
 
 @pytest.mark.parametrize("instances", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
-@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.02, 0.005])
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.02, 0.016, 0.005])
 def test_log_partition_in_blocks_is_the_slow_sum(instances: int, temperature: float) -> None:
-    """0.02 and 0.005 take the running maximum: exp(-2 / 0.005) is no float32."""
+    """0.016 and 0.005 take the running maximum: exp(1 / 0.005) is no float32."""
     rows, features = unit_rows(instances, 4, 0), unit_rows(3, 4, 1)
     features[0] = -rows[-1]  # one picture is opposite to a row, one equal to it
     features[1] = rows[0]
@@ -90,17 +93,28 @@ def test_gradient_by_hand_is_that_of_autograd_through_the_whole_matrix(temperatu
     seed=st.integers(0, 100),
 )
 def test_any_size_of_block_gives_the_same(instances: int, block: int, temperature: float, seed: int) -> None:
+    """Blocks of one chunk a thread, and the last rows, which fill no block, in one."""
     rows, features = unit_rows(instances, 3, seed), unit_rows(2, 3, seed + 1)
-    queries = tensor_of(features / temperature)
-    reference, sums = torch.tensor(-np.inf), torch.tensor(0.0)
-    # what the blocks add up to is merged here as the ranks merge their shards
-    for first in range(0, instances, block):
-        part, part_sum, _ = bank_room._sums_over_rows(queries, tensor_of(rows[first : first + block]), None)
-        highest = torch.maximum(reference, part)
-        sums = sums * (reference - highest).exp() + part_sum * (part - highest).exp()
-        reference = highest
-    found = (reference + sums.log())[:, 0]
+    with mock.patch.object(bank_room, "_rows_at_once", return_value=block):
+        found = bank_of(rows).log_partition(tensor_of(features), temperature)
     np.testing.assert_allclose(found, slow_log_partition(features, rows, temperature), rtol=3e-6, atol=3e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shards=st.lists(st.integers(0, 9), min_size=1, max_size=4), spread=st.sampled_from([0.5, 20.0, 200.0]))
+def test_parts_of_the_rows_add_up_to_the_whole(shards: list[int], spread: float) -> None:
+    """References and sums of shards, also of empty ones, merged as the ranks merge them."""
+    rows, queries = unit_rows(sum(shards) + 1, 3, 0), tensor_of(unit_rows(2, 3, 1) * spread)
+    parts = np.split(rows, np.cumsum(shards))
+    each = [bank_room._sums_over_rows(queries, tensor_of(part), None) for part in parts]
+    reference = torch.stack([part[0] for part in each]).amax(0)
+    sums, weighted = (sum(part[what] * (part[0] - reference).exp2() for part in each) for what in (1, 2))
+    scores = queries.double().numpy() @ rows.T
+    powers = np.exp2(scores - scores.max(1, keepdims=True))
+    np.testing.assert_allclose(
+        (reference + sums.log2())[:, 0], scores.max(1) + np.log2(powers.sum(1)), rtol=3e-6, atol=3e-6
+    )
+    np.testing.assert_allclose(weighted / sums, powers @ rows / powers.sum(1, keepdims=True), rtol=1e-4, atol=1e-5)
 
 
 def test_longer_features_and_zero_features_have_their_sums_too() -> None:
@@ -143,17 +157,6 @@ def test_a_callers_autocast_does_not_reach_the_sums() -> None:
         within = bank.log_partition(features, 0.07), bank.scores(features, torch.arange(9))
     assert torch.equal(exact[0], within[0])
     assert torch.equal(exact[1], within[1])
-
-
-def test_memory_of_log_partition_does_not_depend_on_the_number_of_rows() -> None:
-    largest = {}
-    for blocks in (1, 20):
-        bank, features = MemoryBank(blocks * BLOCK, 16), MemoryBank(64, 16, seed=1).rows.requires_grad_()
-        for temperature in (0.07, 0.005):
-            with Allocations() as made:
-                bank.log_partition(features, temperature).sum().backward()
-            largest[blocks, temperature] = made.largest
-    assert set(largest.values()) == {64 * BLOCK}, "one block of scores, never a (batch, instances) matrix"
 
 
 @pytest.mark.parametrize("world", WORLDS)
