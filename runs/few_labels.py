@@ -2,8 +2,9 @@
 
     python runs/few_labels.py runs/out/laptop_cifar10 --test cifar10-test.parquet      # an hour on two cores
 
-An interrupted evaluation goes on where it stopped. The run is that of runs/laptop_cifar10.py, or any other with
-labels. The result goes to results/few_labels.json, the curves to results/few_labels.png.
+An interrupted evaluation goes on where it stopped, and --shares may be added to: what is done is kept. The run is that
+of runs/laptop_cifar10.py, or any other with labels. The result goes to results/few_labels.json, the curves to
+results/few_labels.png.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from record import record
 
 from instdisc.jobs.evaluate import evaluate
+from instdisc.jobs.semi import SHARES
 from instdisc.runs import RunFolder
 
 
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--train-source", help="where the training pictures are now, if they were moved")
     parser.add_argument("--test", default=None, help="labelled test pictures; without: CIFAR-10's test split")
+    parser.add_argument("--shares", type=float, nargs="*", default=list(SHARES), help="of the labels, of 1")
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
     test = settings.test
@@ -34,17 +37,21 @@ def main() -> None:
 
         test = open_source("cifar10", split="test")
     preset = RunFolder(settings.run).read_config()["settings"]["preset"]
-    found = evaluate(settings.run, test, measures=["semi"], train_source=settings.train_source)["semi"]
+    found = evaluate(settings.run, test, measures=["semi"], train_source=settings.train_source, shares=settings.shares)[
+        "semi"
+    ]
     least = found["shares"][0]
     record(
         settings.results / "few_labels.json",
         name="few_labels",
-        command=f"python runs/few_labels.py RUN, a run of {preset}",
+        command=f"python runs/few_labels.py RUN --shares {' '.join(map(str, settings.shares))}, a run of {preset}",
         unit="top-1 on the test pictures, as a share of 1; `values` are those of the encoder fine-tuned on "
         f"{least['labels']:,} labels, `shares` has all",
         values=least["fine_tuned"]["values"],
         seeds=list(range(found["draws"])),
         mode=found["mode"],
+        precision=found["precision"],
+        epochs_of_the_run=RunFolder(settings.run).read_config()["settings"]["epochs"],
         shares=found["shares"],
     )
     shutil.copy(RunFolder(settings.run).few_labels_plot, settings.results / "few_labels.png")

@@ -206,7 +206,7 @@ def test_test_pictures_may_have_other_classes(copied: tuple[Path, Path], tmp_pat
 def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, run = copied
     tests = picture_folder(tmp_path / "tests", 40, seed=9)
-    monkeypatch.setattr("instdisc.jobs.semi.SHARES", (0.2, 0.5))
+    shares = (0.5, 0.2)
     monkeypatch.setattr("instdisc.evaluation.semi._FEWEST_EPOCHS", 2)
     monkeypatch.setattr("instdisc.evaluation.semi._MOST_EPOCHS", 10)
     asked: list[tuple[str, np.ndarray, np.ndarray]] = []
@@ -219,7 +219,7 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
 
     own = next(instdisc.load(run).parameters())
     monkeypatch.setattr(FineTuning, "fit", noted)
-    found = measured(run, tests, neighbours=5, measures=["semi"])["semi"]
+    found = measured(run, tests, neighbours=5, measures=["semi"], shares=shares)["semi"]
     known = open_source(pictures).labels
     assert known is not None and found["mode"] == "test pictures"
     assert [row["labels"] for row in found["shares"]] == [12, 30]
@@ -236,6 +236,13 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     assert found["plot"] is None or (run / found["plot"]).is_file()
 
     asked.clear()
+    more = measured(run, tests, neighbours=5, measures=["semi"], shares=(*shares, 0.4))["semi"]
+    assert [row["share"] for row in more["shares"]] == [0.2, 0.4, 0.5]
+    assert [more["shares"][0], more["shares"][2]] == found["shares"]
+    assert len(asked) == 2 * 3, "what was done before is kept"
+
+    (run / "semi.json").unlink()
+    asked.clear()
 
     def interrupted(self: FineTuning, *given: Any) -> FineTuning:
         if len(asked) == 5:
@@ -244,17 +251,18 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(FineTuning, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        measured(run, tests, neighbours=5, measures=["semi"])
+        measured(run, tests, neighbours=5, measures=["semi"], shares=shares)
     monkeypatch.setattr(FineTuning, "fit", noted)
     asked.clear()
-    assert measured(run, tests, neighbours=5, measures=["semi"])["semi"] == found
+    assert measured(run, tests, neighbours=5, measures=["semi"], shares=shares)["semi"] == found
     assert len(asked) == 2 * 4, "two draws were done before"
-    assert not (run / "semi-unfinished.json").exists()
 
     asked.clear()
-    held_out = measured(run, neighbours=5, measures=["semi"])["semi"]
+    held_out = measured(run, neighbours=5, measures=["semi"], shares=shares)["semi"]
     assert held_out["mode"] == "12 training pictures that were held out"
     assert [row["labels"] for row in held_out["shares"]] == [10, 24]
+    for wrong in ([], [0.0], [0.1, 1.5]):
+        assert "above 0 and at most 100 %" in refused(evaluate, run, measures=["semi"], shares=wrong, say=None)
 
 
 def test_two_runs_on_the_same_test_pictures(copied: tuple[Path, Path], tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class RunFolder:
         self.neighbours_sheet = self.path / "neighbours.png"
         self.curves = self.path / "curves.png"
         self.few_labels_plot = self.path / "semi.png"
-        self.few_labels_done = self.path / "semi-unfinished.json"
+        self.few_labels_draws = self.path / "semi.json"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

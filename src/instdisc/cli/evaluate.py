@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from instdisc.errors import InputError
+
 EXAMPLES = """
 Examples:
 
@@ -35,6 +37,7 @@ def command(
     bank: Annotated[bool, typer.Option("--bank", help="Use the bank's rows for the training pictures.")] = False,
     labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label.")] = None,
     train_source: Annotated[str | None, typer.Option(help="Where the training pictures are now, if moved.")] = None,
+    shares: Annotated[str, typer.Option(help="Of the labels, in percent, for semi.")] = "1,2,5,10,20",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Measure a run: weighted kNN, beside raw pixels and an untrained encoder."""
@@ -51,10 +54,18 @@ def command(
             bank=bank,
             labels=labels,
             train_source=train_source,
+            shares=[_percent(text) for text in shares.split(",")],
             device=device,
         )
         if ranks.is_main():
             show(report, run)
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        raise InputError(f'--shares takes percentages like 1,5,20, not "{text}".') from None
 
 
 def show(report: dict[str, Any], run: Path) -> None:

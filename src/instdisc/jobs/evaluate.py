@@ -27,7 +27,7 @@ from instdisc.evaluation.baselines import knn_accuracy
 from instdisc.evaluation.knn import KNN, KNNResult
 from instdisc.evaluation.quality import health, sample_rows
 from instdisc.jobs.measures import bank_quality, check_measures, further_measures, needs_levels
-from instdisc.jobs.semi import METHODS, few_labels
+from instdisc.jobs.semi import METHODS, SHARES, check_shares, few_labels
 from instdisc.jobs.sources import look_at, read_facts, read_rows, reopen
 from instdisc.jobs.vectors import PIXEL_SIDE, Vectors, collect_vectors, with_bank_rows
 from instdisc.neighbours import top_k
@@ -52,6 +52,7 @@ def evaluate(
     bank: bool = False,
     labels: Any = None,
     train_source: Any = None,
+    shares: Sequence[float] = SHARES,
     device: str = "auto",
     batch: int = 256,
     say: Callable[[str], None] | None = print,
@@ -61,7 +62,7 @@ def evaluate(
     source: labelled test pictures, classified by the training pictures; None = leave-one-out on the training pictures
         (for svm and linear: a fifth of them, held out).
     measures: beside knn, which is always there: "svm" and "linear" (classifiers on every level of features),
-        "semi" (fine-tuning with 1 to 20 % of the labels), "retrieval" (mean average precision, recall), "quality"
+        "semi" (fine-tuning with some `shares` of the labels), "retrieval" (mean average precision, recall), "quality"
         (drift of the bank, neighbours since the save before).
     neighbours: k; None = 200, or as many as there are. temperature: of the votes, or "run" for the run's own.
     bank: take the bank's own rows for the training pictures, and not vectors recomputed without augmentation.
@@ -70,7 +71,7 @@ def evaluate(
     """
     with ranks.together():
         return _evaluate(
-            run, source, list(measures), neighbours, temperature, bank, labels, train_source, device, batch, say
+            run, source, list(measures), neighbours, temperature, bank, labels, train_source, shares, device, batch, say
         )
 
 
@@ -83,6 +84,7 @@ def _evaluate(
     bank: bool,
     labels: Any,
     train_source: Any,
+    shares: Sequence[float],
     device: str,
     batch: int,
     say: Callable[[str], None] | None,
@@ -91,6 +93,7 @@ def _evaluate(
     folder = RunFolder(run)
     facts = read_facts(folder)
     check_measures(measures)
+    check_shares(shares)
     votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
     place = ranks.device(device)
     saved = checkpoint.latest(folder.checkpoints)  # once: encoder and bank of one step, though the run may still train
@@ -147,6 +150,7 @@ def _evaluate(
             }
             report |= further_measures(measures, train, test, place)
             if "semi" in measures:
+                chosen = facts["chosen"]
                 report["semi"] = few_labels(
                     encoder,
                     partial(build_encoder, encoder.config),
@@ -156,7 +160,10 @@ def _evaluate(
                     test,
                     Settings.from_dict(facts["settings"]),
                     tell or (lambda _: None),
-                    folder.few_labels_done,
+                    folder.few_labels_draws,
+                    shares=shares,
+                    # What the trial of the training found faster, where this is the same kind of device.
+                    precision=chosen["precision"] if chosen["device"].startswith(place.type) else "auto",
                 )
                 report["semi"]["plot"] = _draw_semi(folder, report["semi"])
         if ranks.is_main() and ranks.world() == 1:

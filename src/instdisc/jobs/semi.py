@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ _NEIGHBOURS = (1, 5, 20, 50, 200)
 _HELD_OUT = 0.2  # of the training pictures, where there are no test pictures
 
 
+def check_shares(shares: Sequence[float]) -> None:
+    """Refuse what can be no share of the labels."""
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise InputError("A share of the labels is above 0 and at most 100 %.")
+
+
 def few_labels(
     encoder: Encoder,
     fresh: Callable[[int], Encoder],
@@ -44,13 +50,16 @@ def few_labels(
     test: Vectors | None,
     settings: Settings,
     tell: Callable[[str], None],
-    unfinished: Path,
+    kept: Path,
+    *,
+    shares: Sequence[float] = SHARES,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """The report's section "semi": for each share and method the accuracies of the draws, their mean and deviation.
 
-    fresh: seed -> an untrained encoder of the same build. settings: the run's. unfinished: a file for the draws
-    that are done, so that an interrupted evaluation goes on there; removed at the end. Raises InputError where the
-    smallest share holds fewer than two classes.
+    fresh: seed -> an untrained encoder of the same build. settings: the run's. kept: a file for the draws that are
+    done, so that an evaluation that was interrupted, or is asked for more shares, goes on there. precision: of the
+    fine-tuning. Raises InputError where the smallest share holds fewer than two classes.
     """
     order = draws.permutation(len(train.rows), seed=0, step=0)
     held_out = round(_HELD_OUT * len(order)) if test is None else 0
@@ -71,11 +80,11 @@ def few_labels(
         std=view.std,
     )
     labelled = np.flatnonzero(known.labels >= 0)
-    shares = []
-    of = hashlib.sha256(f"{encoder.origin} {fresh(0).config} {SHARES} {DRAWS}".encode())
+    rows = []
+    of = hashlib.sha256(f"{encoder.origin} {fresh(0).config} {precision}".encode())
     for values in (known.rows, known.labels, asked.rows, asked.labels):
         of.update(np.ascontiguousarray(values, np.int64).tobytes())
-    done = _done(unfinished, of.hexdigest())
+    done = _done(kept, of.hexdigest())
     with ExitStack() as opened:
         pictures = opened.enter_context(open_pictures(training, settings.stored_side, place))
         tests = pictures
@@ -84,7 +93,7 @@ def few_labels(
         instances = _instances(pictures.rows, known.rows)
         test_labels = np.full(tests.count, -1)
         test_labels[_instances(tests.rows, asked.rows)] = asked.labels
-        for share in SHARES:
+        for share in sorted(shares):
             count = round(share * len(labelled))
             found: dict[str, list[float]] = {name: [] for name in METHODS}
             for draw in range(DRAWS):
@@ -93,28 +102,25 @@ def few_labels(
                 if drawn not in done:
                     some = labelled[_drawn(known.labels[labelled], count, draw)]
                     labels = known.labels[some]
-                    tuning = FineTuning(augmentation, seed=draw)
+                    tuning = FineTuning(augmentation, precision=precision, seed=draw)
                     reached = {}
                     for name, start in (("fine_tuned", encoder), ("scratch", fresh(draw).to(place))):
                         tuned = tuning.fit(start, pictures, instances[some], labels)
                         reached[name] = tuned.accuracy(tests, test_labels)
                     reached["knn"] = _knn(known.trained[some], labels, asked)
                     done[drawn] = reached
-                    write_json(unfinished, {"of": of.hexdigest(), "done": done})
+                    write_json(kept, {"of": of.hexdigest(), "done": done})
                 for name, accuracies in found.items():
                     accuracies.append(done[drawn][name])
-            shares.append(
-                {"share": share, "labels": count} | {name: _summary(values) for name, values in found.items()}
-            )
-    unfinished.unlink(missing_ok=True)
-    return {"mode": mode, "draws": DRAWS, "shares": shares}
+            rows.append({"share": share, "labels": count} | {name: _summary(values) for name, values in found.items()})
+    return {"mode": mode, "draws": DRAWS, "precision": precision, "shares": rows}
 
 
-def _done(unfinished: Path, of: str) -> dict[str, dict[str, float]]:
-    """The draws that an interrupted evaluation of the same encoder and pictures has finished."""
-    if unfinished.is_file():
+def _done(kept: Path, of: str) -> dict[str, dict[str, float]]:
+    """The draws that an earlier evaluation of the same encoder and pictures has finished."""
+    if kept.is_file():
         with suppress(InputError):  # a damaged file: they are done again
-            found = read_json(unfinished)
+            found = read_json(kept)
             if found.get("of") == of:
                 return dict(found["done"])
     return {}
