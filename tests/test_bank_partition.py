@@ -138,8 +138,8 @@ def test_a_nan_stays_with_its_picture(temperature: float) -> None:
     torch.testing.assert_close(found[[0, 2]], clean[[0, 2]])
 
 
+@pytest.mark.fault("`exp(1/τ)` in half precision: inf")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.fault("exp(1/τ) in half precision: inf")
 def test_half_precision_rows_are_summed_in_float32(dtype: torch.dtype) -> None:
     bank = MemoryBank(3 * BLOCK, 8, dtype=dtype)
     features = bank.rows[:4].float()
@@ -149,7 +149,7 @@ def test_half_precision_rows_are_summed_in_float32(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(found, exact, rtol=2e-6, atol=3e-6)
 
 
-@pytest.mark.fault("exp(1/τ) in half precision: inf")
+@pytest.mark.fault("`exp(1/τ)` in half precision: inf")
 def test_a_callers_autocast_does_not_reach_the_sums() -> None:
     bank, features = MemoryBank(3000, 8), MemoryBank(5, 8, seed=3).rows
     exact = bank.log_partition(features, 0.07), bank.scores(features, torch.arange(9))
@@ -167,7 +167,7 @@ def test_log_partition_over_shards_is_that_of_one_process(world: int, what: str)
     torch.testing.assert_close(joined(world)[f"bank.{what}"], joined(1)[f"bank.{what}"], rtol=1e-6, atol=2e-6)
 
 
-@pytest.mark.fault("all_reduce without a backward: gradient off by 1/world_size though the loss is right")
+@pytest.mark.fault("`all_reduce` without a backward: gradient off by 1/world_size though the loss is right")
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("what", ["scores", "private", "log_partition", "without", "cold"])
 def test_gradients_over_shards_are_those_of_one_process(world: int, what: str) -> None:

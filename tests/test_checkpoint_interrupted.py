@@ -25,8 +25,6 @@ from instdisc.checkpoint import (
 )
 from instdisc.errors import InputError
 
-HALF_WRITTEN = pytest.mark.fault("half-written checkpoint after a kill or a full disk becomes the last")
-
 
 def small_save(folder: Path, step: int, **changes: Any) -> Path:
     tensors = {"encoder": {"weight": torch.full((3, 4), float(step))}, "optimizer": {"momentum": torch.ones(2)}}
@@ -48,7 +46,7 @@ def whole_steps(folder: Path) -> list[int]:
 # Cut off
 
 
-@HALF_WRITTEN
+@pytest.mark.fault('half-written checkpoint after a kill becomes "the last"')
 def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path) -> None:
     """One process imports torch once; its forks save without end, and each is killed at a random moment."""
     program = """
@@ -91,7 +89,7 @@ assert leftovers, "no kill fell into a save: nothing was shown"
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
 
 
-@HALF_WRITTEN
+@pytest.mark.fault('half-written checkpoint after a full disk becomes "the last"')
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_full_disk_at_any_call_leaves_the_last_good_one(
     code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -138,7 +136,7 @@ def test_a_full_disk_at_any_call_leaves_the_last_good_one(
         assert found.step == 3
 
 
-@HALF_WRITTEN
+@pytest.mark.fault('half-written checkpoint after a full disk becomes "the last"')
 def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
     """The same with a write that the kernel itself refuses, inside safetensors' own code."""
     small_save(tmp_path, 1)
@@ -150,6 +148,20 @@ def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+@pytest.mark.fault("temp file on another filesystem")
+def test_a_checkpoint_is_filled_in_the_folder_where_it_will_stand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A rename to another file system is none: it would copy, and a kill would leave a part."""
+    written, renamed, rename = [], [], os.rename
+    monkeypatch.setattr(checkpoint, "_sync_file", written.append)
+    monkeypatch.setattr(os, "rename", lambda old, new: (renamed.append((Path(old), Path(new))), rename(old, new)))
+    final = small_save(tmp_path / "run" / "checkpoints", 1)
+    ((aside, new),) = renamed
+    assert new == final and aside.parent == final.parent
+    assert len(written) == 5 and {file.parent for file in written} == {aside}
 
 
 def test_a_fault_of_the_program_keeps_its_own_error_and_leaves_nothing(tmp_path: Path) -> None:

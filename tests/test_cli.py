@@ -156,6 +156,8 @@ def test_evaluate_embed_and_info_as_commands(trained: tuple[Path, Path], tmp_pat
     assert status == 0 and "3 classes" in out
 
 
+@pytest.mark.fault("a corrupt or truncated picture kills the run after hours")
+@pytest.mark.fault("a picture that can't be read is on no list with its reason, and not counted at the end")
 def test_two_sources_labels_and_unreadable_pictures(tmp_path: Path, command: Command) -> None:
     one, two = picture_folder(tmp_path / "one", 31), picture_folder(tmp_path / "two", 30, seed=4)
     (one / "red" / "0003.png").write_bytes(b"")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from instdisc.data.decode import UnreadableError, decode, decode_stored, store
 
@@ -273,7 +273,7 @@ def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fault("1x1 pixel")
+@pytest.mark.fault("1×1 pixel")
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_pixel(kind: str) -> None:
     data = encode(np.full((1, 1, 3), 255, np.uint8), kind)
@@ -338,6 +338,7 @@ def test_zero_bytes() -> None:
     assert reason_for(bytes(5000)) == "the file holds nothing but zeros"
 
 
+@pytest.mark.fault("SVG decoded")
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -359,9 +360,28 @@ def test_zero_bytes() -> None:
         (b"some text", "known format"),
     ],
 )
-@pytest.mark.fault("SVG or EPS decoded")
 def test_what_is_no_picture_is_called_by_its_name(data: bytes, words: str) -> None:
     assert words in reason_for(data)
+
+
+@pytest.mark.fault("SVG decoded")
+@pytest.mark.fault("EPS decoded")
+def test_a_whole_drawing_is_refused_and_no_program_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would hand an EPS to Ghostscript, which runs what stands in it."""
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("an EPS was opened")
+
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "_open", started)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    eps = encode(smooth(8, 8), "EPS")
+    with pytest.raises(AssertionError, match="was opened"):
+        Image.open(io.BytesIO(eps))
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><rect width="8" height="8"/></svg>'
+    for data, words in ((eps, "EPS"), (b"\xc5\xd0\xd3\xc6" + bytes(26) + eps, ""), (svg, "SVG")):
+        assert words in reason_for(data)
+        with pytest.raises(UnreadableError):
+            decode_stored(data, 8)
 
 
 @settings(max_examples=150, deadline=None)

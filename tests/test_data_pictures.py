@@ -20,8 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
+from instdisc import progress
 from instdisc.data import Quarantine, Source, open_pictures, open_source
 from instdisc.data import cache as cache_room
+from instdisc.data import folder as folder_room
 from instdisc.data import pictures as pictures_room
 from instdisc.data.batches import Pictures
 from instdisc.data.budgets import free_disk, free_memory, readable_bytes, usable_cores
@@ -173,10 +175,39 @@ def test_ranks_of_one_machine_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_cores() >= 1
 
 
+@pytest.mark.fault("hours before the first step, with no progress shown")
+@pytest.mark.parametrize("storage", ["memory", "cache"])
+def test_reading_shows_how_far_it_has_come(
+    folder: Path, tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(pictures_room, "_PIECE_ROWS", 10)
+    open_pictures(open_source(folder), SIZE, CPU, storage=storage, cache_folder=tmp_path / "cache", workers=0).close()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Reading")]
+    assert [line.split(",")[0] for line in lines] == [
+        f"Reading pictures: {read} of 45 pictures" for read in (10, 20, 30, 40, 45)
+    ]
+    assert all(line.endswith(" left") for line in lines)
+
+
+@pytest.mark.fault("hours before the first step, with no progress shown")
+def test_with_workers_the_first_batch_waits_for_few_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = folder_room._read_local
+    monkeypatch.setattr(folder_room, "_read_local", lambda place: (read.append(place), real(place))[1])
+    with open_pictures(open_source(folder), SIZE, CPU, storage="workers", workers=0) as found:
+        assert len(read) < 5, "one or another is looked at"
+        read.clear()
+        next(iter(found.batches(order_of(45, batch=5))))
+        assert 5 <= len(read) <= 20, "this batch, and those that are put together meanwhile"
+
+
 # ---- broken pictures -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fault("a corrupt or truncated picture belongs on a quarantine list, counted, and the run goes on")
+@pytest.mark.fault("a corrupt or truncated picture kills the run after hours")
+@pytest.mark.fault("a picture that can't be read is on no list with its reason, and not counted at the end")
 @pytest.mark.parametrize("storage", ["memory", "cache", "workers"])
 def test_unreadable_pictures_are_listed_once_and_left_out(folder: Path, tmp_path: Path, storage: Any) -> None:
     broken = [0, 7, 8, 20, 44]
@@ -235,7 +266,9 @@ def test_a_repaired_picture_comes_back_from_a_filled_cache(folder: Path, tmp_pat
         np.testing.assert_array_equal(batch.images[0], expected(source, 12))
 
 
-@pytest.mark.fault("names with spaces, newlines and non-UTF-8 bytes")
+@pytest.mark.fault("names with spaces")
+@pytest.mark.fault("names with newlines")
+@pytest.mark.fault("names with non-UTF-8 bytes")
 def test_the_quarantine_list_takes_any_name_and_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
     names = ["plain.jpg", "with, comma.jpg", 'quote".jpg', "new\nline.jpg", os.fsdecode(b"caf\xe9.jpg"), "ü.jpg"]
@@ -291,7 +324,7 @@ def test_a_damaged_cache_is_made_anew(folder: Path, tmp_path: Path, damage: str)
             np.testing.assert_array_equal(batch.images[row], expected(source, row))
 
 
-@pytest.mark.fault("a kill loses hours of work or leaves a half-written file that counts as whole")
+@pytest.mark.fault("a kill while pictures are decoded loses hours, or leaves a half-written cache that counts as whole")
 def test_filling_goes_on_after_kill_9(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pictures", 300)
     break_some(folder, [1, 150, 299])
@@ -334,6 +367,7 @@ def test_filling_goes_on_after_kill_9(tmp_path: Path) -> None:
         assert set(store_of.unreadable()) == {1, 150, 299}
 
 
+@pytest.mark.fault("a kill while pictures are decoded loses hours, or leaves a half-written cache that counts as whole")
 def test_a_row_counts_as_stored_only_after_its_pixels_are_on_the_disk(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +393,7 @@ def test_a_row_counts_as_stored_only_after_its_pixels_are_on_the_disk(
     ]
 
 
-@pytest.mark.fault("a full disk")
+@pytest.mark.fault("a disk that fills up while pictures are decoded ends the run")
 def test_a_disk_that_fills_up_leads_to_workers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = cache_room._write
     written = 0

@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
+from instdisc import progress
 from instdisc.data import Source, UnreadableError, open_source
 from instdisc.data.places import expand_braces, names_below
 from instdisc.errors import InputError
@@ -115,7 +116,21 @@ def test_what_is_no_picture_is_passed_over_and_counted(tmp_path: Path) -> None:
     assert source.notes == ("3 files that are not pictures were passed over.",)
 
 
-@pytest.mark.fault("names with spaces, newlines and non-UTF-8 bytes")
+@pytest.mark.fault("hours before the first step, with no progress shown")
+def test_a_scan_shows_how_far_it_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    root = put(tmp_path / "in", {f"{number}{'.png' * (number % 2)}": picture(number) for number in range(8)})
+    open_source(root)
+    shown = capsys.readouterr().err
+    assert f"Listing {root}: 8" in shown and "Looking into files: 1 of 1" in shown
+
+
+@pytest.mark.fault("names with spaces")
+@pytest.mark.fault("names with newlines")
+@pytest.mark.fault("names with non-UTF-8 bytes")
 def test_strange_names(tmp_path: Path) -> None:
     root = tmp_path / "in"
     names = [b"a b.png", b"line\nbreak.png", b"latin-\xe9.png", "日本.png".encode(), b'comma,"quote".png', b"%41.png"]

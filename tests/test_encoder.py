@@ -222,6 +222,21 @@ def test_start_reports_what_does_not_fit(tmp_path: Path) -> None:
         build_encoder({**TINY, "pretrained": str(tmp_path / "nowhere")})
 
 
+@pytest.mark.fault("pickle: loading a stranger's checkpoint runs their code")
+def test_weights_in_a_pickle_are_refused_unread(tmp_path: Path) -> None:
+    class RunsCode:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "trace",)
+
+    file = tmp_path / "weights.pth"
+    torch.save({"head.weight": RunsCode()}, file)
+    with pytest.raises(InputError, match="can't be read as a safetensors file"):
+        build_encoder({**TINY, "pretrained": str(file)})
+    assert not (tmp_path / "trace").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "trace").exists(), "this is what a reader of pickles does"
+
+
 def test_published_weights_without_a_network_get_a_sentence() -> None:
     with pytest.raises(InputError, match="could not be fetched"):
         build_encoder({"backbone": "test_resnet", "pretrained": True})  # HF_HUB_OFFLINE is set

@@ -55,6 +55,7 @@ def test_the_same_again(collection: tuple[Pictures, np.ndarray]) -> None:
     assert not torch.equal(first.network_.top.weight, other_draws.network_.top.weight)
 
 
+@pytest.mark.fault("labels that are not 0..C-1 crash or give wrong counts")
 def test_labels_may_be_any_whole_numbers(collection: tuple[Pictures, np.ndarray]) -> None:
     pictures, labels = collection
     some = np.arange(0, 90, 2)

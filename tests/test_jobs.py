@@ -136,6 +136,7 @@ def test_test_pictures_with_recomputed_vectors_and_with_the_bank(copied: tuple[P
     assert loo["knn"]["top1"] == KNN(5).fit(rows, train_source.labels).leave_one_out().top1
 
 
+@pytest.mark.fault("a corrupt or truncated picture kills the run after hours")
 def test_bank_rows_find_their_pictures_where_some_could_not_be_read(tmp_path: Path) -> None:
     pictures = picture_folder(tmp_path / "pictures", COUNT)
     for name in ("blue/0002.png", "green/0001.png", "red/0030.png"):
@@ -317,9 +318,7 @@ def test_without_labels_the_quality_is_still_there(tmp_path: Path) -> None:
     assert measured(run, labels=labels)["knn"]["count"] == COUNT
 
 
-@pytest.mark.fault(
-    "evaluation overwrites the training bank, or runs with gradients, or leaves the encoder in eval mode"
-)
+@pytest.mark.fault("evaluation overwrites the training bank")
 def test_evaluation_changes_nothing_of_the_run(copied: tuple[Path, Path]) -> None:
     _, run = copied
 
@@ -332,6 +331,31 @@ def test_evaluation_changes_nothing_of_the_run(copied: tuple[Path, Path]) -> Non
     after = state()
     assert set(after) - set(before) == {"evaluation.json", "neighbours.png"}
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.fault("best epoch picked on the test set and reported as the result")
+def test_the_last_step_is_reported_though_an_earlier_one_was_better(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, run = copied
+    tests = picture_folder(tmp_path / "tests", 40, seed=9)
+    better = measured(run, tests, neighbours=5)["knn"]["top1"]
+    found = latest(RunFolder(run).checkpoints)
+    assert found is not None
+    weights = found.tensors("encoder")
+    weights["head.weight"] = torch.zeros_like(weights["head.weight"])
+    checkpoint.save(
+        RunFolder(run).checkpoints,
+        step=20,
+        tensors={"encoder": weights},
+        facts=found.facts,
+        shards={"bank": checkpoint.Shard(found.rows("bank", 0, COUNT), 0, COUNT)},
+        keep=9,
+    )
+    report = measured(run, tests, neighbours=5)
+    encoder = instdisc.load(run)
+    assert report["step"] == 20 and encoder.origin.startswith("step 20 ")
+    known, asked = open_source(pictures), open_source(tests)
+    expected = KNN(5).fit(encoder.embed(known), known.labels).evaluate(encoder.embed(asked), asked.labels)
+    assert report["knn"]["top1"] == expected.top1 < better
 
 
 def test_a_checkpoint_saved_meanwhile_does_not_mix_two_steps(

@@ -71,6 +71,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.fault("results cannot be exported")
 def test_copies_are_found_and_the_largest_is_kept(run: Path, trained: tuple[Path, Path]) -> None:
     groups = duplicates(run, threshold=SAME, say=None)
     files = sorted(trained[0].glob("*/*.png"))
@@ -95,6 +96,8 @@ def test_copies_are_found_and_the_largest_is_kept(run: Path, trained: tuple[Path
         assert sheet.height > 100 * len(groups)
 
 
+@pytest.mark.fault("approximate duplicate clusters chain to pairs far below the threshold")
+@pytest.mark.fault("a group of duplicates does not show its worst pair")
 def test_every_two_of_a_group_are_as_alike_as_asked(run: Path) -> None:
     groups = duplicates(run, threshold=0.9, say=None)
     collection = Collection(run)
@@ -104,6 +107,9 @@ def test_every_two_of_a_group_are_as_alike_as_asked(run: Path) -> None:
         scores = vectors @ vectors.T
         assert float(scores.min()) == pytest.approx(group.score, abs=1e-5) and group.score >= 0.9
         assert [copy.score for copy in group.copies] == sorted((copy.score for copy in group.copies), reverse=True)
+        rows = read_csv(RunFolder(run).duplicates / "duplicates.csv")
+        listed = [line["path"] for line in rows if line["least_alike"] == "yes"]
+        assert set(group.worst) <= set(listed) and len(listed) == 2 * len(groups)
         own = collection.index.rows_of(group.worst)
         assert float(np.prod(collection.index.vectors(own).numpy(), axis=0).sum()) == pytest.approx(
             group.score, abs=1e-5
@@ -203,6 +209,8 @@ def test_removed_pictures_take_no_part(run: Path) -> None:
     assert first.row not in {one.row for one in outliers(run, count=COUNT, say=None)}
 
 
+@pytest.mark.fault("a group of duplicates does not show its worst pair")
+@pytest.mark.fault("no score shown")
 def test_the_commands(run: Path, trained, monkeypatch, capsys) -> None:
     def told(*words: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["instdisc", *words])
@@ -214,6 +222,12 @@ def test_the_commands(run: Path, trained, monkeypatch, capsys) -> None:
     assert "copies in" in out and "large.png" in out and "remove.txt" in out
     found = json.loads(told("duplicates", str(run), "--threshold", str(SAME), "--json")[0])
     assert found[0]["kept"]["path"].endswith("large.png")
+    monkeypatch.setenv("COLUMNS", "1000")  # no path is folded
+    out, _ = told("duplicates", str(run), "--threshold", "0.9")
+    groups = json.loads(told("duplicates", str(run), "--threshold", "0.9", "--json")[0])
+    assert any(one["kept"]["path"] not in one["worst"] for one in groups), "a pair that the kept one is not part of"
+    assert all(path in out for one in groups[:12] for path in one["worst"])
+    assert all(f"{one['score']:.3f}" in out for one in groups[:12])
     out, _ = told("duplicates", str(run), "--against", str(trained[0]), "--threshold", str(SAME))
     assert f"{COUNT + 5} pictures of" in out
     out, _ = told("outliers", str(run), "--count", "3")

@@ -128,6 +128,7 @@ def test_the_map_has_the_pictures_and_their_classes(made: tuple[Path, list[Path]
         assert np.abs(there - decode(source.read(row)).mean((0, 1))).max() < 6
 
 
+@pytest.mark.fault("30 MB of JavaScript from a foreign host")
 def test_nothing_is_loaded_and_nothing_is_markup(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
     _, runs = made
     path = report(runs, tmp_path / "report.html", say=None)

@@ -50,8 +50,8 @@ def test_gradient_is_the_expected_row_less_the_own_one() -> None:
     np.testing.assert_allclose(gradient, expected, **CLOSE)
 
 
+@pytest.mark.fault("`exp(1/τ)` in half precision: inf")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.fault("exp(1/τ) in half precision: inf")
 def test_half_precision_bank_at_a_low_temperature(dtype: torch.dtype) -> None:
     bank = bank_of(unit_rows(50, 6, 0), dtype=dtype)
     rows, features = bank.rows.double().numpy(), unit_rows(4, 6, 1)
@@ -61,7 +61,7 @@ def test_half_precision_bank_at_a_low_temperature(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.fault("exp(1/τ) in half precision: inf")
+@pytest.mark.fault("`exp(1/τ)` in half precision: inf")
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "parametric"])
 def test_every_objective_computes_in_float32_inside_a_callers_autocast(name: str) -> None:
     rows = unit_rows(500, 6, 0)
@@ -77,7 +77,8 @@ def test_every_objective_computes_in_float32_inside_a_callers_autocast(name: str
     torch.testing.assert_close(answers[1], answers[0])
 
 
-@pytest.mark.fault("the bank is written inside backward() or forward(): two forwards then one backward raises")
+@pytest.mark.fault("the bank is written inside `backward()` or `forward()`: two forwards then one backward raises")
+@pytest.mark.fault("evaluation writes the bank, or what an objective keeps beside it")
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_no_objective_writes_the_bank_and_forwards_may_be_summed(name: str) -> None:
     """Two forwards and one backward give the mean of two gradients; nothing in the bank has moved."""
@@ -105,6 +106,7 @@ def test_no_objective_writes_the_bank_and_forwards_may_be_summed(name: str) -> N
     assert not bank.rows.requires_grad
 
 
+@pytest.mark.fault("a (batch, instances) matrix in every step")
 def test_there_is_no_matrix_of_batch_and_instances() -> None:
     bank = bank_of(unit_rows(20_000, 6, 0))
     features = tensor_of(unit_rows(32, 6, 1)).requires_grad_()

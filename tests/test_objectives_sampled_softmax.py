@@ -33,7 +33,7 @@ def slow_loss(
     return float(np.mean(losses))
 
 
-@pytest.mark.fault("a view of the same image, or the image's own row, counted as a negative by accident")
+@pytest.mark.fault("the image's own row counted as a negative by accident")
 @pytest.mark.parametrize("mask_own", [False, True])
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("noise", ["shared", "private"])

@@ -75,7 +75,7 @@ def test_write_whole_makes_folders_and_leaves_nothing_beside(tmp_path: Path) -> 
     assert [found.name for found in path.parent.iterdir()] == ["file.txt"]
 
 
-@pytest.mark.fault("half-written checkpoint after a full disk becomes the last")
+@pytest.mark.fault('half-written checkpoint after a full disk becomes "the last"')
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     path = tmp_path / "file.json"
@@ -91,7 +91,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [found.name for found in tmp_path.iterdir()] == ["file.json"]
 
 
-@pytest.mark.fault("half-written checkpoint after a kill; temp file on another filesystem")
+@pytest.mark.fault('half-written checkpoint after a kill becomes "the last"')
+@pytest.mark.fault("temp file on another filesystem")
 def test_the_bytes_are_synced_in_the_same_folder_before_the_name_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +106,7 @@ def test_the_bytes_are_synced_in_the_same_folder_before_the_name_changes(
     assert done == ["sync", True, "sync"], "file, rename, folder"
 
 
-@pytest.mark.fault("half-written checkpoint after a kill becomes the last")
+@pytest.mark.fault('half-written checkpoint after a kill becomes "the last"')
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_reader_never_sees_a_part_even_when_the_writer_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "file.json"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
-from tiny_runs import made_pictures, outcome, tiny, training_in
+from tiny_runs import made_pictures, outcome, picture_folder, saved_state, tiny, training_in
 
 from instdisc import draws, ranks
 from instdisc.checkpoint import latest, load_encoder
@@ -74,8 +74,8 @@ def test_steps_equal_the_same_steps_written_out(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, dict(twin.named_parameters())[name], rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.fault("gradient accumulation writes twice")
 @pytest.mark.parametrize("objective", ["softmax", "nce", "sampled", "parametric"])
-@pytest.mark.fault("gradient accumulation writes the bank twice")
 def test_accumulation_equals_the_large_batch(tmp_path: Path, objective: str) -> None:
     # The estimates of Z are made from a piece at a time (they say so); all else is the large batch's.
     more = {"objective": objective, "proximal": 1.0, "partition": "exact", "temperature": 0.3, "views": 2}
@@ -91,6 +91,8 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path, objective: str) -> 
     assert not torch.allclose(start.bank.rows, found[1]["bank"], atol=0.1), "the bank was written at all"
 
 
+@pytest.mark.fault("a partial last batch dropped")
+@pytest.mark.fault("sampler position missing from a checkpoint")
 def test_every_picture_once_an_epoch_in_batches_of_nearly_one_size(tmp_path: Path) -> None:
     training = training_in(tmp_path, tiny())
     sizes, seen = [], []
@@ -120,6 +122,22 @@ def test_the_bank_is_written_once_a_step_and_not_by_measuring(tmp_path: Path) ->
     assert torch.equal(rows[-1], training.bank.rows)
     measured = [line for line in read_metrics(training.run) if "measured" in line]
     assert [line["step"] for line in measured] == [5, 10]
+
+
+@pytest.mark.fault("evaluation overwrites the training bank")
+@pytest.mark.fault("evaluation writes the bank, or what an objective keeps beside it")
+def test_measuring_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    """The real measurements, with labels and test pictures, after each epoch or at the end alone: the same bits."""
+    pictures, tests = picture_folder(tmp_path / "pictures", 67), picture_folder(tmp_path / "tests", 20, seed=5)
+    states = []
+    for every in (1, 1000):
+        settings = tiny(epochs=3, monitor_epochs=every, objective="nce", partition="moving_average", temperature=0.3)
+        run = train(pictures, tmp_path / str(every), settings, test=str(tests), say=None)
+        measured = [line["measured"] for line in run.metrics() if "measured" in line]
+        assert len(measured) == (3 if every == 1 else 1) and {"knn", "knn_test"} <= set(measured[-1])
+        states.append(saved_state(run.path))
+        states[-1].pop("metrics")
+    assert states[0] == states[1]
 
 
 @pytest.mark.fault("NaN loss goes on for hours")
@@ -206,10 +224,19 @@ def test_a_part_of_an_epoch(tmp_path: Path) -> None:
     assert [line["step"] for line in run.metrics() if "loss" in line] == [1, 2, 3]
 
 
+@pytest.mark.fault("the bank is not saved: resume starts from noise")
+@pytest.mark.fault("a counter beside the bank is not saved: resume starts from noise")
+@pytest.mark.fault("optimizer missing from a checkpoint")
+@pytest.mark.fault("sampler position missing from a checkpoint")
+@pytest.mark.fault("bank missing from a checkpoint")
+@pytest.mark.fault("resume repeats or skips an epoch")
+@pytest.mark.parametrize("objective", ["softmax", "nce"])
 def test_ctrl_c_ends_after_the_step_in_hand_and_is_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], objective: str
 ) -> None:
-    training = training_in(tmp_path / "run", tiny())
+    """What goes on is what an uninterrupted run does, to the bit: with NCE its average of Z and the bank's count."""
+    settings = tiny(objective=objective, partition="moving_average", temperature=0.3)
+    training = training_in(tmp_path / "run", settings)
     step = training.step
 
     def pressed(*arguments: Any) -> dict[str, float]:
@@ -225,14 +252,52 @@ def test_ctrl_c_ends_after_the_step_in_hand_and_is_saved(
     assert latest(training.run.checkpoints).step == 7  # type: ignore[union-attr]
     assert "Press Ctrl-C again to stop at once" in capsys.readouterr().out
 
-    again = training_in(tmp_path / "run", tiny())
+    again = training_in(tmp_path / "run", settings)
     assert again.resume()
     again.fit()
-    through = training_in(tmp_path / "through", tiny())
+    through = training_in(tmp_path / "through", settings)
     through.fit()
+    assert again.bank.updates == through.bank.updates == 10
     for name, values in outcome(through).items():
         assert torch.equal(outcome(again)[name], values), name
     assert tiny_runs.losses_of(tmp_path / "run") == tiny_runs.losses_of(tmp_path / "through")
+
+
+@pytest.mark.fault("random states missing from a checkpoint")
+def test_the_random_state_of_torch_goes_on(tmp_path: Path) -> None:
+    """A backbone with dropout draws from it."""
+    training = training_in(tmp_path, tiny())
+    torch.rand(7)
+    training.save()
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    again = training_in(tmp_path, tiny())
+    assert again.resume()
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.fault("schedule missing from a checkpoint")
+def test_a_clock_and_its_schedule_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half an hour of an hour has passed: the rate of the next step is that of the middle, not of the start."""
+    settings = tiny(minutes=60, schedule="cosine", warmup=0)
+    training = training_in(tmp_path, settings)
+    training.seconds = 1800.0
+    parts, planned = next(training._steps_of(0, 0))
+    training._agree(training.step(parts, planned), due=False)
+    training.save()
+    again = training_in(tmp_path, settings)
+    assert again.resume()
+    assert (again.step_number, again.seconds, again.progress) == (1, 1800.0, 0.5)
+    step = again.step
+
+    def pressed(*arguments: Any) -> dict[str, torch.Tensor]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(again, "step", pressed)
+    again.fit()
+    assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 2)
+    assert 1800 < again.seconds < 1860 and 0.5 < again.progress < 0.52
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,10 +93,15 @@ print(json.dumps({"kills": kills, "in_save": in_save}))
 """
 
 
+@pytest.mark.fault("optimizer missing from a checkpoint")
+@pytest.mark.fault("schedule missing from a checkpoint")
+@pytest.mark.fault("sampler position missing from a checkpoint")
+@pytest.mark.fault("bank missing from a checkpoint")
+@pytest.mark.fault("resume repeats or skips an epoch")
+@pytest.mark.fault("the bank is not saved: resume starts from noise")
+@pytest.mark.fault("a counter beside the bank is not saved: resume starts from noise")
+@pytest.mark.fault('half-written checkpoint after a kill becomes "the last"')
 @pytest.mark.slow
-@pytest.mark.fault("optimizer, schedule, sampler position, random states or bank missing from a checkpoint")
-@pytest.mark.fault("the bank is not saved, or a counter beside it is not: resume starts from noise")
-@pytest.mark.fault("half-written checkpoint after a kill becomes the last")
 def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     through, killed = tmp_path / "through", tmp_path / "killed"
     command = [sys.executable, "-c", KILLER, json.dumps(RECIPE), str(through), str(killed)]
@@ -319,7 +324,8 @@ def test_a_damaged_run(half_done: tuple[Path, Path], damage: str, tmp_path: Path
         assert losses_of(run) == losses_of(tmp_path / "through")
 
 
-@pytest.mark.fault("training can't reach labels")
+@pytest.mark.fault("training reaches labels")
+@pytest.mark.fault("best epoch picked on the test set and reported as the result")
 def test_labels_never_reach_training(tmp_path: Path) -> None:
     pictures = picture_folder(tmp_path / "pictures", 67)
     flat = tmp_path / "flat"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from instdisc.jobs.duplicates import Duplicates
 
 EXAMPLES = """
 Examples:
@@ -56,10 +59,10 @@ def command(
         )
         groups = found
         rows = [
-            (f"{group.score:.3f}", str(1 + len(group.copies)), group.kept.path, group.copies[0].path)
+            (f"{group.score:.3f}", str(1 + len(group.copies)), group.kept.path, "\n".join(_beside(group)))
             for group in groups
         ]
-        columns: tuple[str, ...] = ("least cosine", "pictures", "kept", "a copy")
+        columns: tuple[str, ...] = ("least cosine", "pictures", "kept", "least alike")
         copies = sum(len(group.copies) for group in groups)
         words = f"{copies:,} copies in {len(groups):,} groups"
         name = "duplicates"
@@ -104,3 +107,8 @@ def command(
 
 
 _SHOWN = 12
+
+
+def _beside(group: Duplicates) -> list[str]:
+    """Of the two least alike of a group those that are not the kept one."""
+    return [path for path in group.worst if path != group.kept.path]

@@ -256,6 +256,7 @@ def _table(found: Sequence[Duplicates]) -> str:
         "bytes",
         "sharpness",
         "least_cosine",
+        "least_alike",
     ]
     lines = [
         (
@@ -270,6 +271,7 @@ def _table(found: Sequence[Duplicates]) -> str:
             "" if copy.size is None else copy.size,
             f"{copy.sharpness:.1f}",
             f"{group.score:.6f}",
+            "yes" if copy.path in group.worst else "no",
         )
         for number, group in enumerate(found, 1)
         for copy in (group.kept, *group.copies)

@@ -36,18 +36,23 @@ def make_monitor(
     labels = None if source.labels is None else source.labels[pictures.rows]
     neighbours = min(_NEIGHBOURS, pictures.count - len(sample))
 
+    def vote(training: Training, known: np.ndarray, vectors: Tensor, asked: np.ndarray) -> float:
+        """kNN accuracy by the rows of the bank: each rank has its rows vote, and brings a share of the queries."""
+        bank, mine = training.bank, slice(*ranks.share(len(vectors)))
+        knn = KNN(neighbours).fit(bank.rows, known[bank.start : bank.stop], sharded=True)
+        return knn.score(vectors[mine], asked[mine])
+
     def measure(training: Training) -> Measurement:
         vectors, rows = _embed(training, sample, _evaluation_view)
         numbers: dict[str, float] = {}
         if labels is not None:
-            bank = ranks.gather(training.bank.rows).float().cpu()
             others = labels.copy()
             others[rows] = -1  # the sample's own rows do not vote, so none is its own neighbour
             if (others >= 0).sum() >= neighbours and (labels[rows] >= 0).any():
-                numbers["knn"] = KNN(neighbours).fit(bank, others).score(vectors, labels[rows])
+                numbers["knn"] = vote(training, others, vectors, labels[rows])
             if held_out is not None and held_out.labels is not None and (labels >= 0).sum() >= neighbours:
                 tested = training.encoder.embed(held_out, batch=_BATCH)
-                numbers["knn_test"] = KNN(neighbours).fit(bank, labels).score(tested, held_out.labels)
+                numbers["knn_test"] = vote(training, labels, tested, held_out.labels)
         first, second = (_embed(training, sample[:_PAIRS], view)[0] for view in (_random_view, _other_random_view))
         found = health(vectors, first, second)
         assert found.alignment is not None  # it was given views
