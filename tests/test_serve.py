@@ -317,7 +317,6 @@ def test_other_hosts_and_other_sites_are_refused(client: Client) -> None:
         assert client.send(method, "/api/labels")[0] == 405
 
 
-@pytest.mark.fault("`*` in CORS")
 def test_every_answer_carries_the_strict_headers(client: Client) -> None:
     for path in ("/", "/app.js", "/api/collection", "/pictures/0", "/none", "/api/openapi.json"):
         _, headers, _ = client.send("GET", path)
