@@ -60,8 +60,9 @@ class MemoryBank:
         self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
         self.start, self.stop = ranks.share(instances)
         self.rows: Float[Tensor, "local dim"] = torch.empty(self.stop - self.start, dim, dtype=dtype, device=device)
-        for first in range(self.start, self.stop, 65_536):
-            last = min(first + 65_536, self.stop)
+        at_once = 4_096 if self.device.type == "cpu" else 65_536  # on a CPU the draws of a part stay in its cache
+        for first in range(self.start, self.stop, at_once):
+            last = min(first + at_once, self.stop)
             part = self.rows[first - self.start : last - self.start]
             part.copy_(_random_directions(first, last, dim, seed, self.device))
 

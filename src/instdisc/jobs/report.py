@@ -101,7 +101,7 @@ def _page_run(
 def _evaluation(folder: RunFolder) -> tuple[list[Accuracy], str, list[str]]:
     """The lines of evaluation.json, where there is one."""
     if not folder.evaluation.is_file():
-        return [], "", ["It was not evaluated yet: `instdisc evaluate` measures it."]
+        return [], "", ["It was not evaluated yet: instdisc evaluate measures it."]
     found = read_json(folder.evaluation)
     sentences = [found["quality"]["sentence"], *found.get("bank_quality", {"sentences": []})["sentences"]]
     if "knn" not in found:
