@@ -111,7 +111,7 @@ class FineTuning:
         view = self._view
         parts = [instances[first : first + _TEST_BATCH] for first in range(0, len(instances), _TEST_BATCH)]
         self.network_.eval()
-        with torch.no_grad(), autocast(pictures.device, self.precision):
+        with torch.no_grad():
             for batch in pictures.batches(parts):
                 seen = centre(
                     batch.images,
@@ -121,7 +121,9 @@ class FineTuning:
                     mean=view.mean,
                     std=view.std,
                 )
-                found[batch.indices.cpu().numpy()] = self.classes_[self.network_(seen).argmax(1).cpu().numpy()]
+                with autocast(pictures.device, self.precision):
+                    scores = self.network_(seen)
+                found[batch.indices.cpu().numpy()] = self.classes_[scores.argmax(1).cpu().numpy()]
         return found[instances]
 
     def accuracy(self, pictures: Pictures, labels: np.ndarray) -> float:
