@@ -48,7 +48,8 @@ def test_it_learns_from_the_labelled_pictures_alone(collection: tuple[Pictures, 
 def test_in_half_precision_it_learns_as_well(collection: tuple[Pictures, np.ndarray]) -> None:
     """Pictures are cut and resized in float32; only the network is in half precision."""
     pictures, labels = collection
-    tuned = FineTuning(VIEW, epochs=15, rate=3e-3, precision="bfloat16").fit(tiny(), pictures, np.arange(45), labels[:45])
+    some = np.arange(0, 90, 2)
+    tuned = FineTuning(VIEW, epochs=15, rate=3e-3, precision="bfloat16").fit(tiny(), pictures, some, labels[some])
     assert tuned.accuracy(pictures, labels) > 0.9
 
 
