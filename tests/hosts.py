@@ -105,7 +105,8 @@ def hosts(count: int) -> Iterator[list[Host]]:
 def torchrun(everyone: Sequence[Host], nodes: str, words: Sequence[str]) -> list[subprocess.Popen[bytes]]:
     """Start an agent of torchrun on every host, with one process `words` under it; they meet at the first host.
 
-    nodes: how many hosts a group has, as in "3" or "2:4"; lost hosts are noticed after three seconds.
+    nodes: how many hosts a group has, as in "3" or "2:4". Lost ones are noticed after ten seconds: on a machine that is
+    busy a shorter time would take living ones for lost.
     """
     return [_agent(host, everyone[0], nodes, words) for host in everyone]
 
@@ -114,11 +115,12 @@ def _agent(host: Host, meeting: Host, nodes: str, words: Sequence[str]) -> subpr
     options = {
         "nnodes": nodes,
         "nproc-per-node": "1",
-        "max-restarts": "5" if ":" in nodes else "0",
+        "max-restarts": "20" if ":" in nodes else "0",
         "rdzv-backend": "c10d",
         "rdzv-endpoint": f"{meeting.address}:29400",
         # Without is_host an agent looks for its address behind the machine's name.
-        "rdzv-conf": f"is_host={int(host is meeting)},last_call_timeout=5,keep_alive_interval=1",
+        "rdzv-conf": f"is_host={int(host is meeting)},last_call_timeout=5,"
+        "keep_alive_interval=2,keep_alive_max_attempt=5",
         "rdzv-id": "test",
         "local-addr": host.address,
     }

@@ -31,7 +31,7 @@ WORK = work_on_hosts.__file__
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 
 
-def finish(everyone: list[Host], processes: list[subprocess.Popen[bytes]], seconds: float = 150) -> None:
+def finish(everyone: list[Host], processes: list[subprocess.Popen[bytes]], seconds: float = 300) -> None:
     """Wait for all of them; what a host said is shown where one failed."""
     until = time.monotonic() + seconds
     for host, process in zip(everyone, processes, strict=True):
@@ -174,7 +174,7 @@ def test_a_list_without_hosts_is_refused(tmp_path: Path) -> None:
     assert "the list of hosts is empty" in done.stderr
 
 
-def wait_for_step(run: Path, step: int, everyone: list[Host], seconds: float = 120) -> None:
+def wait_for_step(run: Path, step: int, everyone: list[Host], seconds: float = 240) -> None:
     until = time.monotonic() + seconds
     while not run.is_dir() or len(read_metrics(RunFolder(run))) < step:
         assert time.monotonic() < until, everyone[0].said()[-3000:]

@@ -121,7 +121,7 @@ class MemoryBank:
         (batch, instances) matrix. The gradient is (expected row) / temperature, the softmax-weighted mean of the rows,
         which the same pass accumulates.
         without: leave one row out of each picture's sum (its own, for masking).
-        products: float32, or bfloat16 for matrix products in about half the time where the CPU has them, with sums in
+        products: float32, or bfloat16 in two thirds of the time where the CPU has such products, with sums in
             float32. What that costs grows as few rows take most of the weight, for a score s is then off by up to
             |s| / 500: at temperature 0.07 the gradient of the softmax is off by 2e-4 of its length over a random bank,
             1e-3 to 1e-2 over a trained one, and 3e-2 where a picture's own row has 0.9 of the weight (in float32: 5e-8,

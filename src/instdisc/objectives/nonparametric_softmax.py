@@ -22,7 +22,7 @@ class NonParametricSoftmax(nn.Module):
 
     mask_own: leave the picture's own row out of the denominator (the "decoupled" form of Yeh et al. 2022): the positive
         then only attracts, and all others only repel.
-    products: float32, or bfloat16, which takes about half the time and gives the gradient with errors of 2e-4 to 3e-2
+    products: float32, or bfloat16, which takes two thirds of the time and has the gradient off by 2e-4 to 3e-2
         of its length: see MemoryBank.log_partition. That is small beside what one draw of augmentation changes, and so
         is what it saves beside an encoder's step; hence a choice, and float32 also in a run that trains in bfloat16.
         The loss itself may then come out below 0, by up to 0.05.
