@@ -461,7 +461,7 @@ def triangle_resize(values: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("shape", [(40, 56), (20, 90), (10, 12)])
+@pytest.mark.parametrize("shape", [(40, 56), (20, 90), (10, 12), (375, 500), (300, 110)])
 def test_store_is_an_antialiased_bilinear_squash(shape: tuple[int, int]) -> None:
     pixels = noise(*shape)
     slow = triangle_resize(triangle_resize(pixels.astype(float), 16).swapaxes(0, 1), 16).swapaxes(0, 1)

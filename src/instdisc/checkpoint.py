@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from instdisc import ranks
 from instdisc.encoder import Encoder, EncoderConfig, build_encoder
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.runs import FORMAT, RunFolder, measured, sync_folder
 from instdisc.shapes import Tensor
 
@@ -219,6 +219,8 @@ def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Che
         checkpoint = Checkpoint(path, state["step"], state["facts"])
         files = state["files"].items()
     except OSError as error:
+        if is_shortage(error):
+            raise
         raise DamagedError(f"{_STATE} can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{_STATE} is not what was written") from error
@@ -250,6 +252,8 @@ def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = No
     try:
         encoder.load_state_dict(checkpoint.tensors("encoder"))
     except RuntimeError as error:
+        if is_shortage(error):
+            raise
         raise InputError(f"The weights in {checkpoint.path} do not fit the encoder in {folder.config}.") from error
     encoder.origin = f"step {checkpoint.step} of {folder.path}"
     return encoder.eval()

@@ -15,6 +15,7 @@ result into place. Memory holds one part, whatever the size of the collection.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -23,21 +24,26 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instdisc import ranks
+from instdisc.data.cache import fingerprint_of
 from instdisc.data.source import Source
-from instdisc.errors import InputError
+from instdisc.errors import InputError, advice, is_shortage
 from instdisc.progress import Bar
 from instdisc.runs import sync_folder, write_json, write_whole
 
 Answer = TypeVar("Answer")
 
 _METADATA = b"instdisc"  # key in the Parquet schema: whose vectors these are, and the names of the labels
+
+
+class NothingReadableError(InputError):
+    """No picture of a source could be read."""
 
 
 class Embedded(NamedTuple):
@@ -85,22 +91,23 @@ def write_embeddings(
     *,
     run_fingerprint: str,
     chunk: int = 4096,
-    restart: bool = False,
+    restart: bool | Literal["other"] = False,
 ) -> Written:
     """Embed all pictures of `source` into `out` (.parquet or .npy), and go on where an interrupted start ended.
 
     embed_rows: given source rows (ascending), their vectors, and the reasons for those that cannot be read.
     run_fingerprint: anything that differs whenever the vectors would (encoder, weights, preprocessing).
-    chunk: pictures a part, the most work that a kill can lose for each process. restart: throw away unfinished parts.
+    chunk: pictures a part, the most work that a kill can lose for each process.
+    restart: throw away unfinished parts; "other": only those of another encoder or source.
     Every process of a run must call it; the parts must be in a folder that all of them see.
-    Raises InputError if the unfinished parts belong to another encoder or source, or if nothing could be read.
+    Raises InputError if the unfinished parts belong to another encoder or source, and NothingReadableError if nothing
+    could be read.
     """
     out = Path(out)
     if out.suffix not in (".parquet", ".npy"):
         raise InputError(f"{out} should end in .parquet or .npy: that says how the vectors are written.")
     parts = _Parts(out.with_name(out.name + ".parts"), len(source), chunk)
-    job = {"source": source.fingerprint, "run": run_fingerprint, "pictures": len(source), "chunk": chunk}
-    missing = _on_main(lambda: parts.prepare(job, restart))
+    missing = _on_main(lambda: parts.prepare(_job(source, run_fingerprint, chunk), restart))
     todo = sum(stop - start for start, stop in map(parts.bounds, missing))
     first, last = ranks.share(len(missing))
     own = sum(stop - start for start, stop in map(parts.bounds, missing[first:last]))
@@ -128,6 +135,8 @@ def open_embeddings(path: Path | str) -> Embeddings:
             vectors = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _matrix(file)
         ids, locations = table["id"], table["location"]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if is_shortage(error):
+            raise
         raise InputError(f"{path} can't be read as vectors ({error}): embed the pictures again.") from None
     if vectors.ndim != 2 or len(vectors) != len(table):
         raise InputError(f"{path.name} and {table_path.name} do not belong together: embed the pictures again.")
@@ -136,6 +145,12 @@ def open_embeddings(path: Path | str) -> Embeddings:
     if "label" in table.column_names:
         labels = table["label"].fill_null(-1).to_numpy()
     return Embeddings(vectors, ids, locations, labels, names)
+
+
+def _job(source: Source, run_fingerprint: str, chunk: int) -> dict[str, Any]:
+    """What unfinished parts are of. By content and place too: other folders are often named alike inside."""
+    pictures = hashlib.sha256(f"{fingerprint_of(source)} {source.location(0)}".encode("utf-8", "surrogateescape"))
+    return {"source": pictures.hexdigest(), "run": run_fingerprint, "pictures": len(source), "chunk": chunk}
 
 
 class _Parts:
@@ -152,10 +167,10 @@ class _Parts:
     def path(self, number: int) -> Path:
         return self.folder / f"part-{number:08d}.npz"
 
-    def prepare(self, job: dict[str, Any], restart: bool) -> list[int]:
+    def prepare(self, job: dict[str, Any], restart: bool | str) -> list[int]:
         """The numbers of the parts that are still to do. Refuses the parts of another job."""
         journal = self.folder / "job.json"
-        if self.folder.exists() and (restart or not journal.exists()):
+        if self.folder.exists() and (restart is True or not journal.exists()):
             # Without its journal the folder is what was left of a job that had just ended.
             shutil.rmtree(self.folder)
         if journal.exists():
@@ -166,6 +181,8 @@ class _Parts:
             # The chunk may differ from the one asked for only at the price of other bounds: that is another job too.
             names = {"run": "encoder", "source": "source", "pictures": "number of pictures", "chunk": "chunk size"}
             other = [names[key] for key in names if before.get(key) != job[key]]
+            if other and restart:
+                return self.prepare(job, restart=True)
             if other:
                 raise InputError(
                     f"{self.folder} holds the unfinished work of another job (another {' and '.join(other)}): "
@@ -212,7 +229,9 @@ class _Parts:
             # Opened here: np.load leaves a damaged file open.
             with open(path, "rb") as file, np.load(file) as arrays:
                 return [arrays[name] for name in names]
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError):
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+            if is_shortage(error):
+                raise
             path.unlink(missing_ok=True)
             raise InputError(
                 f"{path} was damaged and is removed: run the same command again to make it anew."
@@ -238,7 +257,7 @@ def _put_together(source: Source, parts: _Parts, out: Path, run_fingerprint: str
     if unreadable:
         _write_quarantine(source, parts, quarantine)
     if not count:
-        raise InputError(f"None of the {len(source)} pictures could be read: {quarantine} says why.")
+        raise NothingReadableError(f"None of the {len(source)} pictures could be read: {quarantine} says why.")
     if len(dims) > 1:
         raise InputError(
             f"{parts.folder} holds vectors of different lengths {sorted(dims)}: pass --restart to begin again."
@@ -256,9 +275,7 @@ def _put_together(source: Source, parts: _Parts, out: Path, run_fingerprint: str
         else:
             _write_table(source, parts, out, schema)
     except OSError as error:
-        raise InputError(
-            f"{out} could not be written ({error.strerror or error}): make room there, then start again."
-        ) from None
+        raise InputError(f"{out} could not be written ({error.strerror or error}): {advice(error)}.") from None
     parts.remove()
     return count, dim, unreadable
 
@@ -360,13 +377,13 @@ def _matrix(file: pq.ParquetFile) -> np.ndarray:
 def _on_main(work: Callable[[], Answer]) -> Answer:
     """Do it on the main process and give every process the answer, or the same InputError."""
     answer: Any = None
-    sentence: str | None = None
+    problem: InputError | None = None
     if ranks.is_main():
         try:
             answer = work()
         except InputError as error:
-            sentence = str(error)
-    answer, sentence = ranks.broadcast_object((answer, sentence))
-    if sentence is not None:
-        raise InputError(sentence)
+            problem = error
+    answer, problem = ranks.broadcast_object((answer, problem))
+    if problem is not None:
+        raise problem
     return answer

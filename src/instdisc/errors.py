@@ -1,6 +1,10 @@
-"""What we tell the person: the one exception whose text is meant to be read without a traceback."""
+"""What we tell the person: the one exception whose text is meant to be read, and what the system refused, in words."""
 
 from __future__ import annotations
+
+import errno
+import os
+import re
 
 
 class InputError(Exception):
@@ -8,3 +12,45 @@ class InputError(Exception):
 
     The command line prints the sentence and exits with status 1; a program may catch it.
     """
+
+
+_ADVICE = {
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "make room there, then start again",
+    (errno.EROFS, errno.EACCES, errno.EPERM): "give the right to read and write there, or choose another place",
+    (errno.EMFILE, errno.ENFILE): "raise the limit of open files (ulimit -n 4096), then start again",
+    (errno.EIO, errno.ESTALE): "see whether the disk is well, then start again",
+}
+_SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+# What libraries say where memory, a thread or a file is refused: not all of it is a MemoryError or an OSError.
+_MEMORY = re.compile(
+    "allocate memory|out of memory|not enough memory|bad_alloc|start new thread|launch worker thread|create a primitive"
+)
+_FILES = "Too many open files"
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether the machine ran short of memory, threads or open files: no fault of the file or picture in hand."""
+    words = str(error)
+    if isinstance(error, MemoryError) or _FILES in words or _MEMORY.search(words) is not None:
+        return True
+    return isinstance(error, OSError) and error.errno in _SHORT
+
+
+def advice(error: OSError) -> str:
+    """What to do about what the system refused."""
+    return next((words for codes, words in _ADVICE.items() if error.errno in codes), "put that right, then start again")
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the system refused, in one sentence, if that is what an error comes from: room, rights, files, memory."""
+    words = (str(error).strip().splitlines() or ["it was refused"])[0]
+    if isinstance(error, OSError) and any(error.errno in codes for codes in _ADVICE):
+        name = error.filename
+        place = "" if name is None else f" with {os.fsdecode(name) if isinstance(name, bytes) else name}"
+        return f"The system refused to go on{place} ({error.strerror or words}): {advice(error)}."
+    if is_shortage(error):
+        if _FILES in words:
+            return f"The system refused to go on ({words}): {advice(OSError(errno.EMFILE, _FILES))}."
+        return f"There is not enough memory ({words}): end other programs, or take a smaller batch or size."
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None if cause is None else refusal(cause)

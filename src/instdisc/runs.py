@@ -7,6 +7,7 @@
     RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did
     RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
     RUN/labels/            labels given by hand; what `label` proposes    RUN/map/    the collection in the plane
+    RUN/train.lock         who trains here, while it is held
 
 Training and everything after it meet in these files only.
 """
@@ -16,13 +17,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from instdisc.errors import InputError
+from instdisc.errors import InputError, advice, is_shortage
 
 FORMAT = 1  # of the whole folder: a newer one is refused, an older one is brought up to date when it is opened
 
@@ -34,6 +37,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.instances = self.path / "instances.arrow"
+        self.lock = self.path / "train.lock"
         self.metrics = self.path / "metrics.jsonl"
         self.quarantine = self.path / "quarantine.csv"
         self.checkpoints = self.path / "checkpoints"
@@ -81,6 +85,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if is_shortage(error):
+            raise
         raise InputError(
             f"{path} can't be read ({error}): the file is damaged, restore it or start a new run."
         ) from None
@@ -125,6 +131,30 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def held(path: Path, doing: str) -> Iterator[None]:
+    """Alone with what this lock file stands for; InputError, which says who is, where another process is already."""
+    who = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with path.open("a+", encoding="utf-8") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                other = file.read().strip() or "another process"
+                raise InputError(
+                    f"{path.parent} is held by {other}, which is {doing}: wait for its end, or end it."
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        file.truncate(0)
+        file.write(who)
+        file.flush()
+        yield
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part: aside, synced, renamed."""
     data = content.encode("utf-8") if isinstance(content, str) else content
@@ -139,9 +169,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except OSError as error:
         with suppress(OSError):
             aside.unlink()
-        raise InputError(
-            f"{path} could not be written ({error.strerror or error}): make room there, then try again."
-        ) from None
+        raise InputError(f"{path} could not be written ({error.strerror or error}): {advice(error)}.") from None
     sync_folder(path.parent)
 
 

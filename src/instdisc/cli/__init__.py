@@ -1,12 +1,14 @@
 """The command line: one short file a command, each of which parses words and calls a function of `jobs`.
 
-`main` turns an InputError into one sentence on standard error and exit status 1, and a Ctrl-C into status 130.
+`main` turns an InputError, and what the system refuses, into one sentence on standard error and exit status 1, and a
+Ctrl-C into status 130.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 
 import typer
 
@@ -29,7 +31,7 @@ from instdisc.cli import (
     serve,
     train,
 )
-from instdisc.errors import InputError
+from instdisc.errors import InputError, refusal
 
 app = typer.Typer(
     name="instdisc",
@@ -67,8 +69,15 @@ def _root(
     pass
 
 
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """A thread of a library that was refused something: whoever waits for it hears of that, and `main` says it."""
+    if ended.exc_value is None or refusal(ended.exc_value) is None:
+        threading.__excepthook__(ended)
+
+
 def main() -> None:
     """Run the command line."""
+    threading.excepthook = _tell_of_thread
     try:
         app(prog_name="instdisc")
     except InputError as error:
@@ -79,4 +88,10 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `instdisc info RUN | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        sentence = refusal(error)
+        if sentence is None:
+            raise
+        print(f"instdisc: {sentence}", file=sys.stderr)
         sys.exit(1)

@@ -12,7 +12,7 @@ from instdisc.data.decode import UnreadableError
 from instdisc.data.labels import Encoded
 from instdisc.data.places import read_bytes, reason
 from instdisc.data.source import Content, Source
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 
 _CHANNELS = (1, 3, 4)
 
@@ -111,6 +111,8 @@ class SequenceSource(Source):
             try:
                 return read_bytes(os.fspath(picture))
             except Exception as error:  # each remote driver has errors of its own
+                if is_shortage(error):
+                    raise
                 raise UnreadableError(f"the file cannot be read: {reason(error)}") from error
         if hasattr(picture, "detach"):
             picture = picture.detach().cpu()

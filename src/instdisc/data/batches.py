@@ -197,22 +197,33 @@ class ByWorkers(Pictures):
 
     def _request(self, instances: np.ndarray) -> Future[_Loaded]:
         # Ascending rows, each process a run of neighbours: what lies together in a Parquet file is read together.
-        rows = np.unique(self.rows[instances])
-        pieces = np.array_split(rows, max(1, min(self._pool.processes, len(rows) // 8)))
-        parts = [self._pool.submit(piece) for piece in pieces]
-        future = self._background.submit(self._assemble, instances, parts)
+        rows, slots = np.unique(self.rows[instances], return_index=True)
+        room = self._pool.room(len(instances))
+        pieces = max(1, min(self._pool.processes, len(rows) // 8))
+        parts = [
+            self._pool.submit(piece, room, places)
+            for piece, places in zip(np.array_split(rows, pieces), np.array_split(slots, pieces), strict=True)
+        ]
+        future = self._background.submit(self._assemble, instances, rows, slots, parts)
         future.add_done_callback(lambda _: [part.cancel() for part in parts])  # for a batch that nobody wants any more
         return future
 
-    def _assemble(self, instances: np.ndarray, parts: list[Future[Fetched]]) -> _Loaded:
+    def _assemble(
+        self, instances: np.ndarray, rows: np.ndarray, slots: np.ndarray, parts: list[Future[Fetched]]
+    ) -> _Loaded:
         fetched = [part.result() for part in parts]
+        pixels = fetched[0].pixels
+        if len(rows) < len(instances):  # a picture that is asked for twice is stored where it is first
+            pixels[:] = pixels[slots[np.searchsorted(rows, self.rows[instances])]]
         unreadable = {row: reason for part in fetched for row, reason in part.unreadable.items()}
-        kept = instances[~np.isin(self.rows[instances], list(unreadable))] if unreadable else instances
-        places = np.searchsorted(np.concatenate([part.rows for part in fetched]), self.rows[kept])
-        images = _host_tensor(len(kept), self.size, self.device)
-        np.take(np.concatenate([part.pixels for part in fetched]), places, axis=0, out=images.numpy(), mode="clip")
+        if unreadable:
+            kept = ~np.isin(self.rows[instances], list(unreadable))
+            instances, pixels = instances[kept], pixels[kept]
+        places = np.searchsorted(np.concatenate([part.rows for part in fetched]), self.rows[instances])
         aspects = np.concatenate([part.aspects for part in fetched])[places]
-        return _Loaded(kept, images, aspects, unreadable)
+        images = torch.from_numpy(pixels)
+        # Page-locked memory is what lets a copy to a GPU run beside its work.
+        return _Loaded(instances, images.pin_memory() if self.device.type == "cuda" else images, aspects, unreadable)
 
 
 def report_unreadable(source: Source, unreadable: dict[int, str], quarantine: Quarantine) -> None:

@@ -37,6 +37,7 @@ from jaxtyping import Float32, Int64, UInt8
 from instdisc.data.decode import DECODING_VERSION, UnreadableError
 from instdisc.data.source import Source
 from instdisc.data.workers import Fetched
+from instdisc.errors import is_shortage
 from instdisc.runs import locked, write_json
 
 _FORMAT = 1
@@ -184,7 +185,9 @@ class PixelCache:
         try:
             header: Any = json.loads((self.path / "header.json").read_text(encoding="utf-8"))
             lengths = {name: (self.path / name).stat().st_size for name in self._lengths()}
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if is_shortage(error):
+                raise
             return False
         return header == self._header and {**lengths, "unreadable.jsonl": 0} == self._lengths()
 

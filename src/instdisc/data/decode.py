@@ -5,7 +5,7 @@ Files are known by their first bytes, never by their names, and only six formats
 (EPS, SVG, PDF) have no decoder here. Animations give their first frame, EXIF rotation is applied, transparency is laid
 on white, 16-bit values keep their high byte.
 
-Worker processes import this file, so it must not import torch.
+Worker processes import this file, so it imports torch only when the first large picture has to be resized.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL import WebPImagePlugin as WebpImagePlugin
 
-DECODING_VERSION = 1
+DECODING_VERSION = 2
 """Raised whenever the pixels that this file makes change: caches of stored pixels are then filled anew."""
 
 MAX_PIXELS = 100_000_000
@@ -64,6 +64,7 @@ _ROTATIONS = {  # EXIF orientation -> what brings the picture upright
 }
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
+_LARGE = 2**15  # pixels; larger pictures are resized by torch, to within one grey level of Pillow's result
 
 
 class UnreadableError(Exception):
@@ -94,27 +95,27 @@ def store(rgb: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarr
 
     Squashing (and remembering width / height) keeps every pixel within reach of later random crops.
     """
-    if rgb.shape[:2] == (size, size):
+    height, width = rgb.shape[:2]
+    if (height, width) == (size, size):
         return rgb
-    return np.asarray(_squashed(Image.fromarray(rgb), size))
+    if height * width < _LARGE:
+        return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR))
+    import torch  # a second and 300 MB of a worker, for a resize that takes a quarter of the time (1.1 ms at 500 x 375)
+
+    planes = torch.from_numpy(rgb if rgb.flags.writeable else rgb.copy()).permute(2, 0, 1)[None]
+    squashed = torch.nn.functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+    return squashed[0].permute(1, 2, 0).numpy()
 
 
 def decode_stored(
     data: Encoded, size: int, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], float]:
-    """`store(decode(data, at_least=size), size)` without the copies between, and the true width / height."""
+    """`store(decode(data, at_least=size), size)`, and the width / height of the whole picture."""
     if isinstance(data, np.ndarray):
         rgb = _rgb_of_array(data)
         return store(rgb, size), rgb.shape[1] / rgb.shape[0]
     picture, aspect = _rgb_picture(data, max_pixels, size)
-    return np.asarray(_squashed(picture, size)), aspect
-
-
-def _squashed(picture: Image.Image, size: int) -> Image.Image:
-    if picture.size == (size, size):
-        return picture
-    # The gap lets Pillow shrink by whole factors first where that is cheaper; 3 keeps the result within rounding.
-    return picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return store(np.asarray(picture), size), aspect
 
 
 def _rgb_picture(data: Encoded, max_pixels: int, at_least: int | None) -> tuple[Image.Image, float]:

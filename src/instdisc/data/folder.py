@@ -22,7 +22,7 @@ from instdisc.data.labels import Encoded, encode
 from instdisc.data.listing import has_picture_name, is_picture, list_local, list_remote, short_names
 from instdisc.data.places import is_url, read_bytes, reason
 from instdisc.data.source import Content, Source
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.progress import track
 
 _SCHEMA = pa.schema(
@@ -135,10 +135,14 @@ class FileSource(Source):
         except FileNotFoundError as error:
             raise UnreadableError("the file is not there any more") from error
         except OSError as error:
+            if is_shortage(error):
+                raise
             raise UnreadableError(f"the file cannot be read: {error.strerror or reason(error)}") from error
         except UnreadableError:
             raise
         except Exception as error:  # each remote driver has errors of its own
+            if is_shortage(error):
+                raise
             raise UnreadableError(f"the file cannot be fetched: {reason(error)}") from error
 
     def iterate(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, Content | UnreadableError]]:
@@ -244,7 +248,9 @@ def _head(path: bytes) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(_HEAD)
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return b""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 
 LAYOUT = 1  # of the columns below; an index of another layout is made anew
 CHUNK = 16_384  # rows that stand in Python objects at a time, and rows of one Arrow batch
@@ -105,7 +105,9 @@ def read_index(path: Path) -> pa.Table | None:
     """The table, memory-mapped; None where there is none yet, or one that is damaged or of another layout."""
     try:
         table = pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowInvalid) as error:
+        if is_shortage(error):
+            raise
         return None
     return table if facts_of(table).get("layout") == LAYOUT else None
 

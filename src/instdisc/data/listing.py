@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from instdisc.data.places import filesystem, is_url, patiently, reason, size_of, version_of
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 
 Listed = Iterator[tuple[bytes, int, int]]  # path below the root, size in bytes, version (mtime in ns)
 
@@ -81,7 +81,9 @@ def list_local(root: bytes, unopened: list[bytes]) -> Listed:
                 continue
             try:
                 entries = os.scandir(here)
-            except OSError:
+            except OSError as error:
+                if is_shortage(error):
+                    raise
                 unopened.append(below)
                 continue
             with entries:

@@ -23,7 +23,7 @@ from instdisc.data.index import Columns, OpenIndex, digest_of, facts_of, index_f
 from instdisc.data.labels import Encoded, encode
 from instdisc.data.places import describe, is_url, names_below, open_file, reason, seekable
 from instdisc.data.source import Content, Source
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.progress import track
 
 _SCHEMA = pa.schema([("file", pa.int32()), ("group", pa.int32()), ("rows", pa.int64())])
@@ -111,6 +111,8 @@ class ParquetSource(Source):
             with self._lock:
                 pictures = self._group(group)
         except Exception as error:  # Arrow's, the system's, and each remote driver has errors of its own
+            if is_shortage(error):
+                raise
             raise UnreadableError(f"its part of the Parquet file cannot be read: {reason(error)}") from error
         return _bytes(pictures[row - int(self._group_starts[group])])
 
@@ -134,6 +136,8 @@ class ParquetSource(Source):
                         if done == len(asked):
                             break
             except Exception as error:  # as in read
+                if is_shortage(error):
+                    raise
                 for row in asked[done:]:
                     yield int(row), UnreadableError(f"its part of the Parquet file cannot be read: {reason(error)}")
 
@@ -182,6 +186,8 @@ def _open(place: str, stamp: tuple[int, int]) -> pq.ParquetFile:
     except InputError:
         raise
     except Exception as error:  # Arrow's, the system's, and each remote driver has errors of its own
+        if is_shortage(error):
+            raise
         raise InputError(f"{place} cannot be read as a Parquet file ({reason(error)}): replace it.") from error
 
 

@@ -23,7 +23,7 @@ from instdisc.data.labels import Encoded, encode
 from instdisc.data.listing import has_picture_name, is_picture
 from instdisc.data.places import describe, is_url, names_below, open_file, read_range, reason, seekable
 from instdisc.data.source import Content, Source
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.progress import Bar
 
 _SCHEMA = pa.schema(
@@ -138,6 +138,8 @@ class TarSource(Source):
         try:
             return read_range(seekable(self._places[shard], *self._stamps[shard]), offset, size)
         except Exception as error:  # each remote driver has errors of its own
+            if is_shortage(error):
+                raise
             raise UnreadableError(f"its shard cannot be read: {reason(error)}") from error
 
     def _own_labels(self) -> Encoded | None:

@@ -7,8 +7,8 @@
 Each process is a bare interpreter that talks over its standard input and output. It is neither forked (deadlocks beside
 torch's threads) nor a `multiprocessing` child (which imports the caller's main script, torch with it, and needs its
 `__main__` guard): it starts in a fifth of a second, imports NumPy and Pillow and what the source needs, and ends by
-itself when its parent is gone. Pixels come back through the pipe as they are, without pickling and without /dev/shm,
-which is tiny in containers. This file must not import torch.
+itself when its parent is gone. Rows and reasons go through the pipe, pixels are written where they are wanted
+(`shared`): a batch is put together without a copy. This file must not import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 import numpy as np
@@ -36,6 +36,7 @@ from PIL import Image
 
 from instdisc.data.background import Background
 from instdisc.data.decode import UnreadableError, decode_stored
+from instdisc.data.shared import Block, Mapped, Shared
 from instdisc.data.source import Source
 from instdisc.errors import InputError
 
@@ -44,42 +45,52 @@ _LARGEST_PICKLE = 256 << 20  # a source that carries more than this with it is n
 
 
 @dataclass(frozen=True)
+class Room:
+    """Where pictures are stored. block: what it is in the memory that is shared with the children, if there are any."""
+
+    pixels: UInt8[np.ndarray, "count 3 size size"]
+    block: Block | None
+
+
+@dataclass(frozen=True)
 class Fetched:
     """The readable ones of the rows that were asked for, and the reasons of the others."""
 
     rows: Int64[np.ndarray, "readable"]
-    pixels: UInt8[np.ndarray, "readable 3 size size"]
     aspects: Float32[np.ndarray, "readable"]  # width / height before squashing
     unreadable: dict[int, str]  # row -> reason
+    pixels: UInt8[np.ndarray, "_ 3 size size"]  # the whole room
 
 
-def fetch(source: Source, rows: Int64[np.ndarray, "rows"], size: int) -> Fetched:
-    """Read, decode and store the given rows (ascending) here."""
-    pixels = np.empty((len(rows), 3, size, size), np.uint8)
+def fetch(
+    source: Source, rows: Int64[np.ndarray, "rows"], slots: Int64[np.ndarray, "rows"], out: np.ndarray
+) -> Fetched:
+    """Read and decode the given rows (ascending) here; the picture of rows[i] is stored in out[slots[i]]."""
     readable: list[int] = []
     aspects: list[float] = []
     unreadable: dict[int, str] = {}
-    for row, content in source.iterate(rows):
+    for (row, content), slot in zip(source.iterate(rows), slots, strict=True):
         try:
             if isinstance(content, UnreadableError):
                 raise content
-            stored, aspect = decode_stored(content, size)
+            stored, aspect = decode_stored(content, out.shape[-1])
         except UnreadableError as error:
             unreadable[row] = error.reason
             continue
-        pixels[len(readable)] = stored.transpose(2, 0, 1)
+        out[slot] = stored.transpose(2, 0, 1)
         readable.append(row)
         aspects.append(aspect)
-    kept = np.array(readable, np.int64)
-    return Fetched(kept, pixels[: len(kept)], np.array(aspects, np.float32), unreadable)
+    return Fetched(np.array(readable, np.int64), np.array(aspects, np.float32), unreadable, out)
 
 
 def must_stay_here(source: Source) -> bool:
     """Whether other processes cannot read this source, or would gain nothing from it.
 
     Pictures in memory (arrays, PIL images, memory:// files) would have to be copied into each process; what a main
-    script or a notebook defines does not exist there.
+    script or a notebook defines does not exist there. And Windows hands no open file on to a child.
     """
+    if sys.platform == "win32":
+        return True
     if type(source).__module__ == "__main__" or source.location(0).startswith("memory:"):
         return True
     with contextlib.suppress(UnreadableError):
@@ -99,13 +110,16 @@ class Pool:
 
     def __init__(self, source: Source, size: int, processes: int) -> None:
         self.processes = processes
-        self._children = children = [_Child(source, size) for _ in range(processes)]
+        self._size = size
+        self._shared = Shared() if processes else None
+        handle = self._shared.handle if self._shared else -1
+        self._children = children = [_Child(source, size, handle) for _ in range(processes)]
         # A thread takes an idle reader, waits for its answer and puts it back; there is one thread for each.
         self._idle: queue.SimpleQueue[_Child | _Here] = queue.SimpleQueue()
         for child in children:
             self._idle.put(child)
         if not children:
-            self._idle.put(_Here(source, size))
+            self._idle.put(_Here(source))
         self._background = Background(max(1, processes))
         self._end_children = weakref.finalize(self, _end_all, children)
 
@@ -120,20 +134,34 @@ class Pool:
         self._background.close()
         self._end_children()
 
-    def submit(self, rows: Int64[np.ndarray, "rows"]) -> Future[Fetched]:
-        """Fetch the given rows (ascending) in the background."""
-        return self._background.submit(_fetch_by_any, self._idle, rows)
+    def room(self, count: int) -> Room:
+        """Where so many pictures can be stored."""
+        length = 3 * self._size**2
+        block = self._shared.block(count * length) if self._shared else None
+        content = np.empty(count * length, np.uint8) if block is None else block.content
+        return Room(content.reshape(count, 3, self._size, self._size), block)
+
+    def submit(
+        self, rows: Int64[np.ndarray, "rows"], room: Room | None = None, slots: Int64[np.ndarray, "rows"] | None = None
+    ) -> Future[Fetched]:
+        """Fetch the given rows (ascending) in the background, the picture of rows[i] into room.pixels[slots[i]]."""
+        if room is None or slots is None:
+            room, slots = self.room(len(rows)), np.arange(len(rows))
+        return self._background.submit(_fetch_by_any, self._idle, rows, slots, room)
 
     def stream(self, jobs: Iterable[Int64[np.ndarray, "_"]]) -> Iterator[Fetched]:
-        """Fetch many pieces; the answers come in the order of the pieces, a few are made ahead."""
+        """Fetch many pieces; the answers come in the order of the pieces, a few are made ahead.
+
+        Here the pixels are those of the readable rows only.
+        """
         waiting: deque[Future[Fetched]] = deque()
         try:
             for rows in jobs:
                 waiting.append(self.submit(rows))
                 if len(waiting) > 2 * self._background.threads:
-                    yield waiting.popleft().result()
+                    yield _without_gaps(waiting.popleft().result())
             while waiting:
-                yield waiting.popleft().result()
+                yield _without_gaps(waiting.popleft().result())
         finally:
             for future in waiting:
                 future.cancel()
@@ -142,20 +170,20 @@ class Pool:
 class _Here:
     """Fetches in this process."""
 
-    def __init__(self, source: Source, size: int) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
-        self._size = size
 
-    def fetch(self, rows: np.ndarray) -> Fetched:
-        return fetch(self._source, rows, self._size)
+    def fetch(self, rows: np.ndarray, slots: np.ndarray, room: Room) -> Fetched:
+        return fetch(self._source, rows, slots, room.pixels)
 
 
 class _Child:
     """One process, used by one thread."""
 
-    def __init__(self, source: Source, size: int) -> None:
+    def __init__(self, source: Source, size: int, handle: int) -> None:
         self._source = source
         self._size = size
+        self._handle = handle
         self._introduced = False
         # The same search path as here, set by the child itself: PYTHONPATH would put it before the standard library.
         program = f"import sys; sys.path[:] = {sys.path!r}; from instdisc.data.workers import main; main()"
@@ -163,27 +191,29 @@ class _Child:
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=[handle],
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         )
         assert process.stdin is not None and process.stdout is not None
         self.outgoing, self.incoming = process.stdin, process.stdout
 
-    def fetch(self, rows: np.ndarray) -> Fetched:
+    def fetch(self, rows: np.ndarray, slots: np.ndarray, room: Room) -> Fetched:
+        assert room.block is not None
         try:
             if not self._introduced:
-                _send(self.outgoing, pickle.dumps((self._source, self._size)))
+                _send(self.outgoing, pickle.dumps((self._source, self._size, self._handle)))
                 self._introduced = True
-            _send(self.outgoing, rows.astype(np.int64).tobytes())
+            request = [room.block.offset, room.block.length, len(room.pixels), *rows.tolist(), *slots.tolist()]
+            _send(self.outgoing, np.array(request, np.int64).tobytes())
             answer = json.loads(_receive(self.incoming))
-            if "error" in answer:
-                raise RuntimeError(f"A decoding process met an error of its own:\n{answer['error']}")
-            kept = np.array(answer["rows"], np.int64)
-            pixels = np.empty((len(kept), 3, self._size, self._size), np.uint8)
-            _receive_into(self.incoming, pixels.reshape(-1).data)
         except (OSError, EOFError, ValueError) as error:
             raise InputError(self._obituary(rows)) from error
+        if "error" in answer:
+            raise RuntimeError(f"A decoding process met an error of its own:\n{answer['error']}")
         unreadable = {int(row): reason for row, reason in answer["unreadable"].items()}
-        return Fetched(kept, pixels, np.array(answer["aspects"], np.float32), unreadable)
+        return Fetched(
+            np.array(answer["rows"], np.int64), np.array(answer["aspects"], np.float32), unreadable, room.pixels
+        )
 
     def _obituary(self, rows: np.ndarray) -> str:
         try:
@@ -201,10 +231,17 @@ class _Child:
         )
 
 
-def _fetch_by_any(idle: queue.SimpleQueue[_Child | _Here], rows: np.ndarray) -> Fetched:
+def _without_gaps(fetched: Fetched) -> Fetched:
+    if not fetched.unreadable:
+        return fetched
+    asked = np.sort(np.concatenate([fetched.rows, np.array(list(fetched.unreadable), np.int64)]))
+    return replace(fetched, pixels=fetched.pixels[np.isin(asked, fetched.rows)])
+
+
+def _fetch_by_any(idle: queue.SimpleQueue[_Child | _Here], rows: np.ndarray, slots: np.ndarray, room: Room) -> Fetched:
     reader = idle.get()
     try:
-        return reader.fetch(rows)
+        return reader.fetch(rows, slots, room)
     finally:
         idle.put(reader)
 
@@ -249,14 +286,18 @@ def main() -> None:
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError):
-        source, size = None, 0
+        source, size, shared = None, 0, None
         while True:
             message = _receive(incoming)
             try:
-                if source is None:
-                    source, size = pickle.loads(message)  # noqa: S301  # from the parent's own pipe
+                if source is None or shared is None:
+                    source, size, handle = pickle.loads(message)  # noqa: S301  # from the parent's own pipe
+                    shared = Mapped(handle)
                     continue
-                fetched = fetch(source, np.frombuffer(message, np.int64), size)
+                offset, length, count, *numbers = np.frombuffer(message, np.int64).tolist()
+                rows, slots = np.array(numbers, np.int64).reshape(2, -1)
+                pixels = shared.block(offset, length)[: count * 3 * size**2].reshape(count, 3, size, size)
+                fetched = fetch(source, rows, slots, pixels)
             except Exception:
                 _send(outgoing, json.dumps({"error": traceback.format_exc()}).encode())
                 continue
@@ -266,5 +307,3 @@ def main() -> None:
                 "unreadable": fetched.unreadable,
             }
             _send(outgoing, json.dumps(answer).encode())
-            outgoing.write(fetched.pixels.reshape(-1).data)
-            outgoing.flush()

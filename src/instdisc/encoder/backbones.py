@@ -17,7 +17,7 @@ from torch import nn
 from instdisc.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from instdisc.encoder.config import SMALL_PICTURES, EncoderConfig, did_you_mean
 from instdisc.encoder.small import SMALL_ENCODERS
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.shapes import Float, Tensor
 
 
@@ -46,6 +46,8 @@ def output_channels(backbone: nn.Module, config: EncoderConfig) -> int:
         with evaluating(backbone):
             features = backbone(images)
     except (RuntimeError, AssertionError, ValueError) as error:
+        if is_shortage(error):
+            raise
         raise InputError(
             f"The backbone {config.backbone} can't take pictures of {config.image_size} × {config.image_size} px "
             f"({_first_line(error)}): choose another size or backbone."

@@ -21,7 +21,7 @@ from instdisc import checkpoint, ranks
 from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.jobs.sources import read_facts, read_rows, reopen
 from instdisc.runs import RunFolder
 from instdisc.search.index import Index
@@ -187,6 +187,8 @@ def read_hand_labels(folder: RunFolder) -> dict[str, tuple[str, str]]:
         with open(folder.hand_labels, newline="", encoding="utf-8", errors="surrogateescape") as lines:
             return {line["path"]: (line["label"], line["time"]) for line in csv.DictReader(lines)}
     except (OSError, KeyError, csv.Error) as error:
+        if is_shortage(error):
+            raise
         raise InputError(f"{folder.hand_labels} can't be read ({error}): restore the file, or delete it.") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,10 +46,13 @@ def embed_to(
     place: torch.device,
     *,
     batch: int = 256,
-    restart: bool = False,
+    restart: bool | Literal["other"] = False,
     say: Callable[[str], None] | None = None,
 ) -> Written:
-    """The same with an encoder, which is moved to `place`, and a source that are open already. Every rank calls it."""
+    """The same with an encoder, which is moved to `place`, and a source that are open already. Every rank calls it.
+
+    restart: "other" throws away only the work of another job.
+    """
     digest = hashlib.sha256(repr(encoder.describe()).encode())
     for name, values in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + values.contiguous().cpu().numpy().tobytes())

@@ -23,8 +23,8 @@ from instdisc import ranks
 from instdisc.data.budgets import readable_bytes
 from instdisc.data.source import Source, open_source
 from instdisc.data.subset import Subset
-from instdisc.embeddings import open_embeddings
-from instdisc.errors import InputError
+from instdisc.embeddings import NothingReadableError, open_embeddings
+from instdisc.errors import InputError, advice
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.embed import embed_to
 from instdisc.jobs.sources import describe_source, findable
@@ -68,7 +68,14 @@ def add(
             say(f"{len(opened) - len(rows):,} of the {len(opened):,} pictures are in the collection already.")
         if not len(rows):
             return 0
-        found, vectors, names = embedded(collection, Subset(opened, rows), "added", device, say)
+        try:
+            found, vectors, names = embedded(collection, Subset(opened, rows), "added", device, say)
+        except NothingReadableError as error:
+            if len(rows) == len(opened):
+                raise
+            if say is not None:  # what can't be read was found out when the others were added
+                say(str(error))
+            return 0
         rows = rows[found]
         pictures = table.take(pa.array(rows)).append_column("label", pa.array(names, pa.string()))
         part = Part(vectors.to(getattr(torch, dtype)), pictures, described)
@@ -251,7 +258,7 @@ def changing(run: str | Path) -> Iterator[RunFolder]:
         try:
             held.enter_context(locked(folder.index / "lock"))
         except OSError as error:
-            raise InputError(f"{folder.index} can't be written ({error.strerror}): make it writable.") from None
+            raise InputError(f"{folder.index} can't be written ({error.strerror}): {advice(error)}.") from None
         yield folder
 
 
@@ -269,7 +276,7 @@ def embedded(
     name: of the files that it works with, so that it goes on where it was interrupted; `forget` removes them.
     """
     out = collection.folder.index / f"{name}.npy"
-    written = embed_to(out, collection.encoder(), source, ranks.device(device))
+    written = embed_to(out, collection.encoder(), source, ranks.device(device), restart="other")
     if say is not None:
         say(f"{written.count:,} of {len(source):,} pictures of {source.name} were embedded.")
         if written.unreadable:

@@ -15,7 +15,7 @@ from instdisc.data.cache import fingerprint_of
 from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.named import NAMES
 from instdisc.data.source import Source, open_source
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.runs import RunFolder
 
 _LOOKED_AT = 32  # pictures decoded to learn their usual size
@@ -100,6 +100,8 @@ def read_rows(run: RunFolder) -> np.ndarray:
         with pa.memory_map(str(run.instances)) as file:
             return np.array(pa.ipc.open_file(file).read_all()["row"])
     except (OSError, KeyError, pa.ArrowException) as error:
+        if is_shortage(error):
+            raise
         raise InputError(f"{run.instances} can't be read ({error}): the run folder is damaged.") from None
 
 

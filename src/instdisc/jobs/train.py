@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +22,16 @@ from instdisc.data.pictures import Pictures, open_pictures
 from instdisc.data.quarantine import Quarantine
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder, build_encoder
-from instdisc.errors import InputError
+from instdisc.errors import InputError, refusal
 from instdisc.jobs.monitor import make_monitor
 from instdisc.jobs.sources import Look, check_unchanged, describe_source, findable, look_at, read_facts, read_rows
 from instdisc.progress import duration
-from instdisc.runs import FORMAT, RunFolder, write_json
+from instdisc.runs import FORMAT, RunFolder, held, write_json
 from instdisc.training import DataFacts, Settings, Training, choose_precision, preset, read_metrics
 
 FEWEST = 16  # pictures; below, there is nothing to tell apart
 # What a start that failed leaves in a folder that is no run yet: config.json comes last.
-_BEFORE_CONFIG = ("quarantine.csv", "instances.arrow", ".config.json.")
+_BEFORE_CONFIG = ("quarantine.csv", "instances.arrow", "train.lock", ".config.json.")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def train(
         folder = RunFolder(out)
         if resume == "auto":  # the main rank's word: it makes the folder, and another may look before or after that
             resume = bool(ranks.broadcast_object(folder.exists()))
-        return _train(source, folder, preset, resume, labels, split, limit, test, device, tell, overrides)
+        _check_folder(folder, resume)
+        with _alone(folder, resume):
+            return _train(source, folder, preset, resume, labels, split, limit, test, device, tell, overrides)
 
 
 def _train(
@@ -98,7 +101,6 @@ def _train(
     say: Callable[[str], None],
     overrides: Mapping[str, Any],
 ) -> Run:
-    _check_folder(run, resume)
     place = ranks.device(asked_device)
     if place.type == "cpu":
         keep_freed_memory()
@@ -118,15 +120,22 @@ def _train(
 
     encoder = build_encoder(settings.encoder, seed=settings.seed)  # an unknown name is refused before all is read
     quarantine = Quarantine(run.quarantine, strict=settings.strict)
-    pictures = open_pictures(
-        source,
-        settings.stored_side,
-        place,
-        storage=settings.storage,
-        workers=settings.workers,
-        strict=settings.strict,
-        quarantine=quarantine,
-    )
+
+    def opened(storage: str) -> Pictures:
+        return open_pictures(
+            source,
+            settings.stored_side,
+            place,
+            storage=storage,
+            workers=settings.workers,
+            strict=settings.strict,
+            quarantine=quarantine,
+        )
+
+    pictures = opened(settings.storage)
+    if earlier and earlier["chosen"]["storage"] == "workers" and pictures.count < earlier["data"]["readable"]:
+        pictures.close()
+        pictures = opened("workers")  # it began so, and counts those too that turn out unreadable only later
     if pictures.count < FEWEST:
         raise InputError(f"Only {pictures.count} pictures of {source.name} can be read: see {run.quarantine}.")
     say(f"Data: {pictures.why}")
@@ -209,10 +218,28 @@ def _check_folder(run: RunFolder, resume: bool) -> None:
             )
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        if not resume and ranks.is_main():
-            run.quarantine.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"The run folder {run.path} can't be made ({error.strerror}): choose another place.") from None
+
+
+@contextmanager
+def _alone(run: RunFolder, resume: bool) -> Iterator[None]:
+    """Hold the run folder as long as it is trained on; InputError, on every rank, where another process does."""
+    with ExitStack() as stack:
+        sentence = None
+        if ranks.is_main():
+            try:
+                stack.enter_context(held(run.lock, "training there"))
+                if not resume:
+                    run.quarantine.unlink(missing_ok=True)
+            except OSError as error:
+                sentence = refusal(error) or f"{run.path} can't be written ({error}): choose another place."
+            except InputError as error:
+                sentence = str(error)
+        sentence = ranks.broadcast_object(sentence)
+        if sentence is not None:
+            raise InputError(sentence)
+        yield
 
 
 def _check_same(run: RunFolder, earlier: Mapping[str, Any], settings: Settings, source: Source) -> None:

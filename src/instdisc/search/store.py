@@ -26,13 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from instdisc.errors import InputError
+from instdisc.errors import InputError, advice, is_shortage
 from instdisc.runs import FORMAT, measured, read_json, sync_folder, write_json
 from instdisc.shapes import Float
 
 _INDEX = "index.json"
 _OURS = re.compile(r"(part|marks)-(\d{6,})\.(safetensors|arrow)")
-_ASIDE = re.compile(r"\.tmp\w{6}")  # what a kill leaves of safetensors' own writing
+# What a kill leaves of safetensors' own writing, and of the index's.
+_ASIDE = re.compile(rf"\.tmp\w{{6}}|\.{re.escape(_INDEX)}\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,7 @@ def write_changes(folder: Path, changes: Changes) -> Changes:
         }
         write_json(folder / _INDEX, named | {"sha256": _digest(named)})
     except OSError as error:
-        raise InputError(
-            f"{folder} could not be written ({error.strerror or error}): make room there, then try again."
-        ) from None
+        raise InputError(f"{folder} could not be written ({error.strerror or error}): {advice(error)}.") from None
     for file in folder.iterdir():
         ours = _OURS.fullmatch(file.name.removeprefix(".").removesuffix(".tmp")) and file.name not in files
         if ours or _ASIDE.fullmatch(file.name):
@@ -144,6 +143,8 @@ def _read(folder: Path, named: dict[str, Any]) -> Changes:
             tags={name: rows[tags == name] for name in sorted(set(tags) - {""})},
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, pa.ArrowException) as error:
+        if is_shortage(error):
+            raise
         raise InputError(_damaged(folder, error)) from error
 
 

@@ -27,7 +27,7 @@ from instdisc import checkpoint, draws, ranks
 from instdisc.bank import MemoryBank
 from instdisc.data.pictures import Batch, Pictures
 from instdisc.encoder import Encoder
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.runs import RunFolder
 from instdisc.training.config import Settings
 from instdisc.training.metrics import Measurement, Metrics
@@ -203,6 +203,8 @@ class Training:
             tensors = found.tensors("optimizer") if "$tensor" in str(found.facts["optimizer"]) else {}
             self.optimizer.load_state_dict(unflatten_optimizer(tensors, found.facts["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
+            if is_shortage(error):
+                raise
             raise InputError(f"{found.path} does not fit the settings of {self.run.path} ({error}).") from None
         self.bank.rows.copy_(found.rows("bank", self.bank.start, self.bank.stop)["rows"])
         self.bank.updates = int(found.facts["bank"]["updates"])

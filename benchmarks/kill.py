@@ -1,0 +1,71 @@
+"""Every life of the tool cut short a hundred times, and gone on with: what was tried, survived, lost.
+
+    python benchmarks/kill.py                          # half an hour on two cores; as root, disks are truly full
+    python benchmarks/kill.py --times 10 --trials kill
+
+The lives are in tests/lives.py (training, embed, scan, cache, index add, labels, a table of reproduce), the trials and
+what counts as lost in tests/killing.py. Results go to results/kill.json; other trials recorded there for the same
+commit are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from record import commit, record
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from killing import TRIALS, killing
+from lives import LIVES
+
+
+def main() -> None:
+    """Try them, and count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=100, help="rounds that truly hit, of each trial on each life")
+    parser.add_argument("--trials", nargs="*", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--lives", nargs="*", choices=list(LIVES), default=list(LIVES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/kill.json"))
+    settings = parser.parse_args()
+    rows = kept(settings.out)
+    with killing() as ask:
+        for trial in settings.trials:
+            for life in settings.lives:
+                row = ask(life=life, trial=trial, times=settings.times, seed=settings.seed)
+                rows[life, trial] = row
+                print({name: value for name, value in row.items() if name != "sentences"}, flush=True)
+    lost = [float(row["lost"]) for row in rows.values()]
+    record(
+        settings.out,
+        name="kill",
+        command=f"python benchmarks/kill.py --times {settings.times}",
+        unit="rounds in which something was lost or damaged, one value a life and trial; `rows` has all counts",
+        values=lost,
+        seeds=[settings.seed],
+        tried=sum(row["tried"] for row in rows.values()),
+        hit=sum(row["hit"] for row in rows.values()),
+        survived=sum(row["survived"] for row in rows.values()),
+        lost=sum(row["lost"] for row in rows.values()),
+        rows=list(rows.values()),
+    )
+    if sum(lost):
+        sys.exit(f"{sum(lost):.0f} rounds lost something")
+
+
+def kept(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What was recorded for this commit before."""
+    if not out.is_file():
+        return {}
+    before = json.loads(out.read_text(encoding="utf-8"))
+    if before["commit"] != commit():
+        return {}
+    return {(row["life"], row["trial"]): row for row in before["rows"]}
+
+
+if __name__ == "__main__":
+    main()
