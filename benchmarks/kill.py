@@ -36,25 +36,25 @@ def main() -> None:
     with killing() as ask:
         for trial in settings.trials:
             for life in settings.lives:
-                row = ask(life=life, trial=trial, times=settings.times, seed=settings.seed)
-                rows[life, trial] = row
-                print({name: value for name, value in row.items() if name != "sentences"}, flush=True)
-    lost = [float(row["lost"]) for row in rows.values()]
+                rows[life, trial] = ask(life=life, trial=trial, times=settings.times, seed=settings.seed)
+                write(settings.out, rows, settings.times, settings.seed)
+    lost = sum(row["lost"] for row in rows.values())
+    if lost:
+        sys.exit(f"{lost} rounds lost something")
+
+
+def write(out: Path, rows: dict[tuple[str, str], dict[str, Any]], times: int, seed: int) -> None:
+    """Record what is known so far: an interrupted measurement goes on with what is left."""
     record(
-        settings.out,
+        out,
         name="kill",
-        command=f"python benchmarks/kill.py --times {settings.times}",
+        command=f"python benchmarks/kill.py --times {times}",
         unit="rounds in which something was lost or damaged, one value a life and trial; `rows` has all counts",
-        values=lost,
-        seeds=[settings.seed],
-        tried=sum(row["tried"] for row in rows.values()),
-        hit=sum(row["hit"] for row in rows.values()),
-        survived=sum(row["survived"] for row in rows.values()),
-        lost=sum(row["lost"] for row in rows.values()),
+        values=[float(row["lost"]) for row in rows.values()],
+        seeds=[seed],
+        **{name: sum(row[name] for row in rows.values()) for name in ("tried", "hit", "survived", "lost")},
         rows=list(rows.values()),
     )
-    if sum(lost):
-        sys.exit(f"{sum(lost):.0f} rounds lost something")
 
 
 def kept(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
