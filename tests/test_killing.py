@@ -33,7 +33,8 @@ def test_nothing_is_lost_by_a_kill(ask: Callable[..., dict[str, Any]], life: str
     assert counts["survived"] == counts["tried"]
 
 
-@pytest.mark.parametrize("trial", [trial for trial in TRIALS if trial not in ("kill", "interrupt")])
+# Where memory ends depends on the machine: benchmarks/kill.py tries that, and Ctrl-C.
+@pytest.mark.parametrize("trial", [trial for trial in TRIALS if trial not in ("kill", "interrupt", "memory")])
 @pytest.mark.parametrize("life", ["labels", "training"])
 def test_a_hardship_gives_one_sentence_and_loses_nothing(
     ask: Callable[..., dict[str, Any]], life: str, trial: str

@@ -64,6 +64,9 @@ _ROTATIONS = {  # EXIF orientation -> what brings the picture upright
 }
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+_MOST_EXIF = 100  # blocks; Pillow copies all that it has with each one more, so 12 MB of small ones take a minute
+_MOST_SCANNED = 10_000_000_000  # pixels x scans of a progressive JPEG, some ten seconds; real ones have ten scans
 _LARGE = 2**15  # pixels; larger pictures are resized by torch, to within one grey level of Pillow's result
 
 
@@ -129,6 +132,8 @@ def _rgb_picture(data: Encoded, max_pixels: int, at_least: int | None) -> tuple[
         with _quiet:
             picture = reader(io.BytesIO(data)) if reader and isinstance(data, bytes) else data
             assert isinstance(picture, Image.Image)
+            if isinstance(data, bytes):
+                _refuse_what_costs_too_much(picture, data, max_pixels)
             return _upright_rgb(picture, kind, max_pixels, at_least)
     except UnreadableError:
         raise
@@ -151,12 +156,31 @@ def _recognise(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.Image
         if signature.match(data):
             if kind == "JPEG" and _ends_in_zeros(data):
                 raise UnreadableError("the last part of the JPEG is missing (zeros stand in its place)")
+            if kind == "JPEG" and (blocks := data.count(b"Exif\0\0")) > _MOST_EXIF:
+                raise UnreadableError(f"the JPEG has {blocks:,} EXIF blocks, which no camera writes")
             return kind, reader
     text = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
     for signature, what in _STRANGERS:
         if signature.match(text):
             raise UnreadableError(f"the file {what}")
     raise UnreadableError("the file is not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")
+
+
+def _refuse_what_costs_too_much(picture: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Small files within the cap on pixels that still ask for hours or gigabytes."""
+    width, height = picture.size
+    if picture.info.get("progressive"):
+        scans = data.count(b"\xff\xda")  # at least as many as there are; each goes over all pixels, though of few bytes
+        if scans * width * height > _MOST_SCANNED:
+            raise UnreadableError(f"the JPEG has {scans:,} scans, which would take too long to decode")
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        # A tile is decoded whole, however small the picture.
+        wide, high = (picture.tag_v2.get(tag) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT))
+        if isinstance(wide, int) and isinstance(high, int) and wide * high > max_pixels:
+            raise UnreadableError(
+                f"the tiles of the TIFF have {wide:,} x {high:,} pixels, "
+                f"more than the cap of {max_pixels / 1e6:,.6g} megapixels"
+            )
 
 
 def _upright_rgb(picture: Image.Image, kind: str, max_pixels: int, at_least: int | None) -> tuple[Image.Image, float]:
