@@ -345,7 +345,7 @@ def _no_pictures(jpeg: bytes, plain: bytes, made: Any) -> Iterator[Hostile]:
     eps = encoded(_PLAIN.copy(), "EPS")
     yield made("drawing.eps", eps, "EPS")
     yield made("drawing.jpg", b"\xc5\xd0\xd3\xc6" + struct.pack("<7I", 32, len(eps), 0, 0, 0, 0, 0) + eps, "EPS")
-    yield made("deletes.png", b"%!PS\n(/tmp/x) deletefile (%pipe%id) (r) file\n", "EPS")
+    yield made("deletes.png", b"%!PS\n(x) deletefile (%pipe%id) (r) file\n", "EPS")
     yield made("document.jpg", b"%PDF-1.7\n" + jpeg, "PDF")
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as archive:

@@ -20,7 +20,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ class Checkpoint:
         file = self.path / f"{group}.safetensors"
         if not file.is_file():
             raise InputError(f'The checkpoint {self.path} holds no "{group}".')
-        return load_file(file)
+        with _as_written(file):
+            return load_file(file)
 
     def rows(self, group: str, start: int, stop: int) -> dict[str, Tensor]:
         """Rows [start, stop) of each of a sharded group's tensors, from however many shards they were saved in.
@@ -80,7 +82,7 @@ class Checkpoint:
         taken: dict[str, Tensor] = {}
         missing = stop - start
         for file in self._shards(group):
-            with safe_open(file, framework="pt") as shard:
+            with _as_written(file), safe_open(file, framework="pt") as shard:
                 held = shard.metadata() or {"start": "0", "stop": "0"}
                 first, last = int(held["start"]), int(held["stop"])
                 begin, end = max(first, start), min(last, stop)
@@ -101,7 +103,7 @@ class Checkpoint:
         """The tensors of each of a group's shards, in order, mapped from the files: read when they are used."""
         found = []
         for file in self._shards(group):
-            with safe_open(file, framework="pt") as shard:
+            with _as_written(file), safe_open(file, framework="pt") as shard:
                 found.append({name: shard.get_tensor(name) for name in shard.keys()})  # noqa: SIM118 - no mapping
         if not found:
             raise InputError(f'The checkpoint {self.path} holds no "{group}".')
@@ -115,12 +117,13 @@ class Checkpoint:
         file = self.path / _shard_name("random", ranks.rank(), len(self._shards("random")))
         if not file.is_file():
             return
-        states = load_file(file)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
-        if "mps" in states and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(states["mps"])
+        with _as_written(file):
+            states = load_file(file)
+            torch.set_rng_state(states["cpu"])
+            if "cuda" in states and torch.cuda.is_available():
+                torch.cuda.set_rng_state(states["cuda"])
+            if "mps" in states and torch.backends.mps.is_available():
+                torch.mps.set_rng_state(states["mps"])
 
     def _shards(self, group: str) -> list[Path]:
         found = [(_SHARD.fullmatch(file.name), file) for file in sorted(self.path.iterdir())]
@@ -243,12 +246,12 @@ def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = No
     config = folder.read_config()
     try:
         choices = EncoderConfig.from_dict(config["encoder"] | {"pretrained": False})  # the checkpoint has the weights
-    except (KeyError, TypeError) as error:
+        encoder = build_encoder(choices)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder.config} does not describe an encoder: the run folder is damaged.") from error
     checkpoint = checkpoint or latest(folder.checkpoints, verify=("encoder",))
     if checkpoint is None:
         raise InputError(f"{folder.path} holds no whole checkpoint yet: train it first, or resume it.")
-    encoder = build_encoder(choices)
     try:
         encoder.load_state_dict(checkpoint.tensors("encoder"))
     except RuntimeError as error:
@@ -257,6 +260,17 @@ def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = No
         raise InputError(f"The weights in {checkpoint.path} do not fit the encoder in {folder.config}.") from error
     encoder.origin = f"step {checkpoint.step} of {folder.path}"
     return encoder.eval()
+
+
+@contextmanager
+def _as_written(file: Path) -> Iterator[None]:
+    """InputError where a file is not what `save` writes though its hash is right, as of a stranger's making."""
+    try:
+        yield
+    except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        if is_shortage(error):
+            raise
+        raise InputError(f"{file} does not hold what a checkpoint does ({error}): restore the run folder.") from error
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:

@@ -22,7 +22,7 @@ from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError, is_shortage
-from instdisc.jobs.sources import read_facts, read_rows, reopen
+from instdisc.jobs.sources import read_facts, read_instances, read_rows, reopen
 from instdisc.runs import RunFolder
 from instdisc.search.index import Index
 from instdisc.search.store import Changes, Part, read_changes
@@ -55,7 +55,10 @@ class Collection:
     @cached_property
     def rows(self) -> np.ndarray:
         """Which row of the training source each bank row is."""
-        return read_rows(self.folder)
+        rows = read_rows(self.folder)
+        if len(rows) and rows.max() >= self.facts["data"]["rows"]:
+            raise InputError(f"{self.folder.instances} names pictures that never were: the run folder is damaged.")
+        return rows
 
     @cached_property
     def index(self) -> Index:
@@ -64,7 +67,7 @@ class Collection:
         changes = self.changes
         own = [shard["rows"] for shard in self.saved.mapped("bank")]
         parts = [changes.recomputed.vectors] if changes.recomputed is not None else own
-        tables = [_own_pictures(self.folder)]
+        tables = [read_instances(self.folder).select(["id", "location"])]
         labels, names = [self._own_labels()], self._own_names()
         for part in changes.added:
             assert part.pictures is not None
@@ -190,11 +193,6 @@ def read_hand_labels(folder: RunFolder) -> dict[str, tuple[str, str]]:
         if is_shortage(error):
             raise
         raise InputError(f"{folder.hand_labels} can't be read ({error}): restore the file, or delete it.") from None
-
-
-def _own_pictures(folder: RunFolder) -> pa.Table:
-    with pa.memory_map(str(folder.instances)) as file:
-        return pa.ipc.open_file(file).read_all().select(["id", "location"])
 
 
 def _together(tables: list[pa.Table]) -> pa.Table:

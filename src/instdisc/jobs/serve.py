@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from instdisc.data.decode import decode
 from instdisc.errors import InputError
-from instdisc.jobs.sources import read_facts, reopen
+from instdisc.jobs.sources import read_facts, read_instances, reopen
 from instdisc.runs import RunFolder, read_json
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class RunLook:
         facts = read_facts(folder)
         self.dim = int(facts["encoder"]["dim"])
         self._source = reopen(folder, facts, train_source)
-        with pa.memory_map(str(folder.instances)) as file:
-            self._pictures = pa.ipc.open_file(file).read_all()
+        self._pictures = read_instances(folder)
         self._rows = self._pictures["row"].to_numpy()
         there = np.ones(len(self._rows), dtype=bool)
         self.recomputed, self.tags = False, list[str]()

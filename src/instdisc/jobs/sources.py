@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from instdisc.data.cache import fingerprint_of
 from instdisc.data.decode import UnreadableError, decode
@@ -19,6 +20,16 @@ from instdisc.errors import InputError, is_shortage
 from instdisc.runs import RunFolder
 
 _LOOKED_AT = 32  # pictures decoded to learn their usual size
+_NONE = type(None)
+_KINDS: tuple[tuple[str, str, tuple[type, ...]], ...] = (  # section of config.json, name, what it may be
+    ("source", "given", (str, list, _NONE)),
+    ("source", "labels", (str, _NONE)),
+    ("source", "split", (str, _NONE)),
+    ("source", "limit", (int, _NONE)),
+    ("data", "rows", (int,)),
+    ("data", "fingerprint", (str,)),
+    ("encoder", "dim", (int,)),
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,14 @@ def look_at(source: Source) -> Look:
 def read_facts(run: RunFolder) -> dict[str, Any]:
     """The run's config.json with all the sections that `train` writes; InputError where one is missing."""
     facts = run.read_config()
-    missing = [name for name in ("source", "data", "settings", "encoder", "chosen") if name not in facts]
+    sections = ("source", "data", "settings", "encoder", "chosen")
+    missing = [name for name in sections if not isinstance(facts.get(name), dict)]
     if missing:
         raise InputError(f"{run.config} lacks {', '.join(missing)}: the run folder is damaged, or of something else.")
+    for section, name, kinds in _KINDS:
+        held = facts[section].get(name, ...)
+        if not isinstance(held, kinds) or isinstance(held, bool):
+            raise InputError(f"{run.config} has no {name} of {section} that could be: the run folder is damaged.")
     return facts
 
 
@@ -94,15 +110,28 @@ def check_unchanged(run: RunFolder, facts: Mapping[str, Any], source: Source) ->
         )
 
 
-def read_rows(run: RunFolder) -> np.ndarray:
-    """instance -> row of the source, int64 (instances,): which picture each bank row belongs to."""
+def read_instances(run: RunFolder) -> pa.Table:
+    """instances.arrow: id, location and source row (int64) of the picture that each bank row belongs to, mapped.
+
+    All that it says is checked before it is used: Arrow follows offsets out of a file into a crash.
+    """
     try:
         with pa.memory_map(str(run.instances)) as file:
-            return np.array(pa.ipc.open_file(file).read_all()["row"])
-    except (OSError, KeyError, pa.ArrowException) as error:
+            table = pa.ipc.open_file(file).read_all()
+        table.validate(full=True)
+        rows = table["row"]
+        if rows.type != pa.int64() or rows.null_count or (len(rows) and pc.min(rows).as_py() < 0):
+            raise ValueError("its rows are no numbers of pictures")
+        return table
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         if is_shortage(error):
             raise
         raise InputError(f"{run.instances} can't be read ({error}): the run folder is damaged.") from None
+
+
+def read_rows(run: RunFolder) -> np.ndarray:
+    """instance -> row of the source, int64 (instances,): which picture each bank row belongs to."""
+    return np.array(read_instances(run)["row"])
 
 
 def findable(source: Any) -> Any:

@@ -197,7 +197,9 @@ def _save_table(table: pa.Table | None, path: Path) -> None:
 
 def _load_table(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+        table = pa.ipc.open_file(file).read_all()
+    table.validate(full=True)  # Arrow follows offsets out of a stranger's file into a crash
+    return table
 
 
 def _digest(named: Mapping[str, Any]) -> str:

@@ -202,15 +202,16 @@ class Training:
                 self.terms.load_state_dict(found.tensors("objective"))
             tensors = found.tensors("optimizer") if "$tensor" in str(found.facts["optimizer"]) else {}
             self.optimizer.load_state_dict(unflatten_optimizer(tensors, found.facts["optimizer"]))
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.bank.rows.copy_(found.rows("bank", self.bank.start, self.bank.stop)["rows"])
+            self.bank.updates = int(found.facts["bank"]["updates"])
+            self.step_number = found.step
+            self.seconds, self.progress = float(found.facts["seconds"]), float(found.facts["progress"])
+            self.metrics.rewind(found.step, found.facts["metrics"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             if is_shortage(error):
                 raise
-            raise InputError(f"{found.path} does not fit the settings of {self.run.path} ({error}).") from None
-        self.bank.rows.copy_(found.rows("bank", self.bank.start, self.bank.stop)["rows"])
-        self.bank.updates = int(found.facts["bank"]["updates"])
-        self.step_number = found.step
-        self.seconds, self.progress = float(found.facts["seconds"]), float(found.facts["progress"])
-        self.metrics.rewind(found.step, found.facts["metrics"])
+            why = " ".join(str(error).split())[:300]  # torch lists every tensor on a line of its own
+            raise InputError(f"{found.path} does not fit the settings of {self.run.path} ({why}).") from None
         found.restore_random()
         return True
 
