@@ -45,7 +45,8 @@ def test_config_comes_back(tmp_path: Path) -> None:
         ("", "can't be read"),
         (b"\xff\xfe\x00", "can't be read"),
         ("[]", "a JSON object was expected"),
-        ("{}", "newer version"),
+        ("{}", "does not say its format"),
+        ('{"format": 0}', "does not say its format"),
         (json.dumps({"format": FORMAT + 1}), "upgrade instdisc"),
     ],
 )

@@ -72,7 +72,9 @@ class RunFolder:
             raise InputError(f"{self.path} is not a run folder: it has no config.json.")
         config = read_json(self.config)
         found = config.get("format")
-        if not isinstance(found, int) or found > FORMAT:
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise InputError(f"{self.config} does not say its format: the run folder is damaged, or of something else.")
+        if found > FORMAT:
             raise InputError(
                 f"{self.path} was made by a newer version of instdisc (format {found}, this version reads up to "
                 f"{FORMAT}): upgrade instdisc to open it."
