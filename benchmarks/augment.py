@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import record
+from record import record_contestants
 from torch.utils.data import DataLoader, Dataset
 
 from instdisc.data.augment import Augmentation
@@ -166,30 +165,18 @@ def main() -> None:
     import kornia as kornia_package
     import torchvision
 
-    first = next(iter(values))
-    record(
+    record_contestants(
         arguments.out,
         name="augment",
         command=f"python benchmarks/augment.py --repeats {arguments.repeats} --seconds {arguments.seconds:g}",
-        unit=f"images/s of {first}; `contestants` has all, in the same unit",
-        values=[round(rate, 1) for rate in values[first]],
-        seeds=list(range(arguments.repeats)),
-        contestants={
-            name: {
-                "values": [round(rate, 1) for rate in rates],
-                "mean": round(statistics.mean(rates), 1),
-                "std": round(statistics.stdev(rates), 1) if len(rates) > 1 else None,
-            }
-            for name, rates in values.items()
-        },
+        unit="images/s",
+        rates=values,
         versions={
             "python": platform.python_version(),
             "torchvision": torchvision.__version__,
             "kornia": kornia_package.__version__,
         },
     )
-    for name, row in values.items():
-        print(f"{name:45s} median {statistics.median(row):9.0f}   {min(row):9.0f} to {max(row):9.0f} images/s")
 
 
 if __name__ == "__main__":

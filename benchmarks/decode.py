@@ -28,7 +28,7 @@ import PIL
 import torch
 import torchvision
 from PIL import Image
-from record import record
+from record import record_contestants
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
@@ -185,33 +185,18 @@ def main() -> None:
         run()
     for repeat in range(arguments.repeats):
         for name, run in runs.items():
-            values[name].append(round(run(), 1))
+            values[name].append(run())
         print(f"repeat {repeat + 1} of {arguments.repeats}", file=sys.stderr)
 
-    first = next(iter(values))
-    record(
+    record_contestants(
         arguments.out,
         name="decode",
         command=f"python benchmarks/decode.py --repeats {arguments.repeats} --limit {arguments.limit}",
-        unit=f"pictures/s and core of {first}; `contestants` has all (first epochs: pictures/s of both cores)",
-        values=values[first],
-        seeds=list(range(arguments.repeats)),
+        unit="pictures/s (of a core; first epochs: of both)",
+        rates=values,
         pictures={"count": len(contents), "mean_bytes": round(statistics.fmean(map(len, contents)))},
-        contestants={
-            name: {
-                "values": rates,
-                "mean": round(statistics.fmean(rates), 1),
-                "std": round(statistics.stdev(rates), 1) if len(rates) > 1 else None,
-            }
-            for name, rates in values.items()
-        },
-        versions={
-            "pillow": PIL.__version__,
-            "torchvision": torchvision.__version__,
-        },
+        versions={"pillow": PIL.__version__, "torchvision": torchvision.__version__},
     )
-    for name, rates in values.items():
-        print(f"{name:50s} median {statistics.median(rates):7.0f}   {min(rates):7.0f} to {max(rates):7.0f} pictures/s")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,19 @@ def write(out: Path, rows: dict[tuple[str, str], dict[str, Any]], times: int, se
     record(
         out,
         name="kill",
-        command=f"python benchmarks/kill.py --times {times}",
+        command=f"python benchmarks/kill.py --times {times} --trials {named(trial for _, trial in rows)} "
+        f"--lives {named(life for life, _ in rows)}",
         unit="rounds in which something was lost or damaged, one value a life and trial; `rows` has all counts",
         values=[float(row["lost"]) for row in rows.values()],
         seeds=[seed],
         **{name: sum(row[name] for row in rows.values()) for name in ("tried", "hit", "survived", "lost")},
         rows=list(rows.values()),
     )
+
+
+def named(words: Iterable[str]) -> str:
+    """Each once, as a shell takes them."""
+    return shlex.join(dict.fromkeys(words))
 
 
 def kept(out: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -64,3 +64,32 @@ def record(
         out.write_text(text, encoding="utf-8")
     print(text)
     return result
+
+
+def record_contestants(
+    out: Path | None, *, name: str, command: str, unit: str, rates: dict[str, list[float]], **more: Any
+) -> None:
+    """`record` of contestants that took turns, each with a rate a repeat; the first on top, and a table."""
+    first = next(iter(rates))
+    rounded = {contestant: [round(rate, 1) for rate in found] for contestant, found in rates.items()}
+    record(
+        out,
+        name=name,
+        command=command,
+        unit=f"{unit} of {first}; `contestants` has all",
+        values=rounded[first],
+        seeds=list(range(len(rounded[first]))),
+        contestants={
+            contestant: {
+                "values": found,
+                "mean": round(statistics.fmean(found), 1),
+                "std": round(statistics.stdev(found), 1) if len(found) > 1 else None,
+            }
+            for contestant, found in rounded.items()
+        },
+        **more,
+    )
+    for contestant, found in rates.items():
+        print(
+            f"{contestant:50s} median {statistics.median(found):9.0f}   {min(found):9.0f} to {max(found):9.0f} {unit}"
+        )

@@ -1,7 +1,6 @@
-"""Pictures as a stranger would make them to break a decoder: a corpus of 3,666 files, and how it is tried.
+"""Pictures as a stranger would make them to break a decoder: a corpus of 3,666 files.
 
     files = corpus()                       # made by seeded code, no foreign file among them; the same every time
-    for outcome in tried(files): ...       # decoded by the product in a child: read, refused, crashed, hung, too large
 
 Four kinds: `cut` (small files of every format, ended at their bytes one after another), `flip` (bytes changed, most of
 them in the header), `spliced` (a part of one file inside another) and `crafted` (bombs, absurd dimensions, nonsense in
@@ -14,26 +13,16 @@ import base64
 import gzip
 import hashlib
 import io
-import json
-import os
-import selectors
 import struct
-import subprocess
-import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-SECONDS = 30.0  # for one file, on a busy machine
-MEMORY = 2_400_000_000  # bytes: what an honest picture of 100 megapixels takes, in the most costly of the formats
-_ADDRESSES = 8_000_000_000  # bytes of address space, of which torch alone maps some
 
 
 @dataclass(frozen=True)
@@ -45,17 +34,6 @@ class Hostile:
     content: bytes
     expected: str = ""
     whole: bytes = b""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a file. state: read, refused, crashed, hung, too large. said: the reason, or a hash of pixels."""
-
-    file: Hostile
-    state: str
-    said: str
-    seconds: float = 0.0
-    megabytes: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -372,99 +350,3 @@ def _no_pictures(jpeg: bytes, plain: bytes, made: Any) -> Iterator[Hostile]:
     yield made("page-behind.png", plain + page, "read")
     for kind, content in small_files().items():
         yield made(f"{kind}.txt", content, "read")  # a wrong ending is no reason to refuse
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Trying
-
-
-def tried(files: Iterable[Hostile], *, size: int = 32) -> Iterator[Outcome]:
-    """Each file through the product's own decoder, as a training stores it, in a child with a cap on memory and time.
-
-    A child that ends or hangs costs this file alone: the next has a new one.
-    """
-    child: subprocess.Popen[bytes] | None = None
-    try:
-        for file in files:
-            child = child or _start(size)
-            outcome = _try(child, file)
-            if outcome.state in ("crashed", "hung"):
-                child.kill()
-                child.communicate()
-                child = None
-            yield outcome
-    finally:
-        if child is not None:
-            child.kill()
-            child.communicate()
-
-
-def _start(size: int) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": ""}
-    command = [sys.executable, __file__, str(size)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0)
-
-
-def _try(child: subprocess.Popen[bytes], file: Hostile) -> Outcome:
-    assert child.stdin is not None and child.stdout is not None
-    line = b""
-    try:
-        child.stdin.write(struct.pack("<Q", len(file.content)))
-        for start in range(0, len(file.content), 2**16):
-            child.stdin.write(file.content[start : start + 2**16])
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(child.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not waiting.select(SECONDS):
-                    return Outcome(file, "hung", f"no answer in {SECONDS:g} s", SECONDS)
-                if not (part := child.stdout.read(2**16)):
-                    break
-                line += part
-    except BrokenPipeError:
-        pass
-    if not line.endswith(b"\n"):
-        return Outcome(file, "crashed", f"the process ended with {child.wait()}")
-    answer = json.loads(line)
-    if "error" in answer:
-        return Outcome(file, "crashed", answer["error"])
-    state = "too large" if answer["peak"] > MEMORY else "read" if answer["read"] else "refused"
-    return Outcome(file, state, answer["said"], answer["seconds"], answer["peak"] // 1_000_000)
-
-
-def _peak() -> int:
-    """Bytes: the highest that this process came to since the last call, where the system says."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(line.split()[1]) * 1024
-
-
-def _main() -> None:
-    """The child: a length and a file in, a line of JSON out."""
-    import resource
-    import time
-
-    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from instdisc.data.decode import UnreadableError, decode_stored
-
-    while len(head := sys.stdin.buffer.read(8)) == 8:
-        content = sys.stdin.buffer.read(struct.unpack("<Q", head)[0])
-        _peak()
-        started = time.monotonic()
-        answer: dict[str, Any] = {"read": False}
-        try:
-            pixels, _ = decode_stored(content, int(sys.argv[1]))
-            answer = {"read": True, "said": hashlib.sha256(pixels.tobytes()).hexdigest()}
-        except UnreadableError as error:
-            answer["said"] = error.reason
-        except BaseException as error:
-            answer["error"] = f"{type(error).__name__}: {error}"
-        answer |= {"seconds": round(time.monotonic() - started, 3), "peak": _peak()}
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    _main()

@@ -30,31 +30,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from forks import Ended, Lost, Prepare, at_changes, at_end, limit, live, told
 from lives import FROM_A_RUN, LIVES, Found, Life, hurried, made
 
-from instdisc import cli
 from instdisc.errors import InputError
 
 TRIALS = ("kill", "interrupt", "full disk", "read-only", "descriptors", "memory")
-_LONGEST = 120.0  # seconds; a life takes about one
-_CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
-Prepare = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended. status: as the shell has it, negative for a signal, None if it hung."""
-
-    status: int | None
-    out: str
-    errors: str
 
 
 @dataclass(frozen=True)
@@ -71,117 +58,9 @@ class Known:
     longest: int  # bytes of the largest file
 
 
-class Lost(Exception):
-    """Something was lost or damaged, or ended with neither status 0 nor one sentence."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Processes
-
-
-def told(act: Callable[[], Any]) -> Any:
-    """What a function answers (JSON) in a fork, so that its threads and its files are not ours. Raises Lost."""
-    incoming, outgoing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(incoming)
-        try:
-            answer = {"answer": act()}
-        except BaseException as error:
-            answer = {"error": "".join(traceback.format_exception(error))}
-        with os.fdopen(outgoing, "w") as pipe:
-            pipe.write(json.dumps(answer))
-        os._exit(0)
-    os.close(outgoing)
-    with os.fdopen(incoming) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    answer = json.loads(text or '{"error": "it ended without a word"}')
-    if "error" in answer:
-        raise Lost(answer["error"])
-    return answer["answer"]
-
-
 def look(life: Life, folder: Path) -> Found:
     """What is found in a folder; Lost where it can't be opened."""
     return Found(**told(lambda: asdict(life.look(folder))))
-
-
-def live(
-    words: list[Any], folder: Path, said: Path, prepare: Prepare | None = None, after: float | None = None, by: int = 0
-) -> Ended:
-    """Run a command in a fork. prepare: called there before. after: seconds, then it gets the signal `by`."""
-    child = os.fork()
-    if child == 0:
-        _be(words, folder, said, prepare)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, by)
-    until = time.monotonic() + _LONGEST
-    hung = False
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            break
-        if time.monotonic() > until:
-            hung = True
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
-    code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    out, errors = (
-        said.with_suffix(ending).read_text("utf-8", "surrogateescape") if said.with_suffix(ending).is_file() else ""
-        for ending in (".out", ".err")
-    )
-    return Ended(None if hung else code, out, errors)
-
-
-def _be(words: list[Any], folder: Path, said: Path, prepare: Prepare | None) -> None:
-    """What the fork does; it never returns."""
-    code = 70
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        for ending, handle in ((".out", 1), (".err", 2)):
-            os.dup2(os.open(said.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), handle)
-        if prepare is not None:
-            prepare()
-        sys.argv = ["instdisc", *map(str, words)]
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except KeyboardInterrupt:  # before or behind `main`, where Python's own start and end would be
-        code = 130
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def at_changes(folder: Path, count: Callable[[int], None]) -> Prepare:
-    """Before each change of a file below the folder, call count(how many that makes)."""
-
-    def prepare() -> None:
-        inside, changes = str(folder), 0
-
-        def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal changes
-            if event == "open":
-                if not isinstance(arguments[2], int) or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-                    return
-            elif event not in _CHANGES:
-                return
-            if not isinstance(arguments[0], int) and os.fsdecode(arguments[0]).startswith(inside):
-                changes += 1
-                count(changes)
-
-        sys.addaudithook(hook)
-
-    return prepare
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,7 +101,7 @@ class Killer:
 
         with self.folder(name) as (folder, said):  # the parent imports what this one does, so that no fork needs to
             start, before = look(life, folder), _bytes_in(folder)
-            self.must_end(live(self.words(name, folder), folder, said, lambda: _at_end(imported)))
+            self.must_end(live(self.words(name, folder), folder, said, lambda: at_end(imported)))
             first = look(life, folder)
             grows = _bytes_in(folder) - before
             longest = max(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -236,7 +115,7 @@ class Killer:
         with self.folder(name) as (folder, said):
 
             def noting() -> None:
-                _at_end(imported)
+                at_end(imported)
                 at_changes(folder, count)()
 
             began = time.monotonic()
@@ -359,7 +238,7 @@ class Killer:
             _remount(folder, f"size={max(4096, _used(folder) + 4096 * draw.randrange(max(1, known.grows // 4096)))}")
             end = lambda: _remount(folder, "size=256m")  # noqa: E731
         elif trial == "full disk":
-            prepare = _limit(resource.RLIMIT_FSIZE, int(share * known.longest))
+            prepare = limit(resource.RLIMIT_FSIZE, int(share * known.longest))
         elif trial == "read-only" and self.mounts:
             _remount(folder, "ro")
             end = lambda: _remount(folder, "rw")  # noqa: E731
@@ -367,10 +246,10 @@ class Killer:
             _permit(folder, writing=False)
             end = lambda: _permit(folder, writing=True)  # noqa: E731
         elif trial == "descriptors":
-            prepare = _limit(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) + draw.randint(0, 8))
+            prepare = limit(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) + draw.randint(0, 8))
         else:
             low, high = known.memory
-            prepare = _limit(resource.RLIMIT_AS, int(low + share**2 * max(0, high - low)))
+            prepare = limit(resource.RLIMIT_AS, int(low + share**2 * max(0, high - low)))
         try:
             ended = live(self.words(life, folder), folder, said, prepare)
         finally:
@@ -396,19 +275,9 @@ def _sentence(ended: Ended) -> str:
     return lines[-1]
 
 
-def _at_end(act: Prepare) -> None:
-    """Call it when this fork ends."""
-    leave = os._exit
-    os._exit = lambda code: (act(), leave(code))  # type: ignore[assignment, return-value]
-
-
 def _quietly(act: Callable[[Path], None], place: Path) -> None:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         act(place)
-
-
-def _limit(what: int, value: int) -> Prepare:
-    return lambda: resource.setrlimit(what, (value, resource.getrlimit(what)[1]))
 
 
 def _address_space() -> int:

@@ -1,11 +1,12 @@
-"""Thousands of files made to break a decoder (hostile_pictures.py): each is read, or refused with a reason."""
+"""Thousands of files made to break a decoder: each is read, or refused with a reason."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hostile_pictures import MEMORY, Hostile, Outcome, corpus, sample, small_files, tried
+from decoding import MEMORY, Outcome, tried
+from hostile_pictures import Hostile, corpus, sample, small_files
 
 from instdisc.data.pictures import open_pictures
 from instdisc.data.quarantine import Quarantine

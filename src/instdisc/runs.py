@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from instdisc.errors import InputError, advice, is_shortage
 
@@ -121,40 +121,42 @@ def locked(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        with suppress(OSError):
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file, wait=True)
         yield
 
 
 @contextmanager
 def held(path: Path, doing: str) -> Iterator[None]:
-    """Alone with what this lock file stands for; InputError, which says who is, where another process is already."""
+    """`locked` that does not wait: InputError, which says who is there, where another process is."""
     who = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
     with path.open("a+", encoding="utf-8") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                other = file.read().strip() or "another process"
-                raise InputError(
-                    f"{path.parent} is held by {other}, which is {doing}: wait for its end, or end it."
-                ) from None
-            except OSError:  # a file system without locks
-                pass
+        if not _lock(file, wait=False):
+            file.seek(0)
+            other = file.read().strip() or "another process"
+            raise InputError(f"{path.parent} is held by {other}, which is {doing}: wait for its end, or end it.")
         file.truncate(0)
         file.write(who)
         file.flush()
         yield
+
+
+def _lock(file: IO[Any], *, wait: bool) -> bool:
+    """Whether nobody else has the lock; true on a file system without locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(2**30)  # far behind what is written there: Windows lets nobody read a locked byte
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return wait
+    except OSError:
+        pass
+    return True
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

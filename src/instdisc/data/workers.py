@@ -133,6 +133,8 @@ class Pool:
         """End the processes. Fetches that are still waiting are cancelled."""
         self._background.close()
         self._end_children()
+        if self._shared:
+            self._shared.close()
 
     def room(self, count: int) -> Room:
         """Where so many pictures can be stored."""
