@@ -35,8 +35,8 @@ types: $(VENV)/.installed-dev
 contract: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
-# Not among them: report.py asks for a run, page.py for Chromium, hosts.py for root, kill.py for half an hour.
-BENCHES := $(filter-out %/record.py %/report.py %/page.py %/hosts.py %/kill.py,$(wildcard benchmarks/*.py))
+# Not among them: report.py asks for a run, page.py for Chromium, hosts.py for root, kill.py and soak.py for an hour.
+BENCHES := $(filter-out %/record.py %/report.py %/page.py %/hosts.py %/kill.py %/hostile.py %/soak.py %/processes.py,$(wildcard benchmarks/*.py))
 
 bench: $(VENV)/.installed-bench
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script; done

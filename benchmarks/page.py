@@ -23,11 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import serving
 from record import record
 
 SIDE, DIM, MAPPED, STARTS = 128, 128, 100_000, 3
@@ -170,19 +170,6 @@ def until_open(page: Any) -> None:
         const state = async () => (await (await fetch('api/status')).json()).state;
         while (await state() !== 'open') await new Promise((go) => setTimeout(go, 50));
     }""")
-
-
-@contextmanager
-def serving(run: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The command in a process of its own, and its address."""
-    command = [sys.executable, "-m", "instdisc", "serve", str(run), "--port", "0"]
-    environment = os.environ | {"XDG_CACHE_HOME": str(run.parent / "cache")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip(), process
-        finally:
-            process.terminate()
 
 
 def resident(pid: int) -> dict[str, float]:

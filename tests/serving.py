@@ -18,6 +18,7 @@ from instdisc.jobs.serve import hosts_of
 from instdisc.jobs.served import ServedRun
 from instdisc.serve.app import make_app
 from instdisc.serve.handed import Handed, Opening
+from instdisc.serve.wire import config_for
 
 
 class Client:
@@ -63,8 +64,7 @@ def served(run: Path | Handed | Opening, *, token: str | None = None) -> Iterato
             opening = run
         else:
             opening = Opening("made", lambda: ServedRun(run, device="cpu") if isinstance(run, Path) else run)
-        config = uvicorn.Config(make_app(opening, hosts_of("127.0.0.1", port), token), log_level="error", ws="none")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(config_for(make_app(opening, hosts_of("127.0.0.1", port), token)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started and thread.is_alive():

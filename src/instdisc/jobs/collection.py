@@ -8,6 +8,8 @@ collection.picture(17)                                          # decoded, from 
 from __future__ import annotations
 
 import csv
+import math
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,8 @@ from instdisc.jobs.sources import read_facts, read_instances, read_rows, reopen
 from instdisc.runs import RunFolder
 from instdisc.search.index import Index
 from instdisc.search.store import Changes, Part, read_changes
+
+_LOOK_AGAIN_SECONDS = 10.0  # after pictures were not there: a look at all files for each that is asked for takes long
 
 
 class Collection:
@@ -50,6 +54,7 @@ class Collection:
             0, np.int64
         )  # code of each row's label but for those by hand, once `index` was read
         self._training: Source | None = None
+        self._refused, self._refused_at = "", -math.inf
         self._added: dict[str, tuple[Source, np.ndarray]] = {}
 
     @cached_property
@@ -108,7 +113,13 @@ class Collection:
     def training_source(self) -> Source:
         """The pictures that the run was trained on; InputError where they have gone or changed."""
         if self._training is None:
-            self._training = reopen(self.folder, self.facts, self._moved_to)
+            if time.monotonic() < self._refused_at + _LOOK_AGAIN_SECONDS:
+                raise InputError(self._refused)
+            try:
+                self._training = reopen(self.folder, self.facts, self._moved_to)
+            except InputError as error:
+                self._refused, self._refused_at = str(error), time.monotonic()
+                raise
         return self._training
 
     def has_pictures(self) -> bool:

@@ -157,14 +157,6 @@ def serve(
         import uvicorn  # while the collection is looked at, and the browser waits
 
         from instdisc.serve.app import make_app
+        from instdisc.serve.wire import config_for
 
-        app = make_app(opening, hosts_of(host, port), token)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            limit_concurrency=256,
-            timeout_keep_alive=20,
-            h11_max_incomplete_event_size=65_536,
-            server_header=False,
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(config_for(make_app(opening, hosts_of(host, port), token))).run(sockets=[listening])

@@ -31,7 +31,8 @@ class ServedRun:
         self.recomputed = self.collection.changes.recomputed is not None
         self.version = 0
         self._device = device
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of the labels: every view needs it, so nothing long is computed under it
+        self._embedding, self._voting = threading.Lock(), threading.Lock()
         self._read = self._stamp()
         self._hand = self._read_hand()
         self._known: tuple[np.ndarray, Tensor] | None = None
@@ -59,7 +60,7 @@ class ServedRun:
         return self.collection.encoder(self._device)
 
     def embed(self, pictures: Sequence[np.ndarray]) -> Float[Tensor, "pictures dim"]:
-        with self._lock:
+        with self._embedding:
             return self._encoder.embed(list(pictures)).cpu()
 
     def hand_labels(self) -> dict[int, str]:
@@ -108,7 +109,7 @@ class ServedRun:
         with self._lock:
             rows, vectors = self._vectors()
             codes, _ = self._codes(rows)
-            return rows[label_job.proposals(vectors, codes, count, by=by, device=self._device)].tolist()
+        return rows[label_job.proposals(vectors, codes, count, by=by, device=self._device)].tolist()
 
     def _stamp(self) -> tuple[int, int]:
         """Another one after every change of the file, which is replaced as a whole."""
@@ -149,8 +150,14 @@ class ServedRun:
         return codes[rows], names
 
     def _votes(self) -> label_job.Labelled | None:
-        with self._lock:
-            if self.hand_labels() and self._voted is None:
+        with self._voting:
+            with self._lock:
+                if not self.hand_labels() or self._voted is not None:
+                    return self._voted
                 rows, vectors = self._vectors()
-                self._voted = label_job.vote(rows, vectors, *self._codes(rows), device=self._device)
-            return self._voted
+                given, version = self._codes(rows), self.version
+            voted = label_job.vote(rows, vectors, *given, device=self._device)
+            with self._lock:
+                if version == self.version:
+                    self._voted = voted
+            return voted

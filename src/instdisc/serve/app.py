@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field
@@ -24,6 +25,7 @@ from instdisc.errors import InputError
 from instdisc.serve.desk import FULL, THUMB, Desk
 from instdisc.serve.guard import Guard
 from instdisc.serve.handed import Opening
+from instdisc.serve.intake import UPLOADS, Intake
 from instdisc.serve.models import (
     MOST_ROWS,
     About,
@@ -47,10 +49,10 @@ from instdisc.serve.models import (
     Uploaded,
     readable,
 )
-from instdisc.serve.upload import MAX_BYTES, decode_aside
+from instdisc.serve.upload import decode_aside
 
 PAGE = Path(__file__).parent / "page"
-_UPLOAD_SECONDS = 30.0
+_FAULTS = 10  # of a request, that its refusal names
 
 Count = Annotated[int, Query(ge=1, le=500)]
 Start = Annotated[int, Query(ge=0, le=MOST_ROWS)]
@@ -65,7 +67,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
-        responses={code: {"model": Refusal} for code in (400, 404, 503)},
+        responses={code: {"model": Refusal} for code in (400, 404, 408, 413, 503)},
     )
     desk = Desk(opening)
 
@@ -76,6 +78,12 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
     @app.exception_handler(TimeoutError)
     async def opening_still(_: Request, __: TimeoutError) -> JSONResponse:
         return JSONResponse({"detail": "The collection is still being opened: try again."}, 503, {"retry-after": "5"})
+
+    @app.exception_handler(RequestValidationError)
+    async def not_as_described(_: Request, error: RequestValidationError) -> JSONResponse:
+        """Without what was given, as FastAPI would have it: that may be what JSON can't carry, or very long."""
+        faults = [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()[:_FAULTS]]
+        return JSONResponse({"detail": faults}, 422)
 
     @app.get("/api/status")
     def status() -> Status:
@@ -146,7 +154,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         except HTTPException:
             raise
         except Exception as error:  # of whatever a decoder or a disk comes up with
-            raise HTTPException(404, f"The picture can't be read: {error}.") from None
+            raise HTTPException(404, f"The picture can't be read: {str(error).rstrip('.')}.") from None
         return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
     @app.get("/api/neighbours/{row}")
@@ -192,16 +200,12 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         return Hits(results=[Found(**one, score=score) for one, score in zip(entries, scores[0].tolist(), strict=True)])
 
     @app.post(
-        "/api/uploads",
-        responses={code: {"model": Refusal} for code in (408, 413)},
+        UPLOADS,
         openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}}}},
     )
     async def upload_picture(request: Request) -> Uploaded:
         """A picture file to search with: its bytes are the body, 20 MB at most."""
-        try:
-            content = await asyncio.wait_for(_body(request), _UPLOAD_SECONDS)
-        except TimeoutError:
-            raise HTTPException(408, "The upload took too long.") from None
+        content = await request.body()
 
         def embedded() -> str:
             pixels = decode_aside(content)
@@ -312,7 +316,7 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         count: Annotated[int, Query(ge=1, le=100)] = 12, by: Literal["mixed", "covered", "uncertain"] = "mixed"
     ) -> Proposals:
         """What to label next."""
-        rows = desk.handed.proposals(count, by)
+        rows = desk.proposals(count, by)
         votes = desk.handed.votes(rows)
         return Proposals(
             pictures=[
@@ -322,14 +326,4 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
         )
 
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
-    return Guard(app, hosts, token)
-
-
-async def _body(request: Request) -> bytes:
-    """The whole body, refused as soon as it is too long."""
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_BYTES:
-            raise HTTPException(413, f"The file is larger than {MAX_BYTES // 1_000_000} MB.", {"connection": "close"})
-    return bytes(content)
+    return Guard(Intake(app), hosts, token)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from instdisc.serve.models import MapState, readable
 THUMB, FULL = 224, 1_024  # pixels of the longer side; screens have up to two for one of the page
 CLUSTERS, _CLUSTERED = 12, 50_000  # colours that can be told apart; vectors at once
 _OPENING_SECONDS = 60.0
+_IN_LINE = 3  # different comparisons of all with all that are computed or wait for it
 _SMALL = 128  # pixels of the longer side of a picture that must not lose any more
 _UPLOADS = 64  # of which vector and small picture are kept
 Kept = TypeVar("Kept")
@@ -46,23 +48,42 @@ class Desk:
         self.groups = self._once(self._groups, 4)
         self.clusters = self._once(self._clusters, 1)
         self.lonely = self._once(self._lonely, 1)
+        self._proposed = self._once(lambda count, by, version: self.handed.proposals(count, by), 2)
 
     @property
     def handed(self) -> Handed:
         return self.opening.wait(_OPENING_SECONDS)
 
     def _once(self, compute: Callable[..., Kept], most: int) -> Callable[..., Kept]:
-        """The last `most` answers are kept. Who asks for what is being computed waits: it is not computed twice."""
+        """The last `most` answers are kept. Who asks for what is being computed waits: it is not computed twice.
 
-        def alone(*what: Any) -> Kept:
-            with self._heavy:
-                return compute(*what)
+        What is kept is answered meanwhile; who asks for one thing more than can wait in line is told to come again.
+        """
 
-        kept, lock = lru_cache(maxsize=most)(alone), threading.Lock()
+        kept: OrderedDict[tuple[Any, ...], Future[Kept]] = OrderedDict()
+        lock = threading.Lock()
 
         def ask(*what: Any) -> Kept:
             with lock:
-                return kept(*what)
+                known = what in kept
+                if not known:
+                    if sum(not one.done() for one in kept.values()) >= _IN_LINE:
+                        raise HTTPException(503, "Others have asked for much: try again.", {"retry-after": "2"})
+                    kept[what] = Future()
+                    done = [old for old, one in kept.items() if one.done()]
+                    for old in done[: max(0, len(kept) - most)]:
+                        del kept[old]
+                kept.move_to_end(what)
+                answer = kept[what]
+            if not known:
+                try:
+                    with self._heavy:
+                        answer.set_result(compute(*what))
+                except BaseException as error:
+                    with lock:
+                        kept.pop(what, None)
+                    answer.set_exception(error)
+            return answer.result()
 
         return ask
 
@@ -158,6 +179,11 @@ class Desk:
             raise HTTPException(404, "There is no map yet.")
         kept = ~self.handed.index.removed[found[0]]
         return found[0][kept], found[1][kept]
+
+    def proposals(self, count: int, by: str) -> list[int]:
+        """What to label next."""
+        self.handed.hand_labels()  # looks whether they have changed
+        return self._proposed(count, by, self.handed.version)
 
     def _groups(self, threshold: float) -> list[tuple[list[int], float, tuple[int, int]]]:
         from instdisc.search.groups import linked
