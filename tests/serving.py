@@ -13,12 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from tiny_runs import picture_folder, tiny
 
 from instdisc.jobs.serve import hosts_of
 from instdisc.jobs.served import ServedRun
+from instdisc.jobs.train import train
 from instdisc.serve.app import make_app
 from instdisc.serve.handed import Handed, Opening
 from instdisc.serve.wire import config_for
+
+COUNT = 40
+
+
+def made_collection(folder: Path) -> tuple[Path, Path]:
+    """So many small pictures, a text beside them that is nobody's business, and a run of them."""
+    pictures = picture_folder(folder / "pictures", COUNT)
+    (pictures / "red" / "secret.txt").write_text("nobody's business")
+    return pictures, train(pictures, folder / "run", tiny(epochs=2), say=None).path
 
 
 class Client:

@@ -1,19 +1,12 @@
-"""The API: its answers are those of the library; strangers get nothing."""
+"""The API: its answers are those of the library."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,33 +16,24 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from serving import Client, served
+from serving import COUNT, Client, made_collection, served
 from tiny_runs import picture_folder, tiny
 
 import instdisc
-from instdisc.errors import InputError
 from instdisc.jobs import index
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.duplicates import duplicates
 from instdisc.jobs.label import assign, hand_labels
 from instdisc.jobs.outliers import outliers
-from instdisc.jobs.serve import RunLook, hosts_of, serve
-from instdisc.jobs.served import ServedRun
 from instdisc.jobs.train import train
 from instdisc.search.index import Index
 from instdisc.serve.desk import Desk
 from instdisc.serve.handed import Opening
-from instdisc.serve.upload import MAX_BYTES, decode_aside
-
-COUNT = 40
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("serve")
-    pictures = picture_folder(folder / "pictures", COUNT)
-    (pictures / "red" / "secret.txt").write_text("nobody's business")
-    return pictures, train(pictures, folder / "run", tiny(epochs=2), say=None).path
+    return made_collection(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture
@@ -232,10 +216,6 @@ def test_a_picture_that_has_gone_is_a_404_and_the_rest_goes_on(trained: tuple[Pa
         assert client.json("/api/neighbours/3")["results"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Strangers
-
-
 def test_names_that_are_no_utf8_are_shown_and_asked_for(tmp_path: Path) -> None:
     """Old disks hold such names: every view answers, and what it calls a label can be asked for."""
     pictures = picture_folder(tmp_path / "pictures", COUNT)
@@ -261,313 +241,3 @@ def test_every_start_of_the_server_has_its_own_pictures(trained: tuple[Path, Pat
     """A browser keeps pictures by their address: `start` is part of it."""
     with served(trained[1]) as one, served(trained[1]) as other:
         assert one.json("/api/collection")["start"] != other.json("/api/collection")["start"]
-
-
-def test_the_api_is_as_it_says_of_itself_whatever_is_asked(run: Path) -> None:
-    """schemathesis asks what the description allows: no server error, and no answer that it does not describe."""
-    program = Path(sys.executable).with_name("schemathesis")
-    if not program.is_file():
-        pytest.skip("schemathesis is not installed: pip install schemathesis")
-    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    with served(run) as client:
-        words = [program, "run", f"{client.address}/api/openapi.json", "--checks", checks, "--max-examples", "6"]
-        words += ["--phases", "coverage,fuzzing", "--seed", "1", "--no-color"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=run)
-    assert done.returncode == 0, done.stdout[-4000:]
-
-
-@pytest.mark.fault("no Host check")
-@pytest.mark.fault("no Origin check")
-def test_other_hosts_and_other_sites_are_refused(client: Client) -> None:
-    port = client.port
-    for host in (
-        "evil.example",
-        f"evil.example:{port}",
-        "127.0.0.1",
-        f"127.0.0.1.evil.example:{port}",
-        "",
-        f"127.0.0.1:{port + 1}",
-    ):
-        assert client.send("GET", "/api/collection", host=host)[0] == 421
-    assert client.send("GET", "/api/collection", host=f"localhost:{port}")[0] == 200
-    body = {"rows": [0], "label": "stolen"}
-    for origin in (
-        "http://evil.example",
-        "null",
-        f"https://127.0.0.1:{port}",
-        f"http://localhost:{port}",
-        f"http://127.0.0.1:{port}, x",
-    ):
-        assert client.send("POST", "/api/labels", body, origin=origin)[0] == 403
-        assert client.send("POST", "/api/uploads", b"x", origin=origin)[0] == 403
-    for site in ("cross-site", "same-site"):
-        for path in ("/pictures/0", "/api/collection", "/app.js"):
-            assert (
-                client.send("GET", path, sec_fetch_site=site, sec_fetch_mode="no-cors", sec_fetch_dest="image")[0]
-                == 403
-            )
-        assert (
-            client.send("GET", "/", sec_fetch_site=site, sec_fetch_mode="navigate", sec_fetch_dest="iframe")[0] == 403
-        )
-        assert (
-            client.send("GET", "/", sec_fetch_site=site, sec_fetch_mode="navigate", sec_fetch_dest="document")[0] == 200
-        )
-    assert client.json("/api/labels")["classes"] == []
-    for method in ("OPTIONS", "TRACE", "PATCH", "CONNECT", "PROPFIND"):
-        assert client.send(method, "/api/labels")[0] == 405
-
-
-def test_every_answer_carries_the_strict_headers(client: Client) -> None:
-    for path in ("/", "/app.js", "/api/collection", "/pictures/0", "/none", "/api/openapi.json"):
-        _, headers, _ = client.send("GET", path)
-        policy = headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-        assert headers["x-content-type-options"] == "nosniff"
-        assert not any(name.startswith("access-control-") for name in headers)
-    assert client.send("GET", "/api/collection", host="evil")[1]["content-security-policy"]
-
-
-@pytest.mark.fault("path traversal by file name")
-def test_nothing_but_the_page_and_the_rows_is_served(client: Client, trained: tuple[Path, Path]) -> None:
-    for path in (
-        "/../app.py", "/..%2fapp.py", "/%2e%2e/app.py", "/%2e%2e%2f%2e%2e%2fserve/app.py", "/....//app.py",
-        "//etc/passwd", "/etc/passwd", "/pictures/../../etc/passwd", "/pictures/red%2fsecret.txt",
-        "/pictures/0/../../../etc/passwd", f"/{trained[0]}/red/secret.txt", "/pictures/-1", "/pictures/0x1",
-        "/pictures/1e3", "/pictures/" + "9" * 40, "/pictures/40", "/pictures/NaN", "/app.js%00.png", "/docs", "/redoc",
-    ):  # fmt: skip
-        status, _, content = client.send("GET", path)
-        assert status in (404, 405, 422), path
-        assert b"root:" not in content and b"nobody" not in content and b"def make_app" not in content
-
-
-@pytest.mark.fault("server bound to all interfaces")
-def test_beyond_this_machine_a_token_is_needed(trained: tuple[Path, Path]) -> None:
-    with served(trained[1], token="right") as client:
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right"}, {"cookie": "instdisc=wrong"},
-                        {"cookie": "instdisc=\xff; ;;=,"}, {"authorization": "Bearer " + "x" * 5000}):  # fmt: skip
-            for path in ("/", "/api/collection", "/pictures/0", "/?token=wrong", "/api/collection?token=right"):
-                assert client.send("GET", path, **headers)[0] == 401
-        assert client.send("GET", "/api/collection", authorization="Bearer right")[0] == 200
-        status, headers, _ = client.send("GET", "/?token=right")
-        assert status == 303 and headers["location"] == "/"
-        assert "HttpOnly" in headers["set-cookie"] and "SameSite=Strict" in headers["set-cookie"]
-        assert client.send("GET", "/pictures/0", cookie=headers["set-cookie"].split(";")[0])[0] == 200
-    assert {host.rpartition(":")[0] for host in hosts_of("127.0.0.1", 8765)} == {"127.0.0.1", "localhost", "[::1]"}
-
-
-def bomb() -> bytes:
-    content = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(content, "PNG")
-    return content.getvalue()
-
-
-@pytest.mark.fault("decompression bomb")
-@pytest.mark.fault("SVG decoded")
-@pytest.mark.fault("EPS decoded")
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "is empty"),
-        (b"GIF89a" + bytes(50), ""),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "EPS"),
-        (b"\x80\x04\x95cos\nsystem\n", ""),
-        (b"https://example.com/cat.jpg", ""),
-        (bomb(), "pixels"),
-        (b"\xff\xd8\xff\xe0" + bytes(1000), ""),
-    ],
-    ids=["empty", "gif", "svg", "eps", "pickle", "address", "bomb", "jpeg"],
-)
-def test_hostile_uploads_are_refused_with_a_reason(client: Client, content: bytes, words: str) -> None:
-    status, _, answer = client.send("POST", "/api/uploads", content)
-    assert status == 400
-    detail = json.loads(answer)["detail"]
-    assert words in detail and detail.endswith(".") and "Traceback" not in detail
-
-
-@pytest.mark.fault("an upload without a size limit")
-def test_uploads_are_capped_whatever_they_say_of_themselves(client: Client) -> None:
-    assert client.send("POST", "/api/uploads", bytes(MAX_BYTES + 1))[0] == 413
-    with pytest.raises(InputError, match="larger than 20 MB"):
-        decode_aside(bytes(MAX_BYTES + 1))
-    # Without a length, in chunks: refused as soon as it is too much.
-    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as line:
-        line.sendall(
-            b"POST /api/uploads HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
-            + f"Host: 127.0.0.1:{client.port}\r\n\r\n".encode()
-        )
-        sent = 0
-        try:
-            while sent < 3 * MAX_BYTES:
-                line.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
-                sent += 2**20
-        except OSError:
-            pass
-        line.settimeout(10)
-        with contextlib.suppress(ConnectionError):  # the server may hang up before the answer is read
-            assert b" 413 " in line.recv(200)
-
-
-def test_a_decoder_that_hangs_or_eats_memory_takes_nothing_with_it(monkeypatch, tmp_path: Path) -> None:
-    from instdisc.serve import upload
-
-    program, python = tmp_path / "program.py", sys.executable
-    monkeypatch.setattr(upload, "_SECONDS", 0.3)
-    for body, words in (("while True: pass", "too long"), ("import os; os.abort()", "too much time or memory")):
-        program.write_text(f"#!{python}\n{body}\n")
-        program.chmod(0o755)
-        monkeypatch.setattr(upload.sys, "executable", str(program))
-        with pytest.raises(InputError, match=words):
-            decode_aside(b"anything")
-
-
-def test_many_at_once_are_all_answered_rightly(client: Client) -> None:
-    expected = {row: client.json(f"/api/neighbours/{row}?count=5") for row in range(COUNT)}
-    wrong: list[int] = []
-
-    def ask(row: int) -> None:
-        if client.json(f"/api/neighbours/{row}?count=5") != expected[row]:
-            wrong.append(row)
-
-    threads = [threading.Thread(target=ask, args=(number % COUNT,)) for number in range(120)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Starting
-
-
-def test_the_page_answers_while_the_collection_is_opened() -> None:
-    released = threading.Event()
-
-    def slow():
-        released.wait(20)
-        raise InputError("It is broken: mend it.")
-
-    opening = Opening("slow", slow)
-    with pytest.raises(TimeoutError):
-        opening.wait(0.01)
-    released.set()
-    with pytest.raises(InputError, match="mend it"):
-        opening.wait(10)
-    with pytest.raises(InputError, match="could not be opened"):
-        Opening("odd", lambda: 1 / 0).wait(10)
-
-
-def test_the_server_needs_no_torch_to_start_and_for_the_grid(trained: tuple[Path, Path]) -> None:
-    program = (
-        "import sys, instdisc.serve.app; from instdisc.jobs.serve import RunLook; look = RunLook(sys.argv[1]); "
-        "print(len(look.entries([1, 2])), look.picture(3).shape, 'torch' in sys.modules)"
-    )
-    words = [sys.executable, "-c", program, str(trained[1])]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "2 (16, 16, 3) False"
-
-
-def test_the_first_look_is_that_of_the_whole(run: Path, tmp_path: Path) -> None:
-    """Whatever was removed, tagged and labelled by hand: what the grid shows first is what it shows later."""
-    index.remove(run, where="red/*1*", say=None)
-    index.tag(run, "some", where="*2.png")
-    whole = Collection(run).index
-    paths = [entry.path for entry in whole.entries(np.flatnonzero(~whole.removed)[[0, 5]])]
-    assign(run, {paths[0]: "mine", paths[1]: "blue"}, say=None)
-    look, opened = RunLook(run), ServedRun(run, device="cpu")
-    assert look.rows.tolist() == np.flatnonzero(~opened.index.removed).tolist()
-    assert len(look.rows) < COUNT
-    assert (look.dim, look.recomputed, look.tags) == (opened.index.dim, opened.recomputed, ["some"])
-    assert sorted(look.label_names) == sorted(opened.index.label_names)
-    with served(opened) as client:
-        later = client.json(f"/api/pictures?count={COUNT}")["pictures"]
-    assert look.entries(look.rows.tolist()) == later
-    assert {one["label"] for one in later if one["hand"]} == {"mine", "blue"}
-    for row in look.rows.tolist():
-        assert np.array_equal(look.picture(row), opened.picture(row))
-    index.add(run, str(picture_folder(tmp_path / "more", 3)), say=None)
-    with pytest.raises(InputError):  # then all of it is waited for
-        RunLook(run)
-
-
-def test_the_grid_is_shown_while_the_rest_is_opened(trained: tuple[Path, Path]) -> None:
-    released = threading.Event()
-
-    def slow() -> ServedRun:
-        released.wait(20)
-        return ServedRun(trained[1], device="cpu")
-
-    with served(Opening("made", slow, lambda: RunLook(trained[1]))) as client:
-        try:
-            about, listing = client.json("/api/collection"), client.json("/api/pictures?start=2&count=5")
-            assert client.json("/api/status")["state"] == "listed"
-            shown = client.send("GET", "/pictures/4")
-            chosen = client.json("/api/pictures?rows=7,3")
-        finally:
-            released.set()
-        assert client.json("/api/neighbours/4?count=3")["results"]  # waits for the vectors
-        assert client.json("/api/status")["state"] == "open"
-        assert client.json("/api/collection") == about | {"name": trained[1].name}
-        assert client.json("/api/pictures?start=2&count=5") == listing and listing["total"] == COUNT
-        assert [one["row"] for one in chosen["pictures"]] == [7, 3] and client.json("/api/pictures?rows=7,3") == chosen
-        assert client.send("GET", "/pictures/4")[2] == shown[2]
-
-
-def test_who_asks_for_what_is_being_computed_waits_for_it() -> None:
-    asked: list[float] = []
-
-    class Slow(Desk):
-        def _groups(self, threshold: float) -> list:
-            asked.append(threshold)
-            time.sleep(0.2)
-            return [threshold]
-
-    desk = Slow(Opening("made", lambda: None))
-    threads = [threading.Thread(target=desk.groups, args=(one,)) for one in (0.9, 0.9, 0.8, 0.9)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(asked) == [0.8, 0.9] and desk.groups(0.9) == [0.9]
-
-
-def test_the_command_serves_until_it_is_interrupted(trained: tuple[Path, Path]) -> None:
-    command = [Path(sys.executable).with_name("instdisc"), "serve", trained[1], "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            client = Client(int(address.rsplit(":", 1)[1].strip("/")))
-            assert client.send("GET", "/")[0] == 200
-            for _ in range(300):
-                if client.json("/api/status")["state"] == "open":
-                    break
-                time.sleep(0.1)
-            assert client.json("/api/pictures")["total"] == COUNT
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-        finally:
-            process.kill()
-
-
-def test_what_a_person_can_get_wrong(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="There is no run folder at"):
-        serve(tmp_path / "none")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(InputError, match=r"can't be listened on \(.*\): choose another --port"):
-            serve(trained[1], port=taken.getsockname()[1])
-    with pytest.raises(InputError, match="can't be listened on"):
-        serve(trained[1], host="203.0.113.7", port=0)
-
-
-def test_small_answers_are_sent_at_once(trained: tuple[Path, Path], monkeypatch) -> None:
-    """asyncio sets TCP_NODELAY only on sockets that name their protocol; without it each answer waits 40 ms."""
-    import uvicorn
-
-    seen: list[int] = []
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: seen.extend(one.proto for one in sockets))
-    serve(trained[1], port=0, say=lambda words: None)
-    assert seen == [socket.IPPROTO_TCP]

@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import parse_qs
 
 Scope = Any  # of ASGI; its types live in a library that this file does without
-_COOKIE = "instdisc"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE"}
 
 HEADERS = {
@@ -86,21 +85,23 @@ class Guard:
         origin = given.get(b"origin", [])
         if origin and [one.decode("latin-1").lower() for one in origin] != [f"{scope['scheme']}://{host}"]:
             return 403, "Another site asked for this: refused.", []
-        return self._without_token(scope, only, front_page)
+        return self._without_token(scope, only, front_page, _cookie(host))
 
-    def _without_token(self, scope: Scope, only: Any, front_page: bool) -> tuple[int, str, list[tuple[bytes, bytes]]]:
+    def _without_token(
+        self, scope: Scope, only: Any, front_page: bool, name: str
+    ) -> tuple[int, str, list[tuple[bytes, bytes]]]:
         if self.token is None:
             return 0, "", []
         if front_page:
             asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
             if len(asked) == 1 and self._right(asked[0]):
-                cookie = f"{_COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+                cookie = f"{name}={self.token}; HttpOnly; SameSite=Strict; Path=/"
                 return 303, "", [(b"location", b"/"), (b"set-cookie", cookie.encode())]
         kind, _, value = only(b"authorization").partition(" ")
         if kind.lower() == "bearer" and self._right(value):
             return 0, "", []
         try:
-            cookie_given = SimpleCookie(only(b"cookie")).get(_COOKIE)
+            cookie_given = SimpleCookie(only(b"cookie")).get(name)
         except CookieError:
             cookie_given = None
         if cookie_given is not None and self._right(cookie_given.value):
@@ -110,3 +111,9 @@ class Guard:
     def _right(self, given: str) -> bool:
         assert self.token is not None
         return hmac.compare_digest(given.encode("latin-1", "replace"), self.token.encode())
+
+
+def _cookie(host: str) -> str:
+    """Its name. Browsers keep cookies by host and not by port: two servers on one host must not share one."""
+    port = host.rpartition(":")[2]
+    return f"instdisc-{port}" if port.isdecimal() else "instdisc"

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import sys
 from collections import Counter
 from typing import Any
@@ -19,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE, SLOWEST = 20, 20_000  # seconds for a head; bytes of an answer in as long
 MOST, _OTHERS, _AT_ONCE = 1_024, 256, 64  # connections; descriptors for all else; connections closed in one go
+_AT_ONCE_CLOSED = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class Wire(H11Protocol):
@@ -43,6 +46,7 @@ class Wire(H11Protocol):
 
     def on_response_complete(self) -> None:
         """The answer is written; another request may be there already."""
+        self._stop()
         super().on_response_complete()
         self._note()
 
@@ -54,6 +58,7 @@ class Wire(H11Protocol):
     def resume_writing(self) -> None:
         """It has read nearly all."""
         super().resume_writing()
+        self._stop()
         self._note()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -62,8 +67,10 @@ class Wire(H11Protocol):
         self._stop()
 
     def give_up(self) -> None:
-        """Close at once, whatever was to be sent."""
+        """Close at once, whatever was to be sent; else the system would go on to send what it holds, for minutes."""
         self.connections.discard(self)
+        if (line := self.transport.get_extra_info("socket")) is not None and not self.transport.is_closing():
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE_CLOSED)
         self.transport.abort()
 
     @property

@@ -24,7 +24,7 @@ export function say(text, bad = false) {
   if (text && !bad) fading = setTimeout(() => { message.hidden = true; }, 6000);
 }
 
-async function answered(path, options) {
+async function answered(path, options, turn = 1) {
   let answer;
   try {
     answer = await fetch(path, options);
@@ -33,6 +33,12 @@ async function answered(path, options) {
     throw new Error("The server does not answer: is it still running?");
   }
   if (answer.ok) return answer;
+  const later = Number(answer.headers.get("retry-after"));
+  if (answer.status === 503 && later && turn < 4) { // others are asking for much: the server says when to come again
+    await new Promise((go) => setTimeout(go, 1000 * later));
+    options.signal?.throwIfAborted();
+    return answered(path, options, turn + 1);
+  }
   let words = answer.statusText;
   try {
     const detail = (await answer.json()).detail;
