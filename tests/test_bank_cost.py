@@ -11,8 +11,8 @@ from by_hand import bank_of, unit_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from instdisc import bank as bank_room
 from instdisc.bank import MemoryBank
+from instdisc.bank import partition as bank_room
 from instdisc.objectives import NCE, NonParametricSoftmax, SampledSoftmax
 
 BATCH, DIM = 64, 16

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from several_ranks import joined
 
-from instdisc import bank as bank_room
 from instdisc.bank import MemoryBank
+from instdisc.bank import partition as bank_room
 
 WORLDS = (2, 3)
 # how many rows of 128 numbers, for as many pictures, are looked at together on a CPU

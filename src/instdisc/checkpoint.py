@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from instdisc import ranks
+from instdisc.bank import Rows
 from instdisc.encoder import Encoder, EncoderConfig, build_encoder
 from instdisc.errors import InputError, is_shortage
 from instdisc.runs import FORMAT, RunFolder, measured, sync_folder
@@ -73,13 +74,15 @@ class Checkpoint:
         with _as_written(file):
             return load_file(file)
 
-    def rows(self, group: str, start: int, stop: int) -> dict[str, Tensor]:
+    def rows(self, group: str, start: int, stop: int, *, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Rows [start, stop) of each of a sharded group's tensors, from however many shards they were saved in.
 
         Only these rows are read, so that another number of ranks can take its shares of a bank that fits none of them
-        whole. Raises InputError if the shards do not hold all of them.
+        whole. into: tensors of stop - start rows that take them, so that they are held once; others are made.
+        Raises InputError if the shards do not hold all of them, ValueError if they are others than `into` names.
         """
-        taken: dict[str, Tensor] = {}
+        taken = dict(into or {})
+        found: set[str] = set()
         missing = stop - start
         for file in self._shards(group):
             with _as_written(file), safe_open(file, framework="pt") as shard:
@@ -87,6 +90,7 @@ class Checkpoint:
                 first, last = int(held["start"]), int(held["stop"])
                 begin, end = max(first, start), min(last, stop)
                 for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                    found.add(name)
                     part = shard.get_slice(name)
                     if name not in taken:
                         empty = part[:0]
@@ -97,7 +101,33 @@ class Checkpoint:
                 missing -= max(0, end - begin)
         if missing or not taken:
             raise InputError(f'The checkpoint {self.path} does not hold rows {start} to {stop} of "{group}".')
+        if into is not None and found != into.keys():
+            raise ValueError(f"it holds {', '.join(sorted(found))}, not {', '.join(sorted(into))}")
         return taken
+
+    def bank_rows(self) -> list[Rows]:
+        """All rows of the bank as they are kept, by shards in order, mapped from the files."""
+        with _as_written(self.path):
+            shards = [Rows(shard["rows"], shard.get("scales")) for shard in self.mapped("bank")]
+            for shard in shards:
+                dims, scales = [part.shape[1:] for part in (shard, shards[0])], shard.scales
+                if len(dims[0]) != 1 or dims[0] != dims[1] or (scales is not None and scales.shape != (len(shard),)):
+                    raise ValueError("the shards of the bank do not fit together")
+        return shards
+
+    def bank(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the bank as float32, whatever they are kept in, widened a block at a time."""
+        shards = self.bank_rows()
+        if not 0 <= start <= stop <= sum(map(len, shards)):
+            raise InputError(f"The checkpoint {self.path} does not hold rows {start} to {stop} of the bank.")
+        answer, first = torch.empty(stop - start, shards[0].shape[1]), 0
+        for shard in shards:
+            begin, end = max(start - first, 0), min(stop - first, len(shard))
+            for row in range(begin, end, _BLOCK):
+                after = min(row + _BLOCK, end)
+                answer[first + row - start : first + after - start] = shard[row:after]
+            first += len(shard)
+        return answer
 
     def mapped(self, group: str) -> list[dict[str, Tensor]]:
         """The tensors of each of a group's shards, in order, mapped from the files: read when they are used."""

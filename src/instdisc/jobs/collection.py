@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instdisc import checkpoint, ranks
+from instdisc.bank import Rows
 from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder
@@ -28,6 +29,7 @@ from instdisc.jobs.sources import read_facts, read_instances, read_rows, reopen
 from instdisc.runs import RunFolder
 from instdisc.search.index import Index
 from instdisc.search.store import Changes, Part, read_changes
+from instdisc.shapes import Tensor
 
 _LOOK_AGAIN_SECONDS = 10.0  # after pictures were not there: a look at all files for each that is asked for takes long
 
@@ -70,8 +72,8 @@ class Collection:
         """The pictures and their vectors. Labels: by hand, else those of the sources, where they can be opened."""
         self.check_vectors()
         changes = self.changes
-        own = [shard["rows"] for shard in self.saved.mapped("bank")]
-        parts = [changes.recomputed.vectors] if changes.recomputed is not None else own
+        own = self.saved.bank_rows()
+        parts: list[Tensor | Rows] = [*own] if changes.recomputed is None else [changes.recomputed.vectors]
         tables = [read_instances(self.folder).select(["id", "location"])]
         labels, names = [self._own_labels()], self._own_names()
         for part in changes.added:

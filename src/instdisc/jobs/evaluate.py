@@ -217,7 +217,7 @@ def _own_bank_rows(folder: RunFolder, saved: checkpoint.Checkpoint, pictures: in
     """For this rank's share of the source: the source rows that have a bank row, and those rows (n, dim) float32."""
     rows = read_rows(folder)
     low, high = np.searchsorted(rows, ranks.share(pictures)).tolist()
-    return rows[low:high], saved.rows("bank", low, high)["rows"].float().numpy()
+    return rows[low:high], saved.bank(low, high).numpy()
 
 
 def _sample_of_all(vectors: np.ndarray, place: torch.device) -> Float[Tensor, "sample dim"]:

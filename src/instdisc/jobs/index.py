@@ -116,7 +116,7 @@ def recompute(
         before = collection.changes
         source = collection.training_source()
         found, vectors, _ = embedded(collection, Subset(source, collection.rows), "recomputed", device, say)
-        own = collection.saved.rows("bank", 0, len(collection.rows))["rows"].to(torch.float32)
+        own = collection.saved.bank(0, len(collection.rows))
         own[torch.from_numpy(found)] = vectors
         count, removed, first = len(found), [before.removed], len(collection.rows)
         added = []
@@ -226,7 +226,7 @@ def describe(run: str | Path) -> dict[str, str]:
     index, changes = collection.index, collection.changes
     added = sum(len(part.vectors) for part in changes.added)
     own = "computed anew, without augmentation" if changes.recomputed else "the rows of the bank"
-    size = sum(part.numel() * part.element_size() for part in index.parts)
+    size = sum(part.nbytes for part in index.parts)
     kinds = sorted({str(part.dtype).removeprefix("torch.") for part in index.parts})
     facts = {
         "pictures": f"{len(index) - int(index.removed.sum()):,}",

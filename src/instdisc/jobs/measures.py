@@ -74,7 +74,7 @@ def bank_quality(
     }
     before = checkpoint.latest(folder.checkpoints, before=saved.step)
     if before is not None:
-        earlier = before.rows("bank", 0, len(rows))["rows"]
+        earlier = before.bank(0, len(rows))
         shared = neighbour_stability(earlier, torch.from_numpy(bank))
         found |= {"neighbour_stability": shared, "since_step": before.step}
         found["sentences"].append(

@@ -73,7 +73,7 @@ def _page_run(
         raise InputError(f"{folder.path} has no checkpoint yet: there is nothing to report.")
     source = reopen(folder, facts, train_source)
     rows = read_rows(folder)  # bank row -> row of the source
-    bank = saved.rows("bank", 0, len(rows))["rows"].float()
+    bank = saved.bank(0, len(rows))
     labels = None if source.labels is None else source.labels[rows]
     order = draws.permutation(len(rows), seed=_SEED, step=0)
     sample = np.sort(order[:MOST_POINTS])

@@ -4,7 +4,7 @@
     scores, rows = index.search(queries, 20, among=index.matching(where="2024/*"))
 
 A row is a number that a picture keeps: rows of pictures that were removed stay, and are never an answer. Vectors may be
-memory-mapped and of any floating type; a block of them is widened to float32 when it is looked through.
+memory-mapped, of any floating type or rows of a bank; a block of them is widened to float32 when it is looked through.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from instdisc.bank import Rows
 from instdisc.errors import InputError
 from instdisc.neighbours import Nearest
 from instdisc.search.approximate import RECALL, Graph
@@ -49,7 +50,7 @@ class Index:
 
     def __init__(
         self,
-        vectors: Sequence[Float[Tensor, "_ dim"]],
+        vectors: Sequence[Float[Tensor, "_ dim"] | Rows],
         pictures: pa.Table,
         *,
         labels: np.ndarray | None = None,

@@ -66,7 +66,7 @@ class Settings:
     views: int = 1
     fill_epochs: float = 0.0
     bank_momentum: float = 0.5
-    bank_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    bank_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     batch: int = 128
     accumulate: int = 1
     optimizer: Literal["sgd", "muon"] = "sgd"

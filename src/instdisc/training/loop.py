@@ -186,7 +186,7 @@ class Training:
                 "optimizer": rest,
                 "metrics": self.metrics.state(),
             },
-            shards={"bank": checkpoint.Shard({"rows": self.bank.rows}, self.bank.start, self.bank.stop)},
+            shards={"bank": checkpoint.Shard(self.bank.tensors(), self.bank.start, self.bank.stop)},
             keep=self.settings.keep_checkpoints,
         )
 
@@ -202,7 +202,7 @@ class Training:
                 self.terms.load_state_dict(found.tensors("objective"))
             tensors = found.tensors("optimizer") if "$tensor" in str(found.facts["optimizer"]) else {}
             self.optimizer.load_state_dict(unflatten_optimizer(tensors, found.facts["optimizer"]))
-            self.bank.rows.copy_(found.rows("bank", self.bank.start, self.bank.stop)["rows"])
+            found.rows("bank", self.bank.start, self.bank.stop, into=self.bank.tensors())
             self.bank.updates = int(found.facts["bank"]["updates"])
             self.step_number = found.step
             self.seconds, self.progress = float(found.facts["seconds"]), float(found.facts["progress"])

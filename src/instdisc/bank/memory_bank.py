@@ -1,0 +1,192 @@
+"""The class of the bank: what is asked of its rows, whichever rank holds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from instdisc import ranks
+from instdisc.bank.partition import LogPartition
+from instdisc.bank.private import PrivateScores
+from instdisc.bank.rows import DTYPES, EPSILON, Rows, full_precision, random_directions, rounded
+from instdisc.errors import InputError
+from instdisc.shapes import Float, Int, Tensor
+
+
+class MemoryBank:
+    """One unit row for each instance, of shape (instances, dim); `rows` is this rank's part.
+
+    momentum: a row is renewed as normalise(momentum * row + (1 - momentum) * feature). The published runs use 0.5; the
+        text of the paper replaces the row, which is 0.
+    seed: the rows at the start are random directions, functions of (seed, row) alone, the same for any number of ranks.
+    dtype: float32, or float16/bfloat16 for half the memory, or int8 for a quarter (`scales` has the rows' scales then);
+        arithmetic is in float32 always, and what an update writes is rounded.
+    """
+
+    def __init__(
+        self,
+        instances: int,
+        dim: int = 128,
+        *,
+        momentum: float = 0.5,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if instances < 1 or dim < 1:
+            raise InputError(f"A bank needs at least one instance and one dimension, not {instances} and {dim}.")
+        if not 0 <= momentum < 1:
+            raise InputError(f"The bank's momentum must be in [0, 1), not {momentum}: with 1 no row would ever change.")
+        if dtype not in DTYPES:
+            raise InputError(f"A bank's rows are float32, float16, bfloat16 or int8, not {dtype}.")
+        self.instances, self.dim, self.momentum, self.seed = instances, dim, momentum, seed
+        self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
+        self.start, self.stop = ranks.share(instances)
+        local = self.stop - self.start
+        self.rows: Tensor = torch.empty(local, dim, dtype=dtype, device=device)
+        self.scales: Tensor | None = torch.empty(local, device=device) if dtype == torch.int8 else None
+        at_once = 4_096 if self.device.type == "cpu" else 65_536  # on a CPU the draws of a part stay in its cache
+        for first in range(self.start, self.stop, at_once):
+            last = min(first + at_once, self.stop)
+            drawn = random_directions(first, last, dim, seed, self.device)
+            self._write(slice(first - self.start, last - self.start), *rounded(drawn, dtype))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.rows.device
+
+    @property
+    def kept(self) -> Rows:
+        """This rank's rows with their scales."""
+        return Rows(self.rows, self.scales)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of this rank's rows, by name: the tensors themselves, to be read and written."""
+        return {"rows": self.rows} if self.scales is None else {"rows": self.rows, "scales": self.scales}
+
+    def lookup(self, indices: Int[Tensor, "*any"], *, common: bool = False) -> Float[Tensor, "*any dim"]:
+        """The rows of these instances as float32, a copy. `common`: every rank asks for the same (saves traffic)."""
+        flat = indices.reshape(-1)
+        if ranks.world() == 1:
+            found = self.kept[flat]
+        else:
+            counts = None if common else ranks.sizes(len(flat))
+            asked = flat if counts is None else ranks.gather(flat, counts)
+            mine, here = self._here(asked)
+            # each row comes from the one rank that has it: the others add exact zeros
+            found = ranks.total(torch.where(here[:, None], self.kept[mine], 0.0))
+            if counts is not None:
+                first = sum(counts[: ranks.rank()])
+                found = found[first : first + len(flat)]
+        return found.reshape(*indices.shape, self.dim)
+
+    def scores(
+        self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " shared"] | Int[Tensor, "batch private"]
+    ) -> Float[Tensor, "batch scores"]:
+        """Inner products of features with rows (cosines, as both are unit vectors), differentiable in `features`.
+
+        indices: (m,) rows shared by the whole batch, the same on every rank: one matrix product; or (batch, m) rows of
+            each picture's own, gathered piece by piece and gathered again in backward, so that no (batch, m, dim) copy
+            is kept.
+        """
+        if indices.dim() == 1:
+            with full_precision(features):
+                return features.float() @ self.lookup(indices, common=True).T
+        return PrivateScores.apply(features, indices, self)
+
+    def positives(
+        self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """The inner product of each feature with the row of its own instance, differentiable in `features`."""
+        return (features * self.lookup(indices)).sum(1)
+
+    def log_partition(
+        self,
+        features: Float[Tensor, "batch dim"],
+        temperature: float,
+        *,
+        without: Int[Tensor, " batch"] | None = None,
+        products: torch.dtype = torch.float32,
+    ) -> Float[Tensor, " batch"]:
+        """log Z = log of the sum over all rows j of exp(v_j . f / temperature): the denominator of eq 2, exact.
+
+        Computed in blocks of rows: the memory needed does not depend on the number of rows, and there is no
+        (batch, instances) matrix. The gradient is (expected row) / temperature, the softmax-weighted mean of the rows,
+        which the same pass accumulates.
+        without: leave one row out of each picture's sum (its own, for masking).
+        products: float32, or bfloat16 in two thirds of the time where the CPU has such products, with sums in
+            float32. What that costs grows as few rows take most of the weight, for a score s is then off by up to
+            |s| / 500: at temperature 0.07 the gradient of the softmax is off by 2e-4 of its length over a random bank,
+            1e-3 to 1e-2 over a trained one, and 3e-2 where a picture's own row has 0.9 of the weight (in float32: 5e-8,
+            1e-6 and 4e-6), and log Z by 1e-3, 2e-2 and 5e-2. So it is never chosen but by this argument: not by
+            autocast.
+        """
+        if products not in (torch.float32, torch.bfloat16):
+            raise InputError(f"The products over a bank are in float32 or bfloat16, not {products}.")
+        with full_precision(features):
+            return LogPartition.apply(features, temperature, without, products, self.kept, self.start)
+
+    @torch.no_grad()
+    def update(self, indices: Int[Tensor, " batch"], features: Float[Tensor, "batch dim"]) -> None:
+        """Renew the rows of these instances from their features: normalise(momentum * row + (1 - momentum) * feature).
+
+        The batch is the global one: all ranks call this together, each with its part. Where an instance comes more than
+        once (two views, or a picture drawn twice) its row is renewed once, from the mean of its features, so the order
+        within the batch plays no role. Where that leaves no direction (a zero feature, the row's exact opposite, a NaN)
+        the row stays as it was: rows are unit vectors always.
+        """
+        if ranks.world() > 1:
+            counts = ranks.sizes(len(indices))
+            indices, features = ranks.gather(indices, counts), ranks.gather(features.float(), counts)
+        ordered, order = indices.sort(stable=True)
+        fresh = torch.ones_like(ordered, dtype=torch.bool)
+        fresh[1:] = ordered[1:] != ordered[:-1]
+        # Sums of equal instances, without a data-dependent shape (which would make a GPU wait for the host). Two
+        # addends give the same sum in either order, so two views stay deterministic on a GPU too.
+        group = fresh.cumsum(0) - 1
+        sums = torch.zeros(len(ordered), self.dim, device=self.device).index_add_(0, group, features.float()[order])
+        counts_of = torch.zeros(len(ordered), device=self.device).index_add_(0, group, torch.ones_like(group).float())
+        means = (sums / counts_of.clamp_min(1)[:, None])[group]
+        if ranks.world() > 1:
+            mine, here = self._here(ordered)
+            ordered, means = mine[here], means[here]
+        rows = self.kept[ordered]
+        renewed = self.momentum * rows + (1 - self.momentum) * means
+        lengths = renewed.norm(dim=1, keepdim=True)
+        # equal instances write equal values, so it does not matter which of them is written last
+        renewed = torch.where(lengths > EPSILON, renewed / lengths.clamp_min(EPSILON), rows)
+        self._write(ordered, *rounded(renewed, self.rows.dtype))
+        self.updates += 1
+
+    def to(self, device: torch.device | str) -> MemoryBank:
+        """Move the rows to a device, in place."""
+        self.rows = self.rows.to(device)
+        self.scales = None if self.scales is None else self.scales.to(device)
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the rows themselves."""
+        return {
+            "instances": self.instances,
+            "dim": self.dim,
+            "momentum": self.momentum,
+            "seed": self.seed,
+            "updates": self.updates,
+            "dtype": str(self.rows.dtype).removeprefix("torch."),
+        }
+
+    def __repr__(self) -> str:
+        kind = str(self.rows.dtype).removeprefix("torch.")
+        return f"MemoryBank({self.instances}, {self.dim}, momentum={self.momentum}, dtype={kind}, device={self.device})"
+
+    def _write(self, where: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
+        self.rows[where] = values
+        if self.scales is not None and scales is not None:
+            self.scales[where] = scales
+
+    def _here(self, indices: Int[Tensor, "*any"]) -> tuple[Tensor, Tensor]:
+        """Positions in `rows` (0 for what another rank holds) and whether this rank holds each."""
+        here = (indices >= self.start) & (indices < self.stop)
+        return torch.where(here, indices - self.start, 0), here
