@@ -81,8 +81,7 @@ class Checkpoint:
         whole. into: tensors of stop - start rows that take them, so that they are held once; others are made.
         Raises InputError if the shards do not hold all of them, ValueError if they are others than `into` names.
         """
-        taken = dict(into or {})
-        found: set[str] = set()
+        taken, found = dict(into or {}), set[str]()
         missing = stop - start
         for file in self._shards(group):
             with _as_written(file), safe_open(file, framework="pt") as shard:
@@ -93,11 +92,10 @@ class Checkpoint:
                     found.add(name)
                     part = shard.get_slice(name)
                     if name not in taken:
-                        empty = part[:0]
-                        taken[name] = torch.empty(stop - start, *empty.shape[1:], dtype=empty.dtype)
+                        taken[name] = part[:0].new_empty(stop - start, *part.get_shape()[1:])
                     for row in range(begin, end, _BLOCK):
-                        after = min(row + _BLOCK, end)
-                        taken[name][row - start : after - start] = part[row - first : after - first]
+                        block = part[row - first : min(row + _BLOCK, end) - first]
+                        taken[name][row - start :][: len(block)] = block
                 missing -= max(0, end - begin)
         if missing or not taken:
             raise InputError(f'The checkpoint {self.path} does not hold rows {start} to {stop} of "{group}".')
@@ -109,10 +107,9 @@ class Checkpoint:
         """All rows of the bank as they are kept, by shards in order, mapped from the files."""
         with _as_written(self.path):
             shards = [Rows(shard["rows"], shard.get("scales")) for shard in self.mapped("bank")]
-            for shard in shards:
-                dims, scales = [part.shape[1:] for part in (shard, shards[0])], shard.scales
-                if len(dims[0]) != 1 or dims[0] != dims[1] or (scales is not None and scales.shape != (len(shard),)):
-                    raise ValueError("the shards of the bank do not fit together")
+            shapes = [shard.shape for shard in shards if shard.scales is None or shard.scales.shape == shard.shape[:1]]
+            if len(shapes) < len(shards) or any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+                raise ValueError("the shards of the bank do not fit together")
         return shards
 
     def bank(self, start: int, stop: int) -> Tensor:
@@ -124,8 +121,8 @@ class Checkpoint:
         for shard in shards:
             begin, end = max(start - first, 0), min(stop - first, len(shard))
             for row in range(begin, end, _BLOCK):
-                after = min(row + _BLOCK, end)
-                answer[first + row - start : first + after - start] = shard[row:after]
+                block = shard[row : min(row + _BLOCK, end)]
+                answer[first + row - start :][: len(block)] = block
             first += len(shard)
         return answer
 
@@ -178,8 +175,7 @@ def save(
     """
     final = folder / f"step-{step:09d}"
     aside = folder / f".{final.name}.tmp"
-    standing = ranks.broadcast_object(ranks.is_main() and _is_whole(final))
-    if standing:
+    if ranks.broadcast_object(ranks.is_main() and _is_whole(final)):  # it stands already
         return final
 
     def prepare() -> None:
@@ -189,8 +185,7 @@ def save(
         aside.mkdir(parents=True)
 
     def write() -> None:
-        parts = {"random": Shard(_random_states(), 0, 0), **(shards or {})}
-        for name, shard in parts.items():
+        for name, shard in {"random": Shard(_random_states(), 0, 0), **(shards or {})}.items():
             file = aside / _shard_name(name, ranks.rank(), ranks.world())
             _write_tensors(file, shard.tensors, start=str(shard.start), stop=str(shard.stop))
         if ranks.is_main():
@@ -353,8 +348,7 @@ def _as_input_error(problem: Exception | None, folder: Path, step: int) -> Excep
         return problem
     # safetensors writes in Rust and keeps the system's error number in its message only
     number = re.search(r"\(os error (\d+)\)", str(problem))
-    code = problem.errno if isinstance(problem, OSError) else int(number[1]) if number else None
-    if code in _FULL:
+    if (problem.errno if isinstance(problem, OSError) else int(number[1]) if number else None) in _FULL:
         return InputError(f"{start}: the disk is full. {end}; make room, then resume.")
     return InputError(f"{start} ({problem}). {end}; put that right, then resume.")
 

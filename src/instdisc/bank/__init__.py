@@ -10,7 +10,8 @@ rank's part of the batch and answers for it, whichever rank holds the rows; one 
 send. Gradients reach `features` and never the rows. They are derived by hand, so no collective stands in a graph.
 """
 
+from instdisc.bank.choice import RowsChoice, choose_rows
 from instdisc.bank.memory_bank import MemoryBank
 from instdisc.bank.rows import Rows, full_precision
 
-__all__ = ["MemoryBank", "Rows", "full_precision"]
+__all__ = ["MemoryBank", "Rows", "RowsChoice", "choose_rows", "full_precision"]

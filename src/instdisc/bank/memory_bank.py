@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from instdisc import ranks
+from instdisc.bank.disk import DiskRows
 from instdisc.bank.partition import LogPartition
 from instdisc.bank.private import PrivateScores
 from instdisc.bank.rows import DTYPES, EPSILON, Rows, full_precision, random_directions, rounded
@@ -22,6 +25,7 @@ class MemoryBank:
     seed: the rows at the start are random directions, functions of (seed, row) alone, the same for any number of ranks.
     dtype: float32, or float16/bfloat16 for half the memory, or int8 for a quarter (`scales` has the rows' scales then);
         arithmetic is in float32 always, and what an update writes is rounded.
+    storage: "disk" keeps the rows in a memory-mapped file without a name in `folder` (bank/disk.py), for a CPU.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class MemoryBank:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        storage: str = "memory",
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
         if instances < 1 or dim < 1:
             raise InputError(f"A bank needs at least one instance and one dimension, not {instances} and {dim}.")
@@ -44,7 +50,14 @@ class MemoryBank:
         self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
         self.start, self.stop = ranks.share(instances)
         local = self.stop - self.start
-        self.rows: Tensor = torch.empty(local, dim, dtype=dtype, device=device)
+        self._disk: DiskRows | None = None
+        if storage == "disk" and torch.device(device).type != "cpu":
+            raise InputError(f"Rows on disk are for a CPU, not for {device}: keep them in memory.")
+        if storage == "disk":
+            self._disk = DiskRows(local, dim, dtype, None if folder is None else Path(folder))
+        self.rows: Tensor = (
+            torch.empty(local, dim, dtype=dtype, device=device) if self._disk is None else self._disk.rows
+        )
         self.scales: Tensor | None = torch.empty(local, device=device) if dtype == torch.int8 else None
         at_once = 4_096 if self.device.type == "cpu" else 65_536  # on a CPU the draws of a part stay in its cache
         for first in range(self.start, self.stop, at_once):
@@ -70,13 +83,13 @@ class MemoryBank:
         """The rows of these instances as float32, a copy. `common`: every rank asks for the same (saves traffic)."""
         flat = indices.reshape(-1)
         if ranks.world() == 1:
-            found = self.kept[flat]
+            found = self._gathered(flat)
         else:
             counts = None if common else ranks.sizes(len(flat))
             asked = flat if counts is None else ranks.gather(flat, counts)
             mine, here = self._here(asked)
             # each row comes from the one rank that has it: the others add exact zeros
-            found = ranks.total(torch.where(here[:, None], self.kept[mine], 0.0))
+            found = ranks.total(torch.where(here[:, None], self._gathered(mine), 0.0))
             if counts is not None:
                 first = sum(counts[: ranks.rank()])
                 found = found[first : first + len(flat)]
@@ -152,7 +165,7 @@ class MemoryBank:
         if ranks.world() > 1:
             mine, here = self._here(ordered)
             ordered, means = mine[here], means[here]
-        rows = self.kept[ordered]
+        rows = self._gathered(ordered)
         renewed = self.momentum * rows + (1 - self.momentum) * means
         lengths = renewed.norm(dim=1, keepdim=True)
         # equal instances write equal values, so it does not matter which of them is written last
@@ -161,8 +174,9 @@ class MemoryBank:
         self.updates += 1
 
     def to(self, device: torch.device | str) -> MemoryBank:
-        """Move the rows to a device, in place."""
+        """Move the rows to a device, in place; from a file into memory, if it is another device."""
         self.rows = self.rows.to(device)
+        self._disk = self._disk if self.device.type == "cpu" else None
         self.scales = None if self.scales is None else self.scales.to(device)
         return self
 
@@ -180,6 +194,15 @@ class MemoryBank:
     def __repr__(self) -> str:
         kind = str(self.rows.dtype).removeprefix("torch.")
         return f"MemoryBank({self.instances}, {self.dim}, momentum={self.momentum}, dtype={kind}, device={self.device})"
+
+    def want(self, positions: Tensor) -> None:
+        """Have these of this rank's rows read ahead, where they are on disk."""
+        if self._disk is not None:
+            self._disk.want(positions)
+
+    def _gathered(self, positions: Tensor) -> Tensor:
+        self.want(positions)
+        return self.kept[positions]
 
     def _write(self, where: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
         self.rows[where] = values

@@ -62,6 +62,7 @@ def _pieces(wanted: Tensor, bank: MemoryBank) -> Iterator[tuple[slice, Tensor]]:
         piece = slice(first, min(first + size, len(wanted)))
         mine, here = bank._here(wanted[piece])
         rows = flat[: mine.numel()]
+        bank.want(mine)
         torch.index_select(bank.rows, 0, mine.reshape(-1), out=rows)
         rows = rows.view(*mine.shape, bank.dim).float()
         if bank.scales is not None:

@@ -16,6 +16,7 @@ import torch
 
 from instdisc import __version__, ranks
 from instdisc.allocator import keep_freed_memory
+from instdisc.bank import RowsChoice
 from instdisc.checkpoint import load_encoder
 from instdisc.data.cache import fingerprint_of
 from instdisc.data.pictures import Pictures, open_pictures
@@ -147,13 +148,15 @@ def _train(
         say(f"Precision: {choice.why}")
     else:
         precision = earlier["chosen"]["precision"]
+        settings = replace(settings, bank_dtype=earlier["chosen"].get("bank_dtype", settings.bank_dtype))
     training = Training(run, settings, pictures, encoder, place, precision)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     say(
         f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {_device_name(place)}"
         + (f", on each of {ranks.world()} ranks" if ranks.world() > 1 else "")
-        + f"; a bank of {pictures.count:,} rows of {settings.dim} numbers."
+        + f", {settings.dim} numbers a picture."
     )
+    say(f"Bank: {training.rows.why}")
     if ranks.world() > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
         shared = settings.sync_batchnorm and place.type == "cuda"
         say(
@@ -162,7 +165,7 @@ def _train(
             else "Batch statistics: each rank's own (on GPUs, sync_batchnorm=true shares them)."
         )
     if earlier is None and ranks.is_main():
-        _write_start(run, settings, encoder, source, described, pictures, place, precision)
+        _write_start(run, settings, encoder, source, described, pictures, place, precision, training.rows)
     ranks.barrier()
     torch.manual_seed(settings.seed)  # for backbones with dropout, the only ones that use torch's own generator
     if resume:
@@ -273,6 +276,7 @@ def _write_start(
     pictures: Pictures,
     place: torch.device,
     precision: str,
+    rows: RowsChoice,
 ) -> None:
     """instances.arrow and config.json: the last makes the folder a run."""
     table = source.fetch_table().take(pa.array(pictures.rows)).append_column("row", pa.array(pictures.rows))
@@ -297,6 +301,8 @@ def _write_start(
                 "device_name": _device_name(place),
                 "precision": precision,
                 "storage": pictures.storage,
+                "bank_dtype": str(rows.dtype).removeprefix("torch."),
+                "bank_storage": rows.storage,
                 "ranks": ranks.world(),
             },
         },

@@ -22,7 +22,15 @@ from instdisc.schedule import Schedule
 
 Objective = Literal["softmax", "sampled", "nce", "parametric"]
 # They change what a run costs or shows and not its numbers, so a run may be resumed with others.
-OPERATIONAL = ("storage", "workers", "strict", "monitor_epochs", "checkpoint_minutes", "keep_checkpoints")
+OPERATIONAL = (
+    "bank_storage",
+    "storage",
+    "workers",
+    "strict",
+    "monitor_epochs",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Settings:
         weight [λ] of that term, 0 = without; view_share: the share in [0, 1) of the loss that ViewSoftmax takes.
     views: random views of each picture in a step. fill_epochs: until then rows of the bank only fill, and the bank's
         terms wait (ViewSoftmax does not): a row that is still random teaches nothing. bank_momentum: 0 replaces a
-        row, 0.5 is published.
+        row, 0.5 is published. bank_dtype, bank_storage: see MemoryBank; "auto" goes by size and what is free.
     batch: pictures of a step over all ranks; accumulate: forward passes a rank makes of it. They equal one large batch,
         but NCE's estimates of Z and ViewSoftmax see the pictures of one pass.
     Optimiser: "sgd" as published, or "muon" (orthogonalised momentum for matrices; SGD with vector_lr for the rest).
@@ -66,7 +74,8 @@ class Settings:
     views: int = 1
     fill_epochs: float = 0.0
     bank_momentum: float = 0.5
-    bank_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    bank_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "float32"
+    bank_storage: Literal["auto", "memory", "disk"] = "auto"
     batch: int = 128
     accumulate: int = 1
     optimizer: Literal["sgd", "muon"] = "sgd"

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instdisc import checkpoint, draws, ranks
-from instdisc.bank import MemoryBank
+from instdisc.bank import MemoryBank, choose_rows
 from instdisc.data.pictures import Batch, Pictures
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError, is_shortage
@@ -68,13 +68,16 @@ class Training:
         if settings.sync_batchnorm and ranks.world() > 1 and device.type == "cuda":
             self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)
         self.terms = nn.ModuleDict(settings.terms(pictures.count)).to(device)
+        self.rows = choose_rows(pictures.count, settings.dim, device, settings.bank_dtype, settings.bank_storage)
         self.bank = MemoryBank(
             pictures.count,
             settings.dim,
             momentum=settings.bank_momentum,
             seed=settings.seed,
-            dtype=getattr(torch, settings.bank_dtype),
+            dtype=self.rows.dtype,
             device=device,
+            storage=self.rows.storage,
+            folder=run.path,
         )
         preprocessing = encoder.preprocessing
         self.augment = settings.augmentation(preprocessing.mean, preprocessing.std)
