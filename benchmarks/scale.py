@@ -25,7 +25,7 @@ from record import record
 
 BATCH, DIM, NEGATIVES = 256, 128, 4096
 BUDGET = 6.0  # seconds for each way, at least two steps
-KINDS = ("float32", "float16")
+KINDS = ("float32", "float16", "int8", "float32 on disk", "int8 on disk")
 
 
 def main() -> None:
@@ -33,15 +33,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/out"), help="where rows on disk lie")
     parser.add_argument("--one", nargs=2, metavar=("COUNT", "KIND"), help="what a process of its own does")
     settings = parser.parse_args()
     if settings.one:
-        print(json.dumps(measured(int(settings.one[0]), settings.one[1])))
+        print(json.dumps(measured(int(settings.one[0]), settings.one[1], settings.folder)))
         return
     rows = []
     for count in settings.counts:
         for kind in KINDS:
-            words = [sys.executable, __file__, "--one", str(count), kind]
+            words = [sys.executable, __file__, "--folder", str(settings.folder), "--one", str(count), kind]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             rows.append({"rows": count, "dtype": kind} | json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
@@ -60,8 +61,11 @@ def main() -> None:
     draw(whole, settings.results / "scale.png")
 
 
-def measured(count: int, kind: str) -> dict[str, Any]:
-    """One bank: seconds to make it, of a step by each objective, of queries; megabytes above its rows."""
+def measured(count: int, kind: str, folder: Path) -> dict[str, Any]:
+    """One bank: seconds to make it, of a step by each objective, of queries; megabytes above its rows.
+
+    folder: where a file of rows lies; its pages count as memory above the rows once they were touched.
+    """
     import torch
     from torch.nn.functional import normalize
 
@@ -69,13 +73,15 @@ def measured(count: int, kind: str) -> dict[str, Any]:
     from instdisc.neighbours import top_k
     from instdisc.objectives import NCE, NonParametricSoftmax, SampledSoftmax
 
+    folder.mkdir(parents=True, exist_ok=True)
     small = MemoryBank(1000, DIM)  # everything is loaded before memory is read
     _step(NonParametricSoftmax(0.07), small, torch.arange(BATCH), torch.eye(BATCH, DIM).add(0.01))
     before = _peak()
     started = time.perf_counter()
-    bank = MemoryBank(count, DIM, dtype=getattr(torch, kind))
+    dtype, _, disk = kind.partition(" on ")
+    bank = MemoryBank(count, DIM, dtype=getattr(torch, dtype), storage=disk or "memory", folder=folder)
     found: dict[str, Any] = {"making_seconds": round(time.perf_counter() - started, 2)}
-    found["rows_mb"] = round(bank.rows.nbytes / 1e6)
+    found["rows_mb"] = round(bank.kept.nbytes / 1e6)
     ways = {
         "softmax": NonParametricSoftmax(0.07),
         "sampled": SampledSoftmax(0.07, NEGATIVES),
@@ -95,7 +101,7 @@ def measured(count: int, kind: str) -> dict[str, Any]:
         asked = bank.lookup(torch.arange(queries))
 
         def search(_: int, asked: torch.Tensor = asked) -> None:
-            top_k(asked, bank.rows, 10)
+            top_k(asked, bank.kept, 10)
 
         found[f"search_{queries}_seconds"] = _median(search)
     return found
