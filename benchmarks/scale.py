@@ -64,7 +64,7 @@ def main() -> None:
 def measured(count: int, kind: str, folder: Path) -> dict[str, Any]:
     """One bank: seconds to make it, of a step by each objective, of queries; megabytes above its rows.
 
-    folder: where a file of rows lies; its pages count as memory above the rows once they were touched.
+    folder: where a file of rows lies. Its pages count as the process's memory, as rows in memory do.
     """
     import torch
     from torch.nn.functional import normalize

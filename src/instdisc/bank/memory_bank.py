@@ -46,6 +46,8 @@ class MemoryBank:
             raise InputError(f"The bank's momentum must be in [0, 1), not {momentum}: with 1 no row would ever change.")
         if dtype not in DTYPES:
             raise InputError(f"A bank's rows are float32, float16, bfloat16 or int8, not {dtype}.")
+        if storage not in ("memory", "disk"):
+            raise InputError(f'A bank\'s rows are in "memory" or on "disk", not "{storage}".')
         self.instances, self.dim, self.momentum, self.seed = instances, dim, momentum, seed
         self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
         self.start, self.stop = ranks.share(instances)
