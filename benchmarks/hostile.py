@@ -73,6 +73,7 @@ def main() -> None:
         values=[row["honest_ms"]["median"] for row in rows],
         seeds=[0],
         pictures=COUNT,
+        held="of the server: before, at most, after",
         tried=sum(row.get("tried", 0) for row in rows),
         server_errors=sum(row["answers"].get("500", 0) for row in rows),
         leaks=sum(row["leaks"] for row in rows),
@@ -123,10 +124,7 @@ def measured(attack: str, source: str, pid: int, user: Honest, seconds: float, f
         "honest_asked": sum(map(len, user.waits.values())),
         "honest_told_to_wait": user.asked_again,
         "honest_unanswered": user.unanswered,
-        "held": {
-            name: {"before": round(before[name], 1), "most": most[name], "after": round(after[name], 1)}
-            for name in before
-        },
+        "held": {name: f"{before[name]:.0f}, {most[name]:.0f}, {after[name]:.0f}" for name in before},
     }
 
 

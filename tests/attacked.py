@@ -70,7 +70,7 @@ class Target:
     def head(self, method: str, path: str, *headers: str, host: str | None = None) -> bytes:
         lines = [
             f"{method} {path} HTTP/1.1",
-            f"Host: {host or f'127.0.0.1:{self.port}'}",
+            f"Host: {f'127.0.0.1:{self.port}' if host is None else host}",
             *headers,
             "Connection: close",
         ]

@@ -74,13 +74,20 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """U·Vᵀ of the singular value decomposition U·S·Vᵀ, nearly: singular values land between about 0.7 and 1.2.
 
-    Newton and Schulz's iteration in matrix products only; float32 in and out.
+    Newton and Schulz's iteration in matrix products only; float32 in and out. Every round multiplies X from the left by
+    a polynomial of its Gram matrix, so the rounds are run on that small square alone and X is multiplied once: half of
+    the time for convolutions, whose matrices are nine times as long as high.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).float()
     x = x / (x.norm() + 1e-7)  # the Frobenius norm bounds the largest singular value
+    gram = x @ x.T
+    product = torch.eye(len(x), device=x.device)
     for _ in range(_ROUNDS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
     return x.T.contiguous() if tall else x
