@@ -36,6 +36,7 @@ from instdisc.data.source import open_source
 from instdisc.encoder.weights import start_from_file
 from instdisc.errors import InputError
 from instdisc.jobs.collection import Collection
+from instdisc.jobs.info import info
 from instdisc.jobs.label import read_table
 from instdisc.jobs.serve import RunLook
 from instdisc.jobs.train import train
@@ -117,8 +118,13 @@ def opened(run: Path, pictures: Path, resume: bool) -> None:
     Collection(run).index.vectors(np.array([0, 1]))
     with contextlib.suppress(Exception):  # the page waits for the whole, which says what is wrong
         RunLook(run)
+    info(run)
     if resume:
-        train(pictures, run, tiny(epochs=1), resume=True, say=None)
+        resumed(run, pictures)
+
+
+def resumed(run: Path, pictures: Path) -> None:
+    train(pictures, run, tiny(epochs=1), resume=True, say=None)
 
 
 def try_all(run: str, pictures: str, what: str, count: str) -> None:
@@ -138,14 +144,54 @@ def try_all(run: str, pictures: str, what: str, count: str) -> None:
     print("done")
 
 
+def try_every(run: str, pictures: str) -> None:
+    """In the child: each fact of config.json in turn is gone or of another kind."""
+    config = Path(run) / "config.json"
+    whole = json.loads(config.read_text())
+    refused = 0
+    for *way, last in list(places(whole)):
+        for value in (KeyError, None, {"a": 1}):
+            facts = json.loads(json.dumps(whole))
+            held = facts
+            for key in way:
+                held = held[key]
+            if value is not KeyError:
+                held[last] = value
+            elif isinstance(held, dict):
+                del held[last]
+            config.write_text(json.dumps(facts))
+            for opening in (info, checkpoint.load_encoder, resumed):
+                said = ""
+                try:
+                    opening(Path(run), Path(pictures)) if opening is resumed else opening(Path(run))
+                except InputError as error:
+                    refused += 1
+                    said = str(error)
+                except Exception as error:
+                    raise AssertionError((way, last, value, opening)) from error
+                assert "\n" not in said, said
+    assert refused > 100
+    print("done")
+
+
+def in_child(call: str, *words: object) -> None:
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_hostile_parsers as this; "
+    command = [sys.executable, "-c", f"{program}this.{call}(*sys.argv[1:])", *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), (done.returncode, done.stdout[-40:], done.stderr)
+
+
 @pytest.mark.parametrize("what", ["config", "instances", "state", "tensors"])
 def test_a_broken_run_folder_is_one_sentence(what: str, trained: tuple[Path, Path], tmp_path: Path) -> None:
     pictures, run = trained
-    copy = shutil.copytree(run, tmp_path / "run")
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_hostile_parsers as this; "
-    words = [sys.executable, "-c", program + "this.try_all(*sys.argv[1:])", copy, pictures, what, "60"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and done.stdout.endswith("done\n"), (done.returncode, done.stdout[-40:], done.stderr)
+    in_child("try_all", shutil.copytree(run, tmp_path / "run"), pictures, what, 60)
+
+
+def test_every_fact_of_a_config_is_checked(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    pictures, run = trained
+    in_child("try_every", shutil.copytree(run, tmp_path / "run"), pictures)
 
 
 def test_offsets_of_an_arrow_file_are_checked(trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from instdisc import checkpoint
 from instdisc.data.source import open_source
+from instdisc.errors import InputError
 from instdisc.jobs.sources import look_at, read_facts
 from instdisc.progress import duration
 from instdisc.runs import RunFolder, read_json
@@ -18,7 +19,10 @@ def info(place: Any) -> dict[str, str]:
     """Facts for a person, name -> words, of a run folder or of a source."""
     folder = RunFolder(place) if isinstance(place, str | Path) else None
     if folder is not None and folder.exists():
-        return _of_run(folder)
+        try:
+            return _of_run(folder)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever its files say, or don't
+            raise InputError(f"{folder.path} can't be described ({error!r}): the run folder is damaged.") from None
     return _of_source(place)
 
 

@@ -27,8 +27,13 @@ _KINDS: tuple[tuple[str, str, tuple[type, ...]], ...] = (  # section of config.j
     ("source", "split", (str, _NONE)),
     ("source", "limit", (int, _NONE)),
     ("data", "rows", (int,)),
+    ("data", "readable", (int,)),
     ("data", "fingerprint", (str,)),
     ("encoder", "dim", (int,)),
+    ("chosen", "device", (str,)),
+    ("chosen", "device_name", (str,)),
+    ("chosen", "precision", (str,)),
+    ("chosen", "storage", (str,)),
 )
 
 

@@ -115,7 +115,7 @@ def _train(
     earlier = read_facts(run) if resume and run.exists() else None
     if earlier is not None:
         _check_same(run, earlier, settings, source)
-        settings = replace(settings, preset=earlier["settings"].get("preset", "custom"))
+        settings = replace(settings, preset=str(earlier["settings"].get("preset", "custom")))
     _say_source(say, source, look)
     _say_settings(say, settings)
 
@@ -247,7 +247,7 @@ def _alone(run: RunFolder, resume: bool) -> Iterator[None]:
 
 def _check_same(run: RunFolder, earlier: Mapping[str, Any], settings: Settings, source: Source) -> None:
     different = Settings.from_dict(earlier["settings"]).differences(
-        replace(settings, preset=earlier["settings"].get("preset", "custom"))
+        replace(settings, preset=str(earlier["settings"].get("preset", "custom")))
     )
     if different:
         raise InputError(
