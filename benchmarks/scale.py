@@ -1,6 +1,6 @@
 """Bank, objectives and search without an encoder, against the number of pictures: seconds of a step, memory, bytes.
 
-    python benchmarks/scale.py                                   # to 10 million rows (5 GB); some minutes
+    python benchmarks/scale.py                                   # to 100 million rows (13 GB in int8); half an hour
     python benchmarks/scale.py --counts 100000 1000000           # less
 
 Made unit features in batches of 256; a step is the objective forward and backward and the bank's update. Every count
@@ -25,13 +25,14 @@ from record import record
 
 BATCH, DIM, NEGATIVES = 256, 128, 4096
 BUDGET = 6.0  # seconds for each way, at least two steps
-KINDS = ("float32", "float16", "int8", "float32 on disk", "int8 on disk")
+KINDS = {"float32": 4 * DIM, "float16": 2 * DIM, "int8": DIM + 4, "float32 on disk": 4 * DIM, "int8 on disk": DIM + 4}
 
 
 def main() -> None:
     """Measure every count in a process of its own, record, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--counts", type=int, nargs="*", default=[10**5, 10**6, 10**7, 10**8])
+    parser.add_argument("--most-gb", type=float, default=14, help="banks that are larger are passed over")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--folder", type=Path, default=Path("runs/out"), help="where rows on disk lie")
     parser.add_argument("--one", nargs=2, metavar=("COUNT", "KIND"), help="what a process of its own does")
@@ -41,7 +42,9 @@ def main() -> None:
         return
     rows = []
     for count in settings.counts:
-        for kind in KINDS:
+        for kind, row_bytes in KINDS.items():
+            if count * row_bytes > 1e9 * settings.most_gb:
+                continue
             words = [sys.executable, __file__, "--folder", str(settings.folder), "--one", str(count), kind]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             rows.append({"rows": count, "dtype": kind} | json.loads(done.stdout.splitlines()[-1]))
@@ -58,7 +61,7 @@ def main() -> None:
         negatives=NEGATIVES,
         rows=rows,
     )
-    draw(whole, settings.results / "scale.png")
+    draw(rows, settings.results / "scale.png")
 
 
 def measured(count: int, kind: str, folder: Path) -> dict[str, Any]:
@@ -133,17 +136,22 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    counts = [row["rows"] for row in rows]
-    for name, words in (
-        ("softmax_seconds", "a step, exact softmax"),
-        ("sampled_seconds", f"a step, softmax over {NEGATIVES:,} sampled rows"),
-        ("nce_seconds", f"a step, NCE with {NEGATIVES:,} noise rows"),
-        ("search_1_seconds", "ten neighbours of one picture, exactly"),
+    for number, (name, words) in enumerate(
+        (
+            ("softmax_seconds", "a step, exact softmax"),
+            ("sampled_seconds", f"a step, softmax over {NEGATIVES:,} sampled rows"),
+            ("nce_seconds", f"a step, NCE with {NEGATIVES:,} noise rows"),
+            ("search_1_seconds", "ten neighbours of one picture, exactly"),
+        )
     ):
-        axes.plot(counts, [row[name] for row in rows], marker="o", label=words)
+        for dtype, line, dot in (("float32", "-", "o"), ("int8", "--", "s")):
+            held = [row for row in rows if row["dtype"] == dtype]
+            label = words if dtype == "float32" else f"{words}, int8"
+            seconds = [row[name] for row in held]
+            axes.plot([row["rows"] for row in held], seconds, line, color=f"C{number}", marker=dot, ms=4, label=label)
     axes.set(xscale="log", yscale="log", xlabel="pictures", ylabel="seconds, two CPU cores")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=7)
     figure.savefig(out, dpi=150)
 
 

@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from instdisc.data.background import Background
 from instdisc.data.cache import PixelCache
+from instdisc.data.groups import Groups
 from instdisc.data.quarantine import Quarantine
 from instdisc.data.source import Source
 from instdisc.data.workers import Fetched, Pool
@@ -79,6 +80,27 @@ class Pictures(ABC):
 
     def close(self) -> None:  # noqa: B027  # only some kinds of storage have something to close
         """End the processes and threads, if there are any."""
+
+    @property
+    def name(self) -> str:
+        """The source, as the person named it."""
+        return self._source.name
+
+    @property
+    def processes(self) -> int:
+        """How many processes of this rank decode while training goes on."""
+        return 0
+
+    def groups(self) -> Groups | None:
+        """The instances that the storage gives up together, if it does so."""
+        found = self._source.groups()
+        if found is None:
+            return None
+        starts = np.unique(np.searchsorted(self.rows, found.starts))
+        return replace(found, starts=starts[starts < self.count])
+
+    def keep_groups(self) -> None:  # noqa: B027  # only what reads the source in each epoch has anything to keep
+        """From now on batches come in an order by groups: see Source.keep_groups."""
 
     @abstractmethod
     def _request(self, instances: np.ndarray) -> Future[_Loaded]:
@@ -190,6 +212,15 @@ class ByWorkers(Pictures):
         self.aspects = torch.ones(len(source), device=device)
         self._pool = Pool(source, size, processes)
         self._background = Background(threads=1)
+        self._by_groups = False
+
+    @property
+    def processes(self) -> int:
+        return self._pool.processes
+
+    def keep_groups(self) -> None:
+        self._source.keep_groups()  # the processes receive it with their first rows
+        self._by_groups = True
 
     def close(self) -> None:
         self._background.close()
@@ -199,11 +230,19 @@ class ByWorkers(Pictures):
         # Ascending rows, each process a run of neighbours: what lies together in a Parquet file is read together.
         rows, slots = np.unique(self.rows[instances], return_index=True)
         room = self._pool.room(len(instances))
-        pieces = max(1, min(self._pool.processes, len(rows) // 8))
-        parts = [
-            self._pool.submit(piece, room, places)
-            for piece, places in zip(np.array_split(rows, pieces), np.array_split(slots, pieces), strict=True)
-        ]
+        if self._by_groups:  # each process has its lanes, and keeps what it read of them
+            lines = max(1, self._pool.processes)
+            line_of = slots * lines // max(1, len(instances))
+            parts = [
+                self._pool.submit(rows[line_of == line], room, slots[line_of == line], line=line)
+                for line in np.unique(line_of).tolist()
+            ]
+        else:
+            pieces = max(1, min(self._pool.processes, len(rows) // 8))
+            parts = [
+                self._pool.submit(piece, room, places)
+                for piece, places in zip(np.array_split(rows, pieces), np.array_split(slots, pieces), strict=True)
+            ]
         future = self._background.submit(self._assemble, instances, rows, slots, parts)
         future.add_done_callback(lambda _: [part.cancel() for part in parts])  # for a batch that nobody wants any more
         return future
@@ -219,7 +258,9 @@ class ByWorkers(Pictures):
         if unreadable:
             kept = ~np.isin(self.rows[instances], list(unreadable))
             instances, pixels = instances[kept], pixels[kept]
-        places = np.searchsorted(np.concatenate([part.rows for part in fetched]), self.rows[instances])
+        read = np.concatenate([part.rows for part in fetched])
+        ascending = np.argsort(read, kind="stable")
+        places = ascending[np.searchsorted(read, self.rows[instances], sorter=ascending)]
         aspects = np.concatenate([part.aspects for part in fetched])[places]
         images = torch.from_numpy(pixels)
         # Page-locked memory is what lets a copy to a GPU run beside its work.

@@ -11,7 +11,8 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 
-from instdisc.data.places import filesystem, is_url, patiently, reason, size_of, version_of
+from instdisc.data.patience import patiently
+from instdisc.data.places import filesystem, is_url, reason, size_of, version_of
 from instdisc.errors import InputError, is_shortage
 
 Listed = Iterator[tuple[bytes, int, int]]  # path below the root, size in bytes, version (mtime in ns)
@@ -124,7 +125,7 @@ def list_remote(root: str, unopened: list[bytes]) -> Listed:
         try:
             # A web server lists a folder under the name with the slash, and some know no other.
             asked = folder + "/" if root.startswith(("http://", "https://")) else folder
-            listing = patiently(functools.partial(system.ls, asked, detail=True))
+            listing = patiently(functools.partial(system.ls, asked, detail=True), root)
         except Exception as error:
             if folder == top:
                 raise InputError(

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instdisc.data.decode import UnreadableError
+from instdisc.data.groups import FEWEST_KEPT, Groups, KeptGroups
 from instdisc.data.index import Columns, OpenIndex, digest_of, facts_of, index_file, read_index, write_index
 from instdisc.data.labels import Encoded, encode
 from instdisc.data.places import describe, is_url, names_below, open_file, reason, seekable
@@ -27,7 +28,6 @@ from instdisc.errors import InputError, is_shortage
 from instdisc.progress import track
 
 _SCHEMA = pa.schema([("file", pa.int32()), ("group", pa.int32()), ("rows", pa.int64())])
-_KEPT_BYTES = 128 * 2**20  # of row groups a process; one is kept whatever its size
 _KEPT_FILES = 16
 _BATCH = 128  # rows decoded at a time when streaming
 
@@ -83,7 +83,7 @@ class ParquetSource(Source):
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._groups: KeptGroups[pa.ChunkedArray] = KeptGroups(FEWEST_KEPT if self._keeps_groups else 1)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -94,6 +94,15 @@ class ParquetSource(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._prepare()
+
+    def groups(self) -> Groups | None:
+        sizes = [size for size, _ in self._stamps]
+        starts = self._group_starts[:-1][np.diff(self._group_starts) > 0]
+        return Groups(starts[starts < len(self)], sum(sizes) if min(sizes) >= 0 else -1, dear=True)
+
+    def keep_groups(self) -> None:
+        super().keep_groups()
+        self._groups.fewest = FEWEST_KEPT
 
     def identifiers(self, start: int, stop: int) -> list[bytes]:
         files = np.searchsorted(self._file_starts, np.arange(start, stop), side="right") - 1
@@ -111,13 +120,16 @@ class ParquetSource(Source):
             with self._lock:
                 pictures = self._group(group)
         except Exception as error:  # Arrow's, the system's, and each remote driver has errors of its own
-            if is_shortage(error):
+            if is_shortage(error) or isinstance(error, InputError):
                 raise
             raise UnreadableError(f"its part of the Parquet file cannot be read: {reason(error)}") from error
         return _bytes(pictures[row - int(self._group_starts[group])])
 
     def iterate(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, Content | UnreadableError]]:
         wanted = np.arange(len(self)) if rows is None else np.asarray(rows)
+        if self._keeps_groups:
+            yield from super().iterate(wanted)
+            return
         groups = np.searchsorted(self._group_starts, wanted, side="right") - 1
         for group in np.unique(groups):
             first = int(self._group_starts[group])
@@ -136,7 +148,7 @@ class ParquetSource(Source):
                         if done == len(asked):
                             break
             except Exception as error:  # as in read
-                if is_shortage(error):
+                if is_shortage(error) or isinstance(error, InputError):
                     raise
                 for row in asked[done:]:
                     yield int(row), UnreadableError(f"its part of the Parquet file cannot be read: {reason(error)}")
@@ -148,21 +160,16 @@ class ParquetSource(Source):
         """The pictures of a row group, from the few kept or from its file."""
         if self._process != os.getpid():  # a fork shares neither positions in files nor connections with its parent
             self._process, self._files = os.getpid(), OrderedDict()
-        if group not in self._groups:
-            number = int(self._group_files[group])
-            if number not in self._files:
-                self._files[number] = self._open_file(number)
-                if len(self._files) > _KEPT_FILES:
-                    self._files.popitem(last=False)
-            file = self._files[number]
-            # Room is made first: otherwise two groups of a gigabyte stand beside each other.
-            size = file.metadata.row_group(int(self._group_numbers[group])).total_byte_size
-            while self._groups and sum(kept.nbytes for kept in self._groups.values()) + size > _KEPT_BYTES:
-                self._groups.popitem(last=False)
-            table = file.read_row_group(int(self._group_numbers[group]), [self._image], use_threads=False)
-            self._groups[group] = table.column(0)
-        self._groups.move_to_end(group)
-        return self._groups[group]
+        number, inside = int(self._group_files[group]), int(self._group_numbers[group])
+        if number not in self._files:
+            self._files[number] = self._open_file(number)
+            if len(self._files) > _KEPT_FILES:
+                self._files.popitem(last=False)
+        file = self._files[number]
+        size = file.metadata.row_group(inside).total_byte_size
+        return self._groups.get(
+            group, size, lambda: file.read_row_group(inside, [self._image], use_threads=False).column(0)
+        )
 
     def _own_labels(self) -> Encoded | None:
         if self._label is None:
@@ -182,7 +189,7 @@ class ParquetSource(Source):
 def _open(place: str, stamp: tuple[int, int]) -> pq.ParquetFile:
     try:
         place = seekable(place, *stamp)
-        return pq.ParquetFile(open_file(place) if is_url(place) else pa.OSFile(os.fsencode(place)))
+        return pq.ParquetFile(open_file(place, stamp[0]) if is_url(place) else pa.OSFile(os.fsencode(place)))
     except InputError:
         raise
     except Exception as error:  # Arrow's, the system's, and each remote driver has errors of its own

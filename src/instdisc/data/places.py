@@ -10,21 +10,20 @@ import contextlib
 import functools
 import glob
 import hashlib
+import io
 import itertools
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from instdisc.data.index import cache_folder
+from instdisc.data.patience import LONG, patiently
 from instdisc.errors import InputError
-
-Answer = TypeVar("Answer")
 
 # Protocols whose fsspec driver is inside fsspec itself but stands on a package of another name.
 _DRIVERS = {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub", "sftp": "paramiko", "ssh": "paramiko"}
-_WAITS = (0.5, 2.0)  # seconds before the second and the third try of a remote read: most network faults pass
+_BUFFER = 4 << 20  # bytes fetched at once where a remote file is walked through
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 
 
@@ -75,7 +74,7 @@ def describe(place: str) -> tuple[int, int]:
         return status.st_size, status.st_mtime_ns
     system, path = filesystem(place)
     try:
-        facts = patiently(lambda: system.info(path))
+        facts = patiently(lambda: system.info(path), place)
     except Exception as error:
         raise InputError(f"{place} cannot be reached ({reason(error)}): check the URL and the network.") from error
     return size_of(facts), version_of(facts)
@@ -94,25 +93,13 @@ def version_of(facts: dict[str, Any]) -> int:
     return int.from_bytes(digest, "little", signed=True) if told else 0
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
-    """Ask a remote place up to three times; a file that is not there, or not ours, is not asked for again."""
-    for wait in _WAITS:
-        try:
-            return ask()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception:
-            time.sleep(wait)
-    return ask()
-
-
 def read_bytes(place: str) -> bytes:
     """The whole content. Raises OSError, or the driver's own error, when it cannot be had."""
     if not is_url(place):
         with open(place, "rb") as file:
             return file.read()
     system, path = filesystem(place)
-    return cast(bytes, patiently(lambda: system.cat_file(path)))
+    return cast(bytes, patiently(lambda: system.cat_file(path), place))
 
 
 def read_range(place: str, start: int, size: int) -> bytes:
@@ -122,15 +109,46 @@ def read_range(place: str, start: int, size: int) -> bytes:
             file.seek(start)
             return file.read(size)
     system, path = filesystem(place)
-    return cast(bytes, patiently(lambda: system.cat_file(path, start=start, end=start + size)))
+    return cast(bytes, patiently(lambda: system.cat_file(path, start=start, end=start + size), place, LONG))
 
 
-def open_file(place: str) -> Any:
-    """A seekable file for reading, local or remote. Ask `seekable` first for a place on the web."""
+def open_file(place: str, size: int) -> io.BufferedIOBase:
+    """A seekable file for reading, local or remote, of which every part is read patiently.
+
+    size: its bytes; -1 = unknown. Ask `seekable` first for a place on the web.
+    """
     if not is_url(place):
         return open(place, "rb")
-    system, path = filesystem(place)
-    return system.open(path, "rb")
+    if size < 0:
+        system, path = filesystem(place)
+        return cast(io.BufferedIOBase, system.open(path, "rb"))
+    return io.BufferedReader(_Remote(place, size), _BUFFER)
+
+
+class _Remote(io.RawIOBase):
+    """A file somewhere else, in ranges. Only reading; a position of its own."""
+
+    def __init__(self, place: str, size: int) -> None:
+        self._place, self._size, self._at = place, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._size - self._at)
+        if count <= 0:
+            return 0
+        content = read_range(self._place, self._at, count)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 @functools.lru_cache(maxsize=4096)  # asking a server costs a request
@@ -147,18 +165,22 @@ def seekable(place: str, size: int, version: int) -> str:
     if copy.exists():
         return str(copy)
     system, path = filesystem(place)
-    try:
+
+    def has_ranges() -> bool:
         with system.open(path, "rb", block_size=1 << 16) as file:
-            if size > 0 and hasattr(file, "seek"):
-                file.seek(size - 1)  # from the end: a server without ranges refuses at once instead of sending it all
-                file.read(1)
-                return place
-    except (ValueError, OSError):
-        pass
+            if size < 0 or not hasattr(file, "seek"):
+                return False
+            file.seek(size - 1)  # from the end: a server without ranges refuses at once instead of sending it all
+            file.read(1)
+            return True
+
+    with contextlib.suppress(ValueError, OSError):
+        if patiently(has_ranges, place, LONG):
+            return place
     aside = copy.with_name(f".{name}.{os.urandom(6).hex()}")
     try:
         aside.parent.mkdir(parents=True, exist_ok=True)
-        patiently(lambda: system.get_file(path, str(aside)))
+        patiently(lambda: system.get_file(path, str(aside)), place)
         os.replace(aside, copy)
     except Exception as error:
         raise InputError(

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from instdisc.data.decode import UnreadableError
+from instdisc.data.groups import Groups
 from instdisc.data.index import chunks, digest_of
 from instdisc.data.labels import Encoded, encode, read_labels
 from instdisc.data.listing import has_picture_name, is_picture
@@ -44,6 +45,7 @@ class Source(ABC):
         self._encoded: Encoded | None = None
         self._labels_known = False
         self._fingerprint: str | None = None
+        self._keeps_groups = False
 
     def __len__(self) -> int:
         return self._count
@@ -69,6 +71,14 @@ class Source(ABC):
 
         Raises UnreadableError when its bytes cannot be had.
         """
+
+    def groups(self) -> Groups | None:
+        """The rows that the storage gives up together; None where every picture stands alone."""
+        return None
+
+    def keep_groups(self) -> None:
+        """From now on read whole groups and keep the last few: for rows that are asked for in an order by groups."""
+        self._keeps_groups = True
 
     @abstractmethod
     def _own_labels(self) -> Encoded | None:

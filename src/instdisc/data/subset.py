@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from instdisc.data.decode import UnreadableError
+from instdisc.data.groups import Groups
 from instdisc.data.labels import Encoded
 from instdisc.data.source import Content, Source
 
@@ -31,6 +33,16 @@ class Subset(Source):
         wanted = self.rows if rows is None else self.rows[rows]
         for row, content in self.whole.iterate(wanted):
             yield int(np.searchsorted(self.rows, row)), content
+
+    def groups(self) -> Groups | None:
+        found = self.whole.groups()
+        if found is None:
+            return None
+        starts = np.unique(np.searchsorted(self.rows, found.starts))
+        return replace(found, starts=starts[starts < len(self)], bytes=found.bytes * len(self) // len(self.whole))
+
+    def keep_groups(self) -> None:
+        self.whole.keep_groups()
 
     def _own_labels(self) -> Encoded | None:
         if self.whole.labels is None or self.whole.label_names is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instdisc.data.decode import UnreadableError
+from instdisc.data.groups import FEWEST_KEPT, Groups, KeptGroups
 from instdisc.data.index import Columns, OpenIndex, chunks, digest_of, facts_of, index_file, read_index, write_index
 from instdisc.data.labels import Encoded, encode
 from instdisc.data.listing import has_picture_name, is_picture
@@ -85,6 +88,20 @@ class TarSource(Source):
         super().__init__(name, len(self._index.table), limit=limit, notes=notes)
         self._places, self._names = list(places), [os.fsencode(entry) for entry in names_below(places)]
         self._stamps = [(int(shard["stamp"][0]), int(shard["stamp"][1])) for shard in facts["shards"]]
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What is not pickled: the stretches that were read last."""
+        self._lock = threading.Lock()
+        self._kept: KeptGroups[bytes] = KeptGroups(FEWEST_KEPT)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in ("_lock", "_kept", "_starts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
 
     def identifiers(self, start: int, stop: int) -> list[bytes]:
         return self._join(self._names, start, stop)
@@ -101,7 +118,38 @@ class TarSource(Source):
         shard, offset, size = self._spot(row)
         return _exactly(self._fetch(shard, offset, size), size)
 
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """First row of each stretch of a shard that is read at once."""
+        shards = self._index.table["shard"].to_numpy().astype(np.int64)
+        stretches = self._index.table["offset"].to_numpy() // _SPAN
+        new = (np.diff(shards) != 0) | (np.diff(stretches) != 0)
+        return np.concatenate([[0], np.flatnonzero(new) + 1])
+
+    def groups(self) -> Groups | None:
+        sizes = [size for size, _ in self._stamps]
+        remote = any(is_url(place) for place in self._places)
+        return Groups(self._starts[self._starts < len(self)], sum(sizes) if min(sizes) >= 0 else -1, dear=remote)
+
+    def _read_of_group(self, row: int) -> Content | UnreadableError:
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        last = int(self._starts[group + 1] if group + 1 < len(self._starts) else len(self._index.table)) - 1
+        shard, begin, _ = self._spot(int(self._starts[group]))
+        _, offset, size = self._spot(last)
+        length = offset + size - begin
+        try:
+            with self._lock:
+                content = self._kept.get(group, length, lambda: self._fetch(shard, begin, length))
+            _, offset, size = self._spot(row)
+            return _exactly(content[offset - begin : offset - begin + size], size)
+        except UnreadableError as error:
+            return error
+
     def iterate(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, Content | UnreadableError]]:
+        if self._keeps_groups:
+            for row in range(len(self)) if rows is None else rows:
+                yield int(row), self._read_of_group(int(row))
+            return
         span: list[tuple[int, int, int]] = []  # row, offset, size: neighbours in one shard, fetched together
         span_shard = -1
         for row in range(len(self)) if rows is None else rows:
@@ -138,7 +186,7 @@ class TarSource(Source):
         try:
             return read_range(seekable(self._places[shard], *self._stamps[shard]), offset, size)
         except Exception as error:  # each remote driver has errors of its own
-            if is_shortage(error):
+            if is_shortage(error) or isinstance(error, InputError):
                 raise
             raise UnreadableError(f"its shard cannot be read: {reason(error)}") from error
 
@@ -155,7 +203,7 @@ def _exactly(content: bytes, size: int) -> bytes:
 def _scan(number: int, place: str, stamp: tuple[int, int], bar: Bar) -> tuple[pa.Table, bool]:
     """The pictures of one shard, and whether the shard has its end."""
     rows = Columns(_SCHEMA)
-    with open_file(seekable(place, *stamp)) as file:
+    with open_file(seekable(place, *stamp), stamp[0]) as file:
         try:
             archive = tarfile.TarFile(fileobj=file)
         except (tarfile.TarError, OSError) as error:

@@ -36,6 +36,7 @@ from PIL import Image
 
 from instdisc.data.background import Background
 from instdisc.data.decode import UnreadableError, decode_stored
+from instdisc.data.patience import trouble
 from instdisc.data.shared import Block, Mapped, Shared
 from instdisc.data.source import Source
 from instdisc.errors import InputError
@@ -121,6 +122,7 @@ class Pool:
         if not children:
             self._idle.put(_Here(source))
         self._background = Background(max(1, processes))
+        self._lines: list[tuple[_Child | _Here, Background]] = []
         self._end_children = weakref.finalize(self, _end_all, children)
 
     def __enter__(self) -> Pool:
@@ -131,7 +133,8 @@ class Pool:
 
     def close(self) -> None:
         """End the processes. Fetches that are still waiting are cancelled."""
-        self._background.close()
+        for background in (self._background, *(background for _, background in self._lines)):
+            background.close()
         self._end_children()
         if self._shared:
             self._shared.close()
@@ -144,12 +147,25 @@ class Pool:
         return Room(content.reshape(count, 3, self._size, self._size), block)
 
     def submit(
-        self, rows: Int64[np.ndarray, "rows"], room: Room | None = None, slots: Int64[np.ndarray, "rows"] | None = None
+        self,
+        rows: Int64[np.ndarray, "rows"],
+        room: Room | None = None,
+        slots: Int64[np.ndarray, "rows"] | None = None,
+        line: int | None = None,
     ) -> Future[Fetched]:
-        """Fetch the given rows (ascending) in the background, the picture of rows[i] into room.pixels[slots[i]]."""
+        """Fetch the given rows (ascending) in the background, the picture of rows[i] into room.pixels[slots[i]].
+
+        line: number of the process that shall do it, each after the other; without it the first that is idle.
+        """
         if room is None or slots is None:
             room, slots = self.room(len(rows)), np.arange(len(rows))
-        return self._background.submit(_fetch_by_any, self._idle, rows, slots, room)
+        if line is None:
+            return self._background.submit(_fetch_by_any, self._idle, rows, slots, room)
+        if not self._lines:
+            readers = [self._idle.get() for _ in range(max(1, self.processes))]  # none is for everybody any more
+            self._lines = [(reader, Background(1)) for reader in readers]
+        reader, background = self._lines[line]
+        return background.submit(reader.fetch, rows, slots, room)
 
     def stream(self, jobs: Iterable[Int64[np.ndarray, "_"]]) -> Iterator[Fetched]:
         """Fetch many pieces; the answers come in the order of the pieces, a few are made ahead.
@@ -208,8 +224,13 @@ class _Child:
             request = [room.block.offset, room.block.length, len(room.pixels), *rows.tolist(), *slots.tolist()]
             _send(self.outgoing, np.array(request, np.int64).tobytes())
             answer = json.loads(_receive(self.incoming))
+            while "asked_again" in answer:  # a store keeps it waiting
+                trouble.note(*answer["asked_again"])
+                answer = json.loads(_receive(self.incoming))
         except (OSError, EOFError, ValueError) as error:
             raise InputError(self._obituary(rows)) from error
+        if "refused" in answer:
+            raise InputError(answer["refused"])
         if "error" in answer:
             raise RuntimeError(f"A decoding process met an error of its own:\n{answer['error']}")
         unreadable = {int(row): reason for row, reason in answer["unreadable"].items()}
@@ -289,6 +310,8 @@ def main() -> None:
     os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError):
         source, size, shared = None, 0, None
+        # The parent tells the person, once for all its processes.
+        trouble.pass_to = lambda place, why: _send(outgoing, json.dumps({"asked_again": [place, why]}).encode())
         while True:
             message = _receive(incoming)
             try:
@@ -300,6 +323,9 @@ def main() -> None:
                 rows, slots = np.array(numbers, np.int64).reshape(2, -1)
                 pixels = shared.block(offset, length)[: count * 3 * size**2].reshape(count, 3, size, size)
                 fetched = fetch(source, rows, slots, pixels)
+            except InputError as error:
+                _send(outgoing, json.dumps({"refused": str(error)}).encode())
+                continue
             except Exception:
                 _send(outgoing, json.dumps({"error": traceback.format_exc()}).encode())
                 continue

@@ -16,9 +16,9 @@ import torch
 
 from instdisc import __version__, ranks
 from instdisc.allocator import keep_freed_memory
-from instdisc.bank import RowsChoice
 from instdisc.checkpoint import load_encoder
 from instdisc.data.cache import fingerprint_of
+from instdisc.data.order import Order, choose_order
 from instdisc.data.pictures import Pictures, open_pictures
 from instdisc.data.quarantine import Quarantine
 from instdisc.data.source import Source, open_source
@@ -149,7 +149,9 @@ def _train(
     else:
         precision = earlier["chosen"]["precision"]
         settings = replace(settings, bank_dtype=earlier["chosen"].get("bank_dtype", settings.bank_dtype))
-    training = Training(run, settings, pictures, encoder, place, precision)
+    # A run of a version without this choice went by pictures.
+    order = choose_order(pictures, settings.order, earlier and earlier["chosen"].get("order", Order().facts()))
+    training = Training(run, settings, pictures, encoder, place, precision, order)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     say(
         f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {_device_name(place)}"
@@ -157,6 +159,8 @@ def _train(
         + f", {settings.dim} numbers a picture."
     )
     say(f"Bank: {training.rows.why}")
+    if order.by == "shards":
+        say(f"Order: {order.why}")
     if ranks.world() > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
         shared = settings.sync_batchnorm and place.type == "cuda"
         say(
@@ -165,7 +169,7 @@ def _train(
             else "Batch statistics: each rank's own (on GPUs, sync_batchnorm=true shares them)."
         )
     if earlier is None and ranks.is_main():
-        _write_start(run, settings, encoder, source, described, pictures, place, precision, training.rows)
+        _write_start(run, settings, encoder, source, described, pictures, place, precision, training)
     ranks.barrier()
     torch.manual_seed(settings.seed)  # for backbones with dropout, the only ones that use torch's own generator
     if resume:
@@ -276,7 +280,7 @@ def _write_start(
     pictures: Pictures,
     place: torch.device,
     precision: str,
-    rows: RowsChoice,
+    training: Training,
 ) -> None:
     """instances.arrow and config.json: the last makes the folder a run."""
     table = source.fetch_table().take(pa.array(pictures.rows)).append_column("row", pa.array(pictures.rows))
@@ -301,8 +305,9 @@ def _write_start(
                 "device_name": _device_name(place),
                 "precision": precision,
                 "storage": pictures.storage,
-                "bank_dtype": str(rows.dtype).removeprefix("torch."),
-                "bank_storage": rows.storage,
+                "order": training.order.facts(),
+                "bank_dtype": str(training.rows.dtype).removeprefix("torch."),
+                "bank_storage": training.rows.storage,
                 "ranks": ranks.world(),
             },
         },

@@ -51,6 +51,8 @@ class Settings:
     epochs, or minutes of wall clock for the whole run (then the schedule follows the clock).
     Augmentation: crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur: see Augmentation.
     precision: "auto" tries float32 and bfloat16 on the device for a moment and takes the faster.
+    order: "pictures" draws every batch from all of them, "shards" goes through the files of the source in parts, each
+        rank its own (see data/order.py); "auto" takes shards where single pictures are dear to read.
     monitor_epochs: epochs between measurements of quality. checkpoint_minutes: between saves; 0 = every step.
     """
 
@@ -102,6 +104,7 @@ class Settings:
     compile: bool = False
     sync_batchnorm: bool = False
     seed: int = 0
+    order: Literal["auto", "pictures", "shards"] = "auto"
     storage: Literal["auto", "memory", "cache", "workers"] = "auto"
     workers: int | None = None
     strict: bool = False

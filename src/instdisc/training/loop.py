@@ -23,8 +23,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from instdisc import checkpoint, draws, ranks
+from instdisc import checkpoint, ranks
 from instdisc.bank import MemoryBank, choose_rows
+from instdisc.data.order import Order
 from instdisc.data.pictures import Batch, Pictures
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError, is_shortage
@@ -41,7 +42,7 @@ _LOGS_PER_EPOCH = 10
 class Training:
     """One run in memory: encoder, terms, bank, optimizer, and how far it has come.
 
-    device: where everything is. precision: "float32" or "bfloat16" (autocast).
+    device: where everything is. precision: "float32" or "bfloat16" (autocast). order: by pictures without one.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Training:
         encoder: Encoder,
         device: torch.device,
         precision: str = "float32",
+        order: Order | None = None,
     ) -> None:
+        self.order = order or Order()
         self.run, self.settings, self.pictures, self.device, self.precision = run, settings, pictures, device, precision
         per_step = max(1, ranks.world() * settings.accumulate)
         self.batches_per_epoch = math.ceil(pictures.count / settings.batch)
@@ -223,8 +226,9 @@ class Training:
 
         An epoch is cut into batches whose sizes differ by one at most: no partial last batch, none dropped.
         """
-        order = draws.permutation(self.pictures.count, seed=self.settings.seed, step=epoch)
-        batches = np.array_split(order, self.batches_per_epoch)[first:]
+        batches = self.order.batches(self.pictures.count, self.batches_per_epoch, seed=self.settings.seed, epoch=epoch)[
+            first:
+        ]
         pieces: list[np.ndarray] = []
         for batch in batches:
             begin, end = ranks.share(len(batch))
