@@ -49,17 +49,17 @@ class Order:
             return np.array_split(draws.permutation(count, seed=seed, step=epoch), number)
         groups = draws.permutation(len(self.starts), seed=seed, step=epoch, stream=_GROUPS)
         stops = np.append(self.starts[1:], count)
+        small = np.int32 if count < 2**31 else np.int64  # each rank holds all: 8 GB in all for a billion pictures
         # One long row of instances, group after group.
         lengths = (stops - self.starts)[groups]
         before = np.cumsum(lengths) - lengths
-        line = np.repeat(self.starts[groups] - before, lengths) + np.arange(count)
-        moves = draws.uniforms(torch.from_numpy(line), 1, seed=seed, step=epoch, stream=_MOVES)[:, 0].numpy()
-        order = np.empty(count, np.int64)
-        at = 0
+        line = np.repeat((self.starts[groups] - before).astype(small), lengths)
+        line += np.arange(count, dtype=small)
+        order = np.empty(count, small)
         for lane, part in enumerate(np.array_split(line, self.lanes)):
-            keys = np.arange(len(part)) + self.window * moves[at : at + len(part)].astype(np.float64)
+            moves = draws.uniforms(torch.from_numpy(part), 1, seed=seed, step=epoch, stream=_MOVES)[:, 0].numpy()
+            keys = np.arange(len(part)) + self.window * moves.astype(np.float64)
             order[lane :: self.lanes] = part[np.argsort(keys, kind="stable")]
-            at += len(part)
         batches, begin = [], 0
         for batch in np.array_split(order, number):
             lanes = np.arange(begin, begin + len(batch)) % self.lanes
