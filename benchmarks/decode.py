@@ -5,7 +5,8 @@
 
 For each size of the crop: one picture after the other on one core (ours to the stored side, which later crops are cut
 from; the others to a random resized crop), and from end to end on two: our two decoding processes with the crops cut
-from whole batches in this one, beside a torchvision DataLoader of two workers. torchvision decodes by Pillow or by
+from whole batches in this one, beside a torchvision DataLoader of two workers; both end with what a network takes,
+normalised float32 batches in channels_last. torchvision decodes by Pillow or by
 its own `decode_jpeg`; both decode in full, crop and resize antialiased. Then a whole first epoch with storage=cache and
 with storage=workers, from opening to the last batch. The contestants take turns within each repeat. Without --pictures:
 photographs of 500 x 375 pixels cut from scikit-learn's two, JPEG quality 90.
@@ -105,10 +106,11 @@ def one_core(decode: Callable[[bytes], Any], contents: Sequence[bytes]) -> Calla
 def loader_epoch(decode: Callable[[int], Callable[[bytes], torch.Tensor]], contents: Sequence[bytes], size: int) -> Any:
     """A function that runs one epoch of a DataLoader, whose workers stay alive; pictures a second and core."""
     loader = DataLoader(Crops(contents, decode, size), BATCH, shuffle=True, num_workers=CORES, persistent_workers=True)
+    ready = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))])
 
     def run() -> float:
         started = time.perf_counter()
-        count = sum(len(images) for images in loader)
+        count = sum(len(ready(images).contiguous(memory_format=torch.channels_last)) for images in loader)
         return count / (time.perf_counter() - started) / CORES
 
     return run
