@@ -26,7 +26,7 @@ class Cluster:
 
     rows: dtype of the bank. negatives: of a sampled objective. epochs. rate: pictures a second that a rank encodes,
     forward and backward, all views. teraflops: matrix products of a rank. weights: of the encoder. gigabits: of a
-    rank's link. kilobytes: of an encoded picture. price: of a rank and hour. reads: megabytes a second a rank can read.
+    rank's link. kilobytes: of an encoded picture. price: of a rank and hour.
     """
 
     pictures: float = 1e8
@@ -87,7 +87,7 @@ def needs(cluster: Cluster) -> dict[str, float]:
 
 def spelled(value: float, unit: str) -> str:
     """Three digits with k, M, G, T; hours, money and seconds as people write them."""
-    if unit in ("seconds a step",):
+    if unit == "seconds a step":
         return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
     if unit == "hours":
         return f"{value:,.0f} h" if value >= 10 else f"{value:.1f} h"
@@ -177,10 +177,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/scale.json"))
     given = vars(parser.parse_args())
     where, results = given.pop("page"), given.pop("results")
+    for name, value in given.items():
+        if name != "rows" and not 0 < value < float("inf"):
+            parser.error(f"{name} must be positive, not {value:g}")
     if where is None:
         print(table([Cluster(**given)]))
         return
-    before, _, rest = where.read_text(encoding="utf-8").partition(BEGIN)
+    text = where.read_text(encoding="utf-8") if where.is_file() else ""
+    if BEGIN not in text or END not in text or not results.is_file():
+        parser.error(f"{where} has no place for the tables, or {results} is missing: benchmarks/scale.py makes it")
+    before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     where.write_text(f"{before}{BEGIN}\n{page(results)}\n{END}{after}", encoding="utf-8")
 

@@ -6,10 +6,10 @@
 For each size of the crop: one picture after the other on one core (ours to the stored side, which later crops are cut
 from; the others to a random resized crop), and from end to end on two: our two decoding processes with the crops cut
 from whole batches in this one, beside a torchvision DataLoader of two workers; both end with what a network takes,
-normalised float32 batches in channels_last. torchvision decodes by Pillow or by
-its own `decode_jpeg`; both decode in full, crop and resize antialiased. Then a whole first epoch with storage=cache and
-with storage=workers, from opening to the last batch. The contestants take turns within each repeat. Without --pictures:
-photographs of 500 x 375 pixels cut from scikit-learn's two, JPEG quality 90.
+normalised float32 batches in channels_last. torchvision decodes by Pillow or by its own `decode_jpeg`; both decode in
+full, crop and resize antialiased. Then a whole first epoch with storage=cache and with storage=workers, from opening to
+the last batch. The contestants take turns within each repeat. Without --pictures: photographs of 500 x 375 pixels cut
+from scikit-learn's two, JPEG quality 90.
 """
 
 from __future__ import annotations

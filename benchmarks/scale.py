@@ -21,11 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster import ROW_BYTES
 from record import record
 
 BATCH, DIM, NEGATIVES = 256, 128, 4096
 BUDGET = 6.0  # seconds for each way, at least two steps
-KINDS = {"float32": 4 * DIM, "float16": 2 * DIM, "int8": DIM + 4, "float32 on disk": 4 * DIM, "int8 on disk": DIM + 4}
+KINDS = ("float32", "float16", "int8", "float32 on disk", "int8 on disk")
 
 
 def main() -> None:
@@ -42,8 +43,8 @@ def main() -> None:
         return
     rows = []
     for count in settings.counts:
-        for kind, row_bytes in KINDS.items():
-            if count * row_bytes > 1e9 * settings.most_gb:
+        for kind in KINDS:
+            if count * ROW_BYTES[kind.partition(" on ")[0]](DIM) > 1e9 * settings.most_gb:
                 continue
             words = [sys.executable, __file__, "--folder", str(settings.folder), "--one", str(count), kind]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)

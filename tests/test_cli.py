@@ -335,3 +335,21 @@ def test_demo_shows_what_it_did(monkeypatch: pytest.MonkeyPatch, command: Comman
     status, out, _ = command("demo", "--device", "cpu")
     assert status == 0
     assert len(list(Path("runs").iterdir())) == 2, "a second demo overwrites nothing"
+
+
+@pytest.mark.parametrize("name", sorted({command.name for command in cli.app.registered_commands} - set(cli.SHARED)))
+def test_what_is_one_process_s_work_does_nothing_under_torchrun(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    said, code = "", 2
+    for words in (["digits"] * count for count in range(4)):  # as many as it takes
+        monkeypatch.setattr(sys, "argv", ["instdisc", name, *words, *(["--out", "it"] if name == "export" else [])])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said, code = capsys.readouterr().err, ended.value.code
+        if code != 2:
+            break
+    assert code == 1 and not list(tmp_path.iterdir())
+    assert said.startswith(f"instdisc: {name} is one process's work")

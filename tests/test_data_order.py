@@ -146,7 +146,7 @@ def test_each_group_is_read_once_in_an_epoch(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
     with open_pictures(source, 8, CPU, storage="workers", workers=0) as pictures:
         order = choose_order(pictures)
-        assert order.by == "shards" and order.lanes == 1 and "30 groups" in order.why
+        assert order.by == "shards" and order.lanes == 1 and order.why.startswith("by shards: 30 of them")
         batches = order.batches(pictures.count, 12, seed=0, epoch=0)
         loaded.clear()
         handed = Counter()
@@ -258,7 +258,7 @@ def test_a_run_goes_on_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     settings = tiny(epochs=2, storage="workers", workers=0, batch=60, checkpoint_minutes=0)
     said: list[str] = []
     whole = train(str(tmp_path / "set"), tmp_path / "whole", settings, say=said.append)
-    assert any(line.startswith("Order: 30 groups") for line in said)
+    assert any(line.startswith("Order: by shards: 30 of them") for line in said)
     step = Training.step
 
     def stopped(training: Training, parts: Iterator[Batch], planned: int) -> Any:
@@ -273,3 +273,11 @@ def test_a_run_goes_on_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     cut = train(str(tmp_path / "set"), tmp_path / "cut", replace(settings, workers=3), resume=True, say=None)
     assert RunFolder(cut.path).read_config()["chosen"]["order"]["lanes"] == 1
     assert saved_state(cut.path) == saved_state(whole.path)
+
+
+def test_shards_that_are_not_there_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="take order=pictures"):
+        train(np.zeros((40, 8, 8, 3), np.uint8), tmp_path / "run", tiny(order="shards"), say=said.append)
+    assert not any(line.startswith("Data:") for line in said)
+    train(np.zeros((40, 8, 8, 3), np.uint8), tmp_path / "run", tiny(order="pictures", epochs=0.4), say=None)

@@ -64,3 +64,5 @@ def test_the_command() -> None:
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "200 M pictures, 128 ranks" in done.stdout and "| bank a rank | 206 MB |" in done.stdout
+    refused = subprocess.run([*words, "--rate", "0"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "rate must be positive, not 0" in refused.stderr

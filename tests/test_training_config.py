@@ -163,8 +163,8 @@ def test_every_difference_counts_except_operational_ones() -> None:
         "warmup": 1.0, "epochs": 100.0, "minutes": 5.0, "crop_scale": (0.3, 1.0), "flip": 0.5, "jitter": 0.5,
         "brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.1, "grey": 0.1, "blur": 0.5,
         "precision": "float32", "compile": True, "sync_batchnorm": True, "seed": 1, "order": "shards",
-            "storage": "cache", "workers": 2,
-        "strict": True, "monitor_epochs": 1, "checkpoint_minutes": 1.0, "keep_checkpoints": 5,
+        "storage": "cache", "workers": 2, "strict": True, "monitor_epochs": 1,
+        "checkpoint_minutes": 1.0, "keep_checkpoints": 5,
     }  # fmt: skip
     for field in fields(Settings):
         if field.name == "preset":

@@ -6,9 +6,12 @@ Ctrl-C into status 130.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -47,8 +50,27 @@ COMMANDS = (
     *(serve, search, index, duplicates, outliers, label, map),
     *(embed, export, info, cache, reproduce, demo),
 )
+SHARED = ("train", "evaluate", "embed")  # what several processes do together
+
+
+def _by_one_process(name: str, command: Callable[..., None]) -> Callable[..., None]:
+    """The command, which refuses torchrun: each of its processes would do the whole work and write the same files."""
+
+    @functools.wraps(command)
+    def alone(*words: Any, **options: Any) -> None:
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            raise InputError(
+                f"{name} is one process's work: start it without torchrun, which is for {', '.join(SHARED)}."
+            )
+        command(*words, **options)
+
+    return alone
+
+
 for module in COMMANDS:
-    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
+    name = module.__name__.rpartition(".")[2]
+    command = module.command if name in SHARED else _by_one_process(name, module.command)
+    app.command(name, epilog=module.EXAMPLES)(command)
 
 
 def _show_version(asked: bool) -> bool:

@@ -230,19 +230,18 @@ class ByWorkers(Pictures):
         # Ascending rows, each process a run of neighbours: what lies together in a Parquet file is read together.
         rows, slots = np.unique(self.rows[instances], return_index=True)
         room = self._pool.room(len(instances))
-        if self._by_groups:  # each process has its lanes, and keeps what it read of them
-            lines = max(1, self._pool.processes)
-            line_of = slots * lines // max(1, len(instances))
-            parts = [
-                self._pool.submit(rows[line_of == line], room, slots[line_of == line], line=line)
-                for line in np.unique(line_of).tolist()
-            ]
+        if (
+            self._by_groups
+        ):  # each process has its lanes, which lie together in the batch, and keeps what it read of them
+            piece_of = slots * max(1, self._pool.processes) // max(1, len(instances))
         else:
-            pieces = max(1, min(self._pool.processes, len(rows) // 8))
-            parts = [
-                self._pool.submit(piece, room, places)
-                for piece, places in zip(np.array_split(rows, pieces), np.array_split(slots, pieces), strict=True)
-            ]
+            piece_of = np.arange(len(rows)) * max(1, min(self._pool.processes, len(rows) // 8)) // max(1, len(rows))
+        parts = [
+            self._pool.submit(
+                rows[piece_of == piece], room, slots[piece_of == piece], line=piece if self._by_groups else None
+            )
+            for piece in range(int(piece_of.max(initial=0)) + 1)
+        ]
         future = self._background.submit(self._assemble, instances, rows, slots, parts)
         future.add_done_callback(lambda _: [part.cancel() for part in parts])  # for a batch that nobody wants any more
         return future

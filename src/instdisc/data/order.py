@@ -79,16 +79,20 @@ def choose_order(pictures: Pictures, asked: str = "auto", kept: Any = None) -> O
         return _kept_order(pictures, groups, kept)
     if asked == "auto":
         asked = "shards" if groups is not None and groups.dear and pictures.storage == "workers" else "pictures"
-    if asked == "pictures":
+    check_order(asked, groups, pictures.name)
+    if groups is None or asked == "pictures":
         return Order()
-    if groups is None:
-        raise InputError(
-            f"order is shards, but {pictures.name} is neither Parquet files nor tar shards: take order=pictures."
-        )
     each = groups.bytes / pictures.count if groups.bytes > 0 else _PICTURE_BYTES
     lanes = min(max(1, pictures.processes) * ranks.world(), pictures.count)
-    lanes, window = ranks.broadcast_object((lanes, max(1, int(_WINDOW_BYTES / each))))
+    largest = int(np.diff(groups.starts, append=pictures.count).max())  # whole groups are kept: mix all of one
+    lanes, window = ranks.broadcast_object((lanes, max(largest, int(_WINDOW_BYTES / each))))
     return _by_shards(pictures, groups, lanes, window)
+
+
+def check_order(asked: str, groups: Groups | None, name: str) -> None:
+    """InputError where shards are asked for and the source of this name has none."""
+    if asked == "shards" and groups is None:
+        raise InputError(f"order is shards, but {name} is neither Parquet files nor tar shards: take order=pictures.")
 
 
 def _kept_order(pictures: Pictures, groups: Groups | None, kept: Any) -> Order:
@@ -106,7 +110,7 @@ def _kept_order(pictures: Pictures, groups: Groups | None, kept: Any) -> Order:
 def _by_shards(pictures: Pictures, groups: Groups, lanes: int, window: int) -> Order:
     pictures.keep_groups()
     why = (
-        f"{len(groups.starts):,} groups of neighbouring pictures in random order, in {lanes} lanes; along a lane "
-        f"pictures are mixed over {min(window, pictures.count):,}."
+        f"by shards: {len(groups.starts):,} of them or of their parts, in random order, in {lanes} "
+        f"lane{'s' * (lanes > 1)}; along a lane pictures are mixed over {min(window, pictures.count):,}."
     )
     return Order("shards", lanes, window, groups.starts, why)

@@ -18,7 +18,7 @@ from instdisc import __version__, ranks
 from instdisc.allocator import keep_freed_memory
 from instdisc.checkpoint import load_encoder
 from instdisc.data.cache import fingerprint_of
-from instdisc.data.order import Order, choose_order
+from instdisc.data.order import Order, check_order, choose_order
 from instdisc.data.pictures import Pictures, open_pictures
 from instdisc.data.quarantine import Quarantine
 from instdisc.data.source import Source, open_source
@@ -114,10 +114,11 @@ def _train(
     described = describe_source(given, labels, split, limit)
     earlier = read_facts(run) if resume and run.exists() else None
     if earlier is not None:
-        _check_same(run, earlier, settings, source)
         settings = replace(settings, preset=str(earlier["settings"].get("preset", "custom")))
+        _check_same(run, earlier, settings, source)
     _say_source(say, source, look)
     _say_settings(say, settings)
+    check_order(settings.order, source.groups(), source.name)
 
     encoder = build_encoder(settings.encoder, seed=settings.seed)  # an unknown name is refused before all is read
     quarantine = Quarantine(run.quarantine, strict=settings.strict)
@@ -142,6 +143,8 @@ def _train(
     say(f"Data: {pictures.why}")
     if earlier is not None:
         _check_instances(run, pictures)
+    # A run of a version without this choice went by pictures.
+    order = choose_order(pictures, settings.order, earlier and earlier["chosen"].get("order", Order().facts()))
     if earlier is None:
         choice = choose_precision(encoder, place, settings.precision, settings.batch)
         precision = choice.precision
@@ -149,8 +152,6 @@ def _train(
     else:
         precision = earlier["chosen"]["precision"]
         settings = replace(settings, bank_dtype=earlier["chosen"].get("bank_dtype", settings.bank_dtype))
-    # A run of a version without this choice went by pictures.
-    order = choose_order(pictures, settings.order, earlier and earlier["chosen"].get("order", Order().facts()))
     training = Training(run, settings, pictures, encoder, place, precision, order)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     say(
@@ -169,7 +170,7 @@ def _train(
             else "Batch statistics: each rank's own (on GPUs, sync_batchnorm=true shares them)."
         )
     if earlier is None and ranks.is_main():
-        _write_start(run, settings, encoder, source, described, pictures, place, precision, training)
+        _write_start(training, source, described)
     ranks.barrier()
     torch.manual_seed(settings.seed)  # for backbones with dropout, the only ones that use torch's own generator
     if resume:
@@ -250,9 +251,7 @@ def _alone(run: RunFolder, resume: bool) -> Iterator[None]:
 
 
 def _check_same(run: RunFolder, earlier: Mapping[str, Any], settings: Settings, source: Source) -> None:
-    different = Settings.from_dict(earlier["settings"]).differences(
-        replace(settings, preset=str(earlier["settings"].get("preset", "custom")))
-    )
+    different = Settings.from_dict(earlier["settings"]).differences(settings)
     if different:
         raise InputError(
             f"{run.path} was started with other settings ({'; '.join(different)}): resume with the same, "
@@ -271,18 +270,9 @@ def _check_instances(run: RunFolder, pictures: Pictures) -> None:
         )
 
 
-def _write_start(
-    run: RunFolder,
-    settings: Settings,
-    encoder: Encoder,
-    source: Source,
-    described: Mapping[str, Any],
-    pictures: Pictures,
-    place: torch.device,
-    precision: str,
-    training: Training,
-) -> None:
+def _write_start(training: Training, source: Source, described: Mapping[str, Any]) -> None:
     """instances.arrow and config.json: the last makes the folder a run."""
+    run, pictures = training.run, training.pictures
     table = source.fetch_table().take(pa.array(pictures.rows)).append_column("row", pa.array(pictures.rows))
     try:
         with pa.OSFile(str(run.instances), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -298,12 +288,12 @@ def _write_start(
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "source": {"name": source.name, **described},
             "data": {"rows": len(source), "readable": pictures.count, "fingerprint": fingerprint_of(source)},
-            "settings": settings.to_dict(),
-            "encoder": encoder.describe(),
+            "settings": training.settings.to_dict(),
+            "encoder": training.encoder.describe(),
             "chosen": {
-                "device": str(place),
-                "device_name": _device_name(place),
-                "precision": precision,
+                "device": str(training.device),
+                "device_name": _device_name(training.device),
+                "precision": training.precision,
                 "storage": pictures.storage,
                 "order": training.order.facts(),
                 "bank_dtype": str(training.rows.dtype).removeprefix("torch."),
