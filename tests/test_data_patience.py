@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ from instdisc.errors import InputError
 
 
 class Clock:
-    """Time that passes only by sleeping."""
+    """Time that passes only by waiting."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -37,15 +39,17 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
         self.slept.append(seconds)
         self.now += seconds
+        return False
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(patience, "ending", clock)
     monkeypatch.setattr(patience, "trouble", Trouble())
     return clock
 
@@ -119,9 +123,16 @@ class Moody(RangeHandler):
     """Every third request fails; none is answered while the store is `down`."""
 
     down = False
+    falls_at = ""  # the address with which it goes down
     requests = 0
 
     def do_GET(self) -> None:
+        if self.path == self.falls_at:
+            type(self).down = True
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         type(self).requests += 1
         if self.down or self.requests % 3 == 0:
             self.send_error(503)
@@ -192,6 +203,29 @@ def test_a_store_that_went_down_ends_the_work_and_lists_no_picture(
         with pytest.raises(InputError, match="has not answered for"):
             list(all.batches(np.array_split(np.arange(20, len(source)), 6)))
     assert time.monotonic() - started < 20 and quarantine.count == 0
+
+
+# A request is under way in a thread of Background, which the program does not wait for.
+LEAVING = """
+import sys, time, urllib.request, numpy, torch
+from instdisc.data import open_pictures, open_source
+source = open_source(sys.argv[1], index_folder=sys.argv[2])
+pictures = open_pictures(source, 8, torch.device("cpu"), storage="workers", workers=0)
+urllib.request.urlopen(sys.argv[1].rpartition("/")[0] + "/down")
+pictures._request(numpy.arange(40, 60))
+time.sleep(3)
+"""
+
+
+def test_a_program_ends_while_a_thread_waits_for_a_store(moody: tuple[str, type[Moody], Path], tmp_path: Path) -> None:
+    """With its own status: a thread below Arrow that was stopped in its wait would abort the interpreter."""
+    address, handler, folder = moody
+    parquet_files(folder / "set", files=1, groups=3)
+    handler.falls_at = "/set/down"
+    words = [sys.executable, "-c", LEAVING, f"{address}/set/train-0.parquet", str(tmp_path / "index")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "did not answer" in done.stderr
 
 
 def test_a_scan_of_a_moody_store_is_whole(moody: tuple[str, type[Moody], Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
 _SECONDS_TO_END = 1.0
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+ending = threading.Event()  # set when the interpreter is about to end: whoever waits for long in a thread stops waiting
 _Jobs = queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
 
 
@@ -72,6 +73,7 @@ def _end(jobs: _Jobs, threads: int) -> None:
 
 @atexit.register  # before any Background is made, and so called after their finalizers, which tell the threads to end
 def _let_end() -> None:
+    ending.set()
     until = time.monotonic() + _SECONDS_TO_END
     for thread in list(_threads):
         thread.join(max(0.0, until - time.monotonic()))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from instdisc.data.background import ending
 from instdisc.errors import InputError, is_shortage
 
 Answer = TypeVar("Answer")
@@ -92,7 +93,10 @@ def patiently(ask: Callable[[], Answer], place: str, patience: float = SHORT) ->
                     ) from error
                 raise
             trouble.note(place, why)
-            time.sleep(wait * random.uniform(0.75, 1.25))  # so that many ranks do not ask in step
+            # Not all at once, so that many ranks do not ask in step. A thread that was stopped in this wait as the
+            # interpreter ends would abort it, where Arrow's C++ stands between the two.
+            if ending.wait(wait * random.uniform(0.75, 1.25)):
+                raise
             wait = min(2 * wait, _LONGEST_WAIT)
         else:
             trouble.answered()
