@@ -7,7 +7,7 @@ The collection has 20,000 pictures, with secrets planted beside and above it and
 tests/attacks.py. Each comes from another address of this machine than the honest user, and those that only ask for more
 than there is come from the same address too. That user keeps looking at the grid, at a picture, searching by it and
 with a picture of their own; a 503 is waited out, as the page does, and the wait counts. Results go to
-results/hostile.json.
+results/hostile.json after each attack; what stands there of the same commit and seconds is not tried again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from typing import Any
 
 from page import made_run
 from processes import held, serving
-from record import record
+from record import commit, record
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from attacks import ATTACKS, attacked, plant
 
 COUNT, TOKEN, STRANGER, HONEST = 20_000, "a-token-for-this-measurement", "127.0.0.2", "127.0.0.1"
+WHERE = {STRANGER: "another address", HONEST: "the same address", "": ""}
 FROM_THE_SAME = ("queries", "uploads", "comparisons", "slow-heads", "slow-bodies")  # address, too
 
 
@@ -43,36 +44,46 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
-    rows = []
+    out = settings.results / "hostile.json"
+    rows = kept(out, settings.seconds)
+    known = {(row["attack"], row["source"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "errors.txt"), "w+") as errors:
         run = made_run(Path(folder, "collections", str(COUNT)), COUNT)
         plant(run.parent / f"pictures-{COUNT}")
-        asked = [(one, STRANGER) for one in settings.attacks]
+        asked = [("rest", ""), *((one, STRANGER) for one in settings.attacks)]
         asked += [(one, HONEST) for one in settings.attacks if one in FROM_THE_SAME]
         for token in (None, TOKEN):
             with serving(run, *(("--token", token) if token else ()), errors=errors) as (address, server):
                 port = int(address.split(":")[2].partition("/")[0])
                 user = Honest(port, token, min((run.parent / f"pictures-{COUNT}").glob("*/*5.jpg")))
                 user.until_open()
-                if token is None:
-                    rows.append(measured("rest", "", server.pid, user, settings.seconds, folder))
                 for attack, source in asked:
-                    if (attack == "tokens") == (token is not None):
+                    if (attack == "tokens") == (token is not None) and (attack, WHERE[source]) not in known:
                         rows.append(measured(attack, source, server.pid, user, settings.seconds, folder))
-                        print(json.dumps(rows[-1]), flush=True)
+                        errors.flush()
+                        write(out, rows, settings.seconds, Path(errors.name).read_text(errors="replace"))
                 if server.poll() is not None:
                     sys.exit("The server has ended.")
-        errors.seek(0)
-        said = errors.read()
-    given = f" --attacks {' '.join(settings.attacks)}" if len(settings.attacks) <= len(ATTACKS) else ""
+
+
+def kept(out: Path, seconds: float) -> list[dict[str, Any]]:
+    """What was recorded for this commit before."""
+    before = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"commit": ""}
+    return before["rows"] if before["commit"] == commit() and before.get("seconds") == seconds else []
+
+
+def write(out: Path, rows: list[dict[str, Any]], seconds: float, said: str) -> None:
+    """Record what is known so far. said: what the server has printed in this start."""
+    attacks = " ".join(dict.fromkeys(row["attack"] for row in rows if row["attack"] != "rest"))
     record(
-        settings.results / "hostile.json",
+        out,
         name="hostile",
-        command=f"python benchmarks/hostile.py{given} --seconds {settings.seconds:g}",
+        command=f"python benchmarks/hostile.py --attacks {attacks} --seconds {seconds:g}",
         unit="milliseconds that an honest user waits at the median, one value for rest and each attack; `rows` has all",
         values=[row["honest_ms"]["median"] for row in rows],
         seeds=[0],
         pictures=COUNT,
+        seconds=seconds,
         held="of the server: before, at most, after",
         tried=sum(row.get("tried", 0) for row in rows),
         server_errors=sum(row["answers"].get("500", 0) for row in rows),
@@ -118,7 +129,7 @@ def measured(attack: str, source: str, pid: int, user: Honest, seconds: float, f
         time.sleep(0.1)
     return {
         "attack": attack,
-        "source": {STRANGER: "another address", HONEST: "the same address"}.get(source, ""),
+        "source": WHERE[source],
         **found,
         "honest_ms": user.told(),
         "honest_asked": sum(map(len, user.waits.values())),
