@@ -171,7 +171,9 @@ class Honest:
         self.unanswered = self.asked_again = 0
 
     def until_open(self) -> None:
-        while json.loads(self._ask("GET", "/api/status") or b"{}").get("state") != "open":
+        while (status := json.loads(self._ask("GET", "/api/status") or b"{}")).get("state") != "open":
+            if "error" in status:
+                sys.exit(f"The server does not open the run: {status['error']}")
             time.sleep(0.1)
 
     def keep_asking(self, over: threading.Event) -> None:

@@ -249,7 +249,7 @@ def write_run(folder: str, count: int) -> None:
         "data": {"rows": count, "readable": count, "fingerprint": fingerprint_of(source)},
         "settings": {},
         "encoder": encoder.describe(),
-        "chosen": {},
+        "chosen": {"device": "cpu", "device_name": "", "precision": "float32", "storage": "memory"},
     }
     write_json(run.config, json.loads(json.dumps(facts)))
 
