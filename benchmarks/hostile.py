@@ -172,7 +172,7 @@ class Honest:
 
     def until_open(self) -> None:
         while (status := json.loads(self._ask("GET", "/api/status") or b"{}")).get("state") != "open":
-            if "error" in status:
+            if status.get("error"):
                 sys.exit(f"The server does not open the run: {status['error']}")
             time.sleep(0.1)
 
