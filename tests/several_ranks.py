@@ -16,12 +16,16 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch.nn.functional import normalize
 
 from instdisc import ranks
 from instdisc.bank import MemoryBank
+from instdisc.errors import InputError
 from instdisc.objectives import (
     NCE,
     NonParametricSoftmax,
@@ -30,6 +34,9 @@ from instdisc.objectives import (
     SampledSoftmax,
     ViewSoftmax,
 )
+from instdisc.search import pairs
+from instdisc.search.index import Index
+from instdisc.search.strangeness import strangeness
 
 Facts = dict[str, torch.Tensor]
 
@@ -105,9 +112,80 @@ def objectives() -> dict[str, torch.nn.Module]:
 def _tour() -> Facts:
     facts = {f"ranks.{name}": value for name, value in _ranks().items()}
     facts |= {f"bank.{name}": value for name, value in _bank().items()}
+    facts |= {f"compared.{name}": value for name, value in _compared().items()}
     for name, objective in objectives().items():
         facts |= {f"{name}.{what}": value for what, value in _steps(objective).items()}
     return facts
+
+
+def alike_rows() -> torch.Tensor:
+    """Unit vectors, some of which stand several times, far from each other: equal scores on different ranks."""
+    rows = normalize(torch.randn(900, DIM, generator=torch.Generator().manual_seed(11)), dim=1)
+    for copies in (300, 600, 899):
+        rows[copies : copies + 40] = rows[: min(40, len(rows) - copies)]
+    return rows
+
+
+def _compared() -> Facts:
+    """Pairs, neighbours, search and strangeness among rows that every rank holds."""
+    rows, others = alike_rows(), alike_rows()[450:700]
+    with patch.multiple(pairs, _QUERIES=128, _ROWS=50, _TILE=16):  # many blocks, and some that are cut
+        return _compare(rows, others)
+
+
+def _compare(rows: torch.Tensor, others: torch.Tensor) -> Facts:
+    own = pairs.Vectors.of(rows)
+    within = pairs.similar_pairs(own, 0.8)
+    between = pairs.similar_pairs(own, 0.8, against=pairs.Vectors.of(others))
+    scores, places = pairs.neighbours_of_all(own, 4)
+    facts = {f"within_{name}": torch.from_numpy(value) for name, value in vars(within).items()}
+    facts |= {f"between_{name}": torch.from_numpy(value) for name, value in vars(between).items()}
+    facts |= {"all_scores": torch.from_numpy(scores), "all_places": torch.from_numpy(places)}
+
+    names = pa.array([f"{number:04d}" for number in range(len(rows))], pa.large_string())
+    removed = np.arange(len(rows)) % 7 == 3
+    index = Index([rows[:200], rows[200:]], pa.table({"id": names, "location": names}), removed=removed)
+    queries = rows[[0, 5, 301, 899]]
+    among = np.arange(len(rows)) % 2 == 0
+    few = np.isin(np.arange(len(rows)), (2, 851, 854))  # some ranks have none of them
+    asked = {
+        "": index.search(queries, 9),
+        "some_": index.search(queries, 9, among=among, exclude=np.array([0, 5, -1, 899])),
+        "few_": index.search(queries, 3, among=few),
+    }
+    for name, (found, numbers) in asked.items():
+        facts |= {f"{name}search_scores": found, f"{name}search_rows": numbers}
+
+    begin, end = ranks.share(len(rows))
+    stages = {"one": rows[begin:end].numpy(), "two": rows[begin:end, :3].numpy() ** 2}
+    facts["strangeness"] = ranks.gather(torch.from_numpy(strangeness(stages)))
+
+    broken = rows.clone()
+    broken[850, 2] = torch.nan  # the last rank alone meets it as a query
+    for name, wrong in {
+        "not_finite": lambda: pairs.neighbours_of_all(pairs.Vectors.of(broken), 4),
+        "pairs_not_finite": lambda: pairs.similar_pairs(pairs.Vectors.of(broken), 0.8),
+        "search_not_finite": lambda: Index([broken], index.pictures).search(queries, 9),
+        "too_many": lambda: pairs.similar_pairs(own, 0.8, most=len(within) - 1),
+        "one_fate": lambda: _fail_on(ranks.world() - 1),
+        "on_main": lambda: ranks.on_main(_fail),
+    }.items():
+        try:
+            wrong()
+            facts[name] = torch.zeros(0, dtype=torch.int64)
+        except InputError as error:
+            facts[name] = torch.tensor(list(str(error).encode()))
+    return facts
+
+
+def _fail_on(rank: int) -> None:
+    with ranks.one_fate():
+        if ranks.rank() == rank:
+            _fail()
+
+
+def _fail() -> None:
+    raise InputError("It went wrong here.")
 
 
 def _ranks() -> Facts:

@@ -190,6 +190,39 @@ def test_torchrun(trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert instdisc.load(tmp_path / "run").embed(pictures).shape == (61, 8)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("index", "RUN", "--recompute"),
+        ("duplicates", "RUN", "--threshold", "0.9"),
+        ("search", "RUN", "PICTURE"),
+        ("index", "RUN", "--tag", "mine", "--where", "*1*"),
+    ],
+)
+def test_torchrun_looks_through_a_collection_with_one_voice(
+    words: tuple[str, ...], trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pictures, run = trained
+    picture = min(pictures.glob("*/*"))
+    said = []
+    for name, launch in {
+        "one": [sys.executable],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    }.items():
+        copy = shutil.copytree(run, tmp_path / name / "run")
+        given = [{"RUN": str(copy), "PICTURE": str(picture)}.get(word, word) for word in words]
+        done = subprocess.run(
+            [*launch, "-m", "instdisc", *given, *([] if "--tag" in words else ["--device", "cpu"])],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "500"},
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.replace(str(tmp_path / name), ""))
+    assert said[0] == said[1] != ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One clear sentence each
 

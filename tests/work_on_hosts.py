@@ -12,8 +12,11 @@ from torch.nn.functional import normalize
 
 from instdisc import ranks
 from instdisc.bank import MemoryBank
+from instdisc.jobs.duplicates import duplicates, leaks
 from instdisc.jobs.embed import embed
 from instdisc.jobs.evaluate import evaluate
+from instdisc.jobs.outliers import outliers
+from instdisc.jobs.search import search
 from instdisc.jobs.train import train
 from instdisc.objectives import NonParametricSoftmax, SampledSoftmax
 
@@ -41,6 +44,17 @@ def whole_life(folder: Path) -> None:
     embed(run, pictures, folder / "vectors.parquet", device="cpu")
     if ranks.is_main():
         (folder / "report.json").write_text(json.dumps(report["knn"]))
+
+
+def look_through(folder: Path) -> None:
+    """Duplicates, outliers and a search in the collection of `folder`/run, whose vectors are computed anew first."""
+    run = folder / "run"
+    found = search(run, [folder / "pictures" / "red" / "0003.png"], neighbours=7, device="cpu")
+    duplicates(run, threshold=0.9, device="cpu", say=None)
+    outliers(run, neighbours=5, device="cpu", say=None)
+    leaks(run, folder / "pictures", threshold=0.9, device="cpu", out=folder / "leaks", say=None)
+    if ranks.is_main():
+        (folder / "search.json").write_text(json.dumps([[one.id, one.score] for one in found[0]]))
 
 
 def traffic(folder: Path) -> None:
@@ -72,4 +86,4 @@ def _sent() -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with ranks.together():
-        {"whole_life": whole_life, "traffic": traffic}[sys.argv[1]](Path(sys.argv[2]))
+        {"whole_life": whole_life, "look_through": look_through, "traffic": traffic}[sys.argv[1]](Path(sys.argv[2]))

@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +36,6 @@ from instdisc.data.source import Source
 from instdisc.errors import InputError, advice, is_shortage
 from instdisc.progress import Bar
 from instdisc.runs import sync_folder, write_json, write_whole
-
-Answer = TypeVar("Answer")
 
 _METADATA = b"instdisc"  # key in the Parquet schema: whose vectors these are, and the names of the labels
 
@@ -107,17 +105,17 @@ def write_embeddings(
     if out.suffix not in (".parquet", ".npy"):
         raise InputError(f"{out} should end in .parquet or .npy: that says how the vectors are written.")
     parts = _Parts(out.with_name(out.name + ".parts"), len(source), chunk)
-    missing = _on_main(lambda: parts.prepare(_job(source, run_fingerprint, chunk), restart))
+    missing = ranks.on_main(lambda: parts.prepare(_job(source, run_fingerprint, chunk), restart))
     todo = sum(stop - start for start, stop in map(parts.bounds, missing))
     first, last = ranks.share(len(missing))
     own = sum(stop - start for start, stop in map(parts.bounds, missing[first:last]))
-    with Bar(own, "Embedding", "pictures", enabled=ranks.is_main()) as bar:
+    with ranks.one_fate(), Bar(own, "Embedding", "pictures", enabled=ranks.is_main()) as bar:
         for number in missing[first:last]:
             start, stop = parts.bounds(number)
             parts.write(number, embed_rows(np.arange(start, stop)))
             bar.advance(stop - start)
     ranks.barrier()
-    count, dim, unreadable = _on_main(lambda: _put_together(source, parts, out, run_fingerprint))
+    count, dim, unreadable = ranks.on_main(lambda: _put_together(source, parts, out, run_fingerprint))
     return Written(out, count, dim, unreadable, len(source) - todo)
 
 
@@ -372,18 +370,3 @@ def _matrix(file: pq.ParquetFile) -> np.ndarray:
         vectors[start : start + len(batch)] = batch.column(0).flatten().to_numpy().reshape(-1, kind.list_size)
         start += len(batch)
     return vectors
-
-
-def _on_main(work: Callable[[], Answer]) -> Answer:
-    """Do it on the main process and give every process the answer, or the same InputError."""
-    answer: Any = None
-    problem: InputError | None = None
-    if ranks.is_main():
-        try:
-            answer = work()
-        except InputError as error:
-            problem = error
-    answer, problem = ranks.broadcast_object((answer, problem))
-    if problem is not None:
-        raise problem
-    return answer

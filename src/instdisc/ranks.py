@@ -10,16 +10,18 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from instdisc.errors import InputError
 from instdisc.shapes import Tensor
+
+Answer = TypeVar("Answer")
 
 
 def start() -> None:
@@ -130,11 +132,16 @@ def gather(tensor: Tensor, counts: list[int] | None = None) -> Tensor:
         return tensor.detach()
     counts = sizes(len(tensor)) if counts is None else counts
     longest = max(counts)
-    padded = tensor.detach().new_zeros((longest, *tensor.shape[1:]))
+    padded = tensor.detach().new_zeros((longest, *tensor.shape[1:]), device=_sending(tensor))
     padded[: len(tensor)] = tensor.detach()
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return torch.cat([part[:count].to(tensor.device) for part, count in zip(parts, counts, strict=True)])
+
+
+def _sending(tensor: Tensor) -> torch.device:
+    """Where it must stand to be sent: NCCL takes it from this process's GPU only."""
+    return torch.device("cuda", local()) if dist.get_backend() == "nccl" else tensor.device
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -162,26 +169,23 @@ def total(tensor: Tensor) -> Tensor:
     """The elementwise sum over ranks, as a new tensor. No gradient."""
     if world() == 1:
         return tensor.detach()
-    summed = tensor.detach().clone()
+    summed = tensor.detach().to(_sending(tensor), copy=True)
     dist.all_reduce(summed)
-    return summed
+    return summed.to(tensor.device)
 
 
 def largest(tensor: Tensor) -> Tensor:
     """The elementwise maximum over ranks, as a new tensor. No gradient."""
     if world() == 1:
         return tensor.detach()
-    result = tensor.detach().clone()
+    result = tensor.detach().to(_sending(tensor), copy=True)
     dist.all_reduce(result, op=dist.ReduceOp.MAX)
-    return result
+    return result.to(tensor.device)
 
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is up on any rank: a decision that all ranks then take together."""
-    if world() == 1:
-        return flag
-    device = torch.device("cuda", local()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    return bool(largest(torch.tensor([int(flag)], device=device)).item())
+    return flag if world() == 1 else bool(largest(torch.tensor([int(flag)])).item())
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:
@@ -191,6 +195,40 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def on_main(work: Callable[[], Answer]) -> Answer:
+    """Do it on the main process; every process has the answer, or the same InputError."""
+    answer: Any = None
+    problem: InputError | None = None
+    if is_main():
+        try:
+            answer = work()
+        except InputError as error:
+            problem = error
+    answer, problem = broadcast_object((answer, problem))
+    if problem is not None:
+        raise problem
+    return answer
+
+
+@contextmanager
+def one_fate() -> Iterator[None]:
+    """Where a rank raises an InputError inside, every rank raises one once it has come to the end.
+
+    Without it the others would wait for that rank in whatever they send each other next.
+    """
+    problem: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        problem = error
+    if world() > 1:
+        everyone: list[Any] = [None] * world()
+        dist.all_gather_object(everyone, problem)
+        problem = problem or next((one for one in everyone if one is not None), None)
+    if problem is not None:
+        raise problem
 
 
 def data_parallel(module: torch.nn.Module) -> torch.nn.Module:

@@ -50,7 +50,8 @@ COMMANDS = (
     *(serve, search, index, duplicates, outliers, label, map),
     *(embed, export, info, cache, reproduce, demo),
 )
-SHARED = ("train", "evaluate", "embed")  # what several processes do together
+# What several processes do together:
+SHARED = ("train", "evaluate", "embed", "index", "search", "duplicates", "outliers")
 
 
 def _by_one_process(name: str, command: Callable[..., None]) -> Callable[..., None]:

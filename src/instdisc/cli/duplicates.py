@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,26 +38,32 @@ def command(
     """Find near-duplicates in a run's collection, or pictures of another source that it holds. Deletes nothing."""
     from dataclasses import asdict
 
+    from instdisc import ranks
     from instdisc.jobs import duplicates as job
     from instdisc.runs import RunFolder
 
     say = None if json_ else print
     folder = out or RunFolder(run).duplicates
-    found: list[job.Duplicates] | list[job.Leak]
+    groups: list[job.Duplicates] = []
+    leaks: list[job.Leak] = []
     rows: list[tuple[str, ...]]
+    with ranks.together():
+        options: Any = {
+            "threshold": threshold,
+            "out": out,
+            "bank": bank,
+            "approximate": approximate,
+            "train_source": train_source,
+            "device": device,
+            "say": say,
+        }
+        if against is None:
+            groups = job.duplicates(run, keep=keep, **options)
+        else:
+            leaks = job.leaks(run, against, **options)
+        if not ranks.is_main():
+            return
     if against is None:
-        found = job.duplicates(
-            run,
-            threshold=threshold,
-            keep=keep,
-            out=out,
-            bank=bank,
-            approximate=approximate,
-            train_source=train_source,
-            device=device,
-            say=say,
-        )
-        groups = found
         rows = [
             (f"{group.score:.3f}", str(1 + len(group.copies)), group.kept.path, "\n".join(_beside(group)))
             for group in groups
@@ -67,25 +73,14 @@ def command(
         words = f"{copies:,} copies in {len(groups):,} groups"
         name = "duplicates"
     else:
-        found = job.leaks(
-            run,
-            against,
-            threshold=threshold,
-            out=out,
-            bank=bank,
-            approximate=approximate,
-            train_source=train_source,
-            device=device,
-            say=say,
-        )
-        rows = [(f"{leak.nearest.score:.3f}", leak.path, leak.nearest.path) for leak in found]
+        rows = [(f"{leak.nearest.score:.3f}", leak.path, leak.nearest.path) for leak in leaks]
         columns = ("cosine", "there", "in the collection")
-        words = f"{len(found):,} pictures of {against} are in the collection"
+        words = f"{len(leaks):,} pictures of {against} are in the collection"
         name = "leaks"
     if json_:
         import json
 
-        print(json.dumps([asdict(one) for one in found], indent=2))
+        print(json.dumps([asdict(one) for one in (groups if against is None else leaks)], indent=2))
         return
     from rich.console import Console
     from rich.table import Table

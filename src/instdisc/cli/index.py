@@ -46,16 +46,21 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Add pictures to a run's collection, remove or tag some, compute its vectors anew; or see what it holds."""
+    from instdisc import ranks
     from instdisc.jobs import index
 
-    if reset:
-        index.reset(run)
-        print("The collection is the training pictures again, with the rows of the bank.")
-    if recompute:
-        count = index.recompute(run, train_source=train_source, dtype=dtype, device=device)
-        print(f"The vectors of {count:,} pictures were computed anew.")
-    if add is not None:
-        print(f"{index.add(run, add, labels=labels, dtype=dtype, device=device):,} pictures were added.")
+    with ranks.together():  # to embed is shared among the processes of torchrun; the main one does the rest
+        tell = print if ranks.is_main() else _silent
+        if reset:
+            index.reset(run)
+            tell("The collection is the training pictures again, with the rows of the bank.")
+        if recompute:
+            count = index.recompute(run, train_source=train_source, dtype=dtype, device=device)
+            tell(f"The vectors of {count:,} pictures were computed anew.")
+        if add is not None:
+            tell(f"{index.add(run, add, labels=labels, dtype=dtype, device=device):,} pictures were added.")
+        if not ranks.is_main():
+            return
     if remove is not None or remove_list is not None:
         from instdisc.jobs.sources import read_paths
 
@@ -74,3 +79,7 @@ def command(
     for name, words in index.describe(run).items():
         table.add_row(name, words)
     Console(highlight=False).print(table)
+
+
+def _silent(words: str) -> None:
+    pass

@@ -29,21 +29,25 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Find the pictures of a run's collection that are least like any other."""
+    from instdisc import ranks
     from instdisc.jobs.outliers import outliers
     from instdisc.runs import RunFolder
 
-    found = outliers(
-        run,
-        by=by,
-        neighbours=neighbours,
-        count=count,
-        out=out,
-        bank=bank,
-        approximate=approximate,
-        train_source=train_source,
-        device=device,
-        say=None if json_ else print,
-    )
+    with ranks.together():
+        found = outliers(
+            run,
+            by=by,
+            neighbours=neighbours,
+            count=count,
+            out=out,
+            bank=bank,
+            approximate=approximate,
+            train_source=train_source,
+            device=device,
+            say=None if json_ else print,
+        )
+        if not ranks.is_main():
+            return
     if json_:
         import json
         from dataclasses import asdict

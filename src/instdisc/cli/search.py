@@ -38,24 +38,28 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Find the pictures of a run's collection that are most like given ones."""
+    from instdisc import ranks
     from instdisc.jobs.search import search
 
-    if recompute:
-        from instdisc.jobs.index import recompute as compute
+    with ranks.together():
+        if recompute:
+            from instdisc.jobs.index import recompute as compute
 
-        compute(run, train_source=train_source, device=device, say=None if json_ else print)
-    answers = search(
-        run,
-        pictures,
-        neighbours=neighbours,
-        where=where,
-        label=label,
-        tag=tag,
-        sheet=sheet,
-        store=store,
-        train_source=train_source,
-        device=device,
-    )
+            compute(run, train_source=train_source, device=device, say=None if json_ else print)
+        answers = search(
+            run,
+            pictures,
+            neighbours=neighbours,
+            where=where,
+            label=label,
+            tag=tag,
+            sheet=sheet,
+            store=store,
+            train_source=train_source,
+            device=device,
+        )
+        if not ranks.is_main():
+            return
     if json_:
         import json
         from dataclasses import asdict

@@ -73,9 +73,7 @@ def open_pictures(
     folder = Path(cache_folder) if cache_folder else default_cache_folder() / "pixels"
     opening = _Opening(source, size, torch.device(device), quarantine, workers, folder, must_stay_here(source))
     # One process decides for all: free memory and disk differ between them, and the instances must not.
-    chosen, why_not = ranks.broadcast_object(
-        opening.choose(storage, memory_budget, disk_budget) if ranks.is_main() else None
-    )
+    chosen, why_not = ranks.on_main(lambda: opening.choose(storage, memory_budget, disk_budget))
     if chosen == "memory":
         pictures = opening.in_memory()
     elif chosen == "cache":

@@ -37,12 +37,13 @@ _LOOK_AGAIN_SECONDS = 10.0  # after pictures were not there: a look at all files
 class Collection:
     """The pictures of a run folder. Nothing is read before it is needed; sources and vectors stay mapped.
 
-    train_source: where the training pictures are now, if they were moved.
+    train_source: where the training pictures are now, if they were moved. by_ranks: several processes look through it
+    together, each with a Collection of its own.
     Raises InputError for a folder that is no run, or was trained on after pictures were added.
     """
 
-    def __init__(self, run: str | Path, *, train_source: Any = None) -> None:
-        if ranks.world() > 1:
+    def __init__(self, run: str | Path, *, train_source: Any = None, by_ranks: bool = False) -> None:
+        if ranks.world() > 1 and not by_ranks:
             raise InputError("Looking through a collection is one process's work: start it without torchrun.")
         self.folder = RunFolder(run)
         self.facts = read_facts(self.folder)

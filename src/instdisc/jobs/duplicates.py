@@ -91,14 +91,22 @@ def duplicates(
     keep: which of a group stays: largest (pixels, then bytes), sharpest, oldest (by the file's date). out: the folder
     of duplicates.csv, remove.txt and duplicates.png; RUN/duplicates without. bank: compare the rows of the bank, which
     come from augmented views, in place of vectors of the pictures as they are. approximate: let an HNSW graph answer
-    (the extra `ann`), sooner for a million pictures; a few pairs are missed. Raises InputError for what can't be.
+    (the extra `ann`), sooner for a million pictures; a few pairs are missed. The processes of torchrun share the work;
+    the main one writes and returns what was found, the others nothing. Raises InputError for what can't be.
     """
     if keep not in KEEP:
         raise InputError(f'One of {", ".join(KEEP)} can be kept, not "{keep}".')
-    collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
-    rows, vectors = collection.index.present(ranks.device(device))
-    compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-    pairs = compared(threshold, show=say is not None)
+    with ranks.together():
+        say = say if ranks.is_main() else None
+        refuse_graph(approximate)
+        collection = index_job.without_augmentation(
+            run, bank=bank, train_source=train_source, device=device, say=say, by_ranks=True
+        )
+        rows, vectors = collection.index.present(ranks.device(device))
+        compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
+        pairs = compared(threshold, show=say is not None)
+        if not ranks.is_main():
+            return []
     groups = linked(pairs)
     with Bar(sum(len(group.members) for group in groups), "Looking at copies", "pictures", say is not None) as bar:
         found = [_chosen(collection, group, rows, keep, bar) for group in groups]
@@ -137,15 +145,23 @@ def leaks(
     The most alike first; leaks.csv, remove.txt (of the other source) and leaks.png are written. The rest as in
     `duplicates`.
     """
-    collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
-    other = open_source(findable(against))
-    with index_job.changing(run) as folder:
-        found, values, _ = index_job.embedded(collection, Subset(other, np.arange(len(other))), "against", device, say)
-        index_job.forget(folder, "against")
-    place = ranks.device(device)
-    rows, vectors = collection.index.present(place)
-    compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-    pairs = compared(threshold, against=Vectors.of(values.to(place)), show=say is not None)
+    with ranks.together():
+        say = say if ranks.is_main() else None
+        refuse_graph(approximate)
+        collection = index_job.without_augmentation(
+            run, bank=bank, train_source=train_source, device=device, say=say, by_ranks=True
+        )
+        other = open_source(findable(against))
+        with index_job.changing(run, by_ranks=True) as folder:
+            all_of_it = Subset(other, np.arange(len(other)))
+            found, values, _ = index_job.embedded(collection, all_of_it, "against", device, say)
+            ranks.on_main(lambda: index_job.forget(folder, "against"))
+        place = ranks.device(device)
+        rows, vectors = collection.index.present(place)
+        compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
+        pairs = compared(threshold, against=Vectors.of(values.to(place)), show=say is not None)
+        if not ranks.is_main():
+            return []
     _, best = np.unique(pairs.second, return_index=True)  # of each other picture the first, which is the most alike
     best.sort()
     table = other.fetch_table()
@@ -178,6 +194,12 @@ def leaks(
             title="In the collection, with the cosine",
         )
     return answer
+
+
+def refuse_graph(asked: bool) -> None:
+    """InputError where a graph is asked for that several processes would each build."""
+    if asked and ranks.world() > 1:
+        raise InputError("A graph is one process's work: leave out --approximate, or start without torchrun.")
 
 
 def graph_of(vectors: Vectors, say: Callable[[str], None] | None) -> Graph:

@@ -57,8 +57,9 @@ def add(
     described = describe_source(source, labels, split, limit)
     if described["given"] is None:
         raise InputError("Pictures in memory can't be added, since they could not be shown later: save them first.")
-    with changing(run) as folder:
-        collection = Collection(folder.path)
+    with ranks.together(), changing(run, by_ranks=True) as folder:
+        say = say if ranks.is_main() else None
+        collection = Collection(folder.path, by_ranks=True)
         collection.check_vectors()
         opened = open_source(findable(source), labels=labels, split=split, limit=limit)
         table = opened.fetch_table()
@@ -80,8 +81,7 @@ def add(
         pictures = table.take(pa.array(rows)).append_column("label", pa.array(names, pa.string()))
         part = Part(vectors.to(getattr(torch, dtype)), pictures, described)
         changes = replace(collection.changes, step=collection.saved.step, added=(*collection.changes.added, part))
-        write_changes(folder.index, changes)
-        forget(folder, "added")
+        ranks.on_main(lambda: _keep(folder, changes, "added"))
         return len(rows)
 
 
@@ -111,8 +111,9 @@ def recompute(
     as they are. One that can't be read keeps its bank row, or is removed if it had been added.
     """
     _check_dtype(dtype)
-    with changing(run) as folder:
-        collection = Collection(folder.path, train_source=train_source)
+    with ranks.together(), changing(run, by_ranks=True) as folder:
+        say = say if ranks.is_main() else None
+        collection = Collection(folder.path, train_source=train_source, by_ranks=True)
         before = collection.changes
         source = collection.training_source()
         found, vectors, _ = embedded(collection, Subset(source, collection.rows), "recomputed", device, say)
@@ -143,24 +144,29 @@ def recompute(
             added=tuple(added),
             removed=np.unique(np.concatenate(removed)),
         )
-        write_changes(folder.index, changes)
-        forget(folder, "recomputed", *(part.name for part in before.added))
+        ranks.on_main(lambda: _keep(folder, changes, "recomputed", *(part.name for part in before.added)))
         return count
 
 
 def without_augmentation(
-    run: str | Path, *, bank: bool = False, train_source: Any = None, device: str = "auto", say: Say = print
+    run: str | Path,
+    *,
+    bank: bool = False,
+    train_source: Any = None,
+    device: str = "auto",
+    say: Say = print,
+    by_ranks: bool = False,
 ) -> Collection:
     """The collection with vectors of its pictures as they are, computed now if they never were.
 
-    bank: leave it at what is there, the rows of the bank or better.
+    bank: leave it at what is there, the rows of the bank or better. by_ranks: the processes of a run do it together.
     """
-    collection = Collection(run, train_source=train_source)
+    collection = Collection(run, train_source=train_source, by_ranks=by_ranks)
     changed = collection.changes
     if bank or (changed.recomputed is not None and changed.step == collection.saved.step):
         return collection
     recompute(run, train_source=train_source, device=device, say=say)
-    return Collection(run, train_source=train_source)
+    return Collection(run, train_source=train_source, by_ranks=by_ranks)
 
 
 def remove(run: str | Path, *, where: str | None = None, paths: Sequence[str] | None = None, say: Say = print) -> int:
@@ -213,11 +219,15 @@ def tag(run: str | Path, name: str, *, where: str | None = None, label: str | No
 
 def reset(run: str | Path) -> None:
     """Forget all of it: the collection is the training pictures, with the rows of the bank."""
-    with changing(run) as folder:
-        (folder.index / "index.json").unlink(missing_ok=True)  # first: without it the rest is known to be left over
-        for file in folder.index.iterdir():
-            if file.name != "lock" and file.is_file():
-                file.unlink()
+    with changing(run, by_ranks=True) as folder:
+        ranks.on_main(lambda: _remove_all(folder.index))
+
+
+def _remove_all(index: Path) -> None:
+    (index / "index.json").unlink(missing_ok=True)  # first: without it the rest is known to be left over
+    for file in index.iterdir():
+        if file.name != "lock" and file.is_file():
+            file.unlink()
 
 
 def describe(run: str | Path) -> dict[str, str]:
@@ -248,18 +258,28 @@ def _check_dtype(dtype: str) -> None:
 
 
 @contextmanager
-def changing(run: str | Path) -> Iterator[RunFolder]:
-    """Alone with a run's index while it is changed."""
+def changing(run: str | Path, *, by_ranks: bool = False) -> Iterator[RunFolder]:
+    """Alone with a run's index while it is changed. by_ranks: by the processes of a run together."""
     folder = RunFolder(run)
     folder.read_config()  # refuses a folder that is no run before one is made inside it
-    if ranks.world() > 1:
+    if ranks.world() > 1 and not by_ranks:
         raise InputError("An index is changed by one process: start it without torchrun.")
     with ExitStack() as held:
-        try:
-            held.enter_context(locked(folder.index / "lock"))
-        except OSError as error:
-            raise InputError(f"{folder.index} can't be written ({error.strerror}): {advice(error)}.") from None
+
+        def lock() -> None:
+            try:
+                held.enter_context(locked(folder.index / "lock"))
+            except OSError as error:
+                raise InputError(f"{folder.index} can't be written ({error.strerror}): {advice(error)}.") from None
+
+        ranks.on_main(lock)
         yield folder
+
+
+def _keep(folder: RunFolder, changes: Changes, *worked: str) -> None:
+    """Changes whose vectors were made by `embedded` under these names."""
+    write_changes(folder.index, changes)
+    forget(folder, *worked)
 
 
 def _write(folder: RunFolder, collection: Collection, changes: Changes) -> None:
@@ -286,6 +306,7 @@ def embedded(
     rows = np.array([numbers[identifier] for identifier in _bytes(opened.ids)])
     codes = np.full(len(rows), -1) if source.labels is None else source.labels[rows]
     vectors = torch.from_numpy(np.array(opened.vectors))
+    ranks.barrier()  # nobody removes the file before all have read it
     return rows, vectors, [source.class_name(code) for code in codes.tolist()]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from instdisc import ranks
 from instdisc.encoder.backbones import evaluating
@@ -18,7 +19,7 @@ from instdisc.encoder.embed import autocast, stream
 from instdisc.errors import InputError
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection
-from instdisc.jobs.duplicates import csv_text, graph_of, write_text
+from instdisc.jobs.duplicates import csv_text, graph_of, refuse_graph, write_text
 from instdisc.jobs.search import Neighbour, picture_or_grey
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
@@ -63,19 +64,26 @@ def outliers(
     by: strangeness (what the network's stages see, from one pass over the pictures), similarity (lowest mean cosine
     with the `neighbours` nearest others) or uniqueness (lowest cosine with the nearest). out: the folder of
     outliers.csv, with all pictures in that order, and outliers.png; RUN/outliers without. bank: compare the rows of the
-    bank in place of vectors of the pictures as they are. approximate: as in `duplicates`.
+    bank in place of vectors of the pictures as they are. approximate: as in `duplicates`, and so is torchrun.
     Raises InputError for what can't be.
     """
     if by not in WAYS:
         raise InputError(f'Outliers are told by {", ".join(WAYS)}, not by "{by}".')
-    collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
-    index = collection.index
-    rows, vectors = index.present(ranks.device(device))
-    found = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
-    scores, places = found(neighbours, show=say is not None)
-    strange = np.full(len(rows), np.nan, np.float32)
-    if by == "strangeness":
-        strange = _strangeness(collection, rows, device, show=say is not None)
+    with ranks.together():
+        say = say if ranks.is_main() else None
+        refuse_graph(approximate)
+        collection = index_job.without_augmentation(
+            run, bank=bank, train_source=train_source, device=device, say=say, by_ranks=True
+        )
+        index = collection.index
+        rows, vectors = index.present(ranks.device(device))
+        found = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
+        scores, places = found(neighbours, show=say is not None)
+        strange = np.full(len(rows), np.nan, np.float32)
+        if by == "strangeness":
+            strange = _strangeness(collection, rows, device, show=say is not None)
+        if not ranks.is_main():
+            return []
     values = {"strangeness": strange, "similarity": scores.mean(axis=1), "uniqueness": 1 - scores[:, 0]}
     order = np.argsort(values[by] if by == "similarity" else -values[by], kind="stable")  # NaN last
     folder = RunFolder(run).outliers if out is None else Path(out)
@@ -126,11 +134,15 @@ def known_outliers(collection: Collection) -> list[tuple[int, float]]:
 def _strangeness(
     collection: Collection, rows: np.ndarray, device: str, *, show: bool
 ) -> Float[np.ndarray, " pictures"]:
-    """Of the collection's pictures at `rows`, NaN where one can't be read; the features lie in a file meanwhile."""
+    """Of the collection's pictures at `rows`, NaN where one can't be read. Each rank looks at its share of them.
+
+    The features lie in a file meanwhile.
+    """
     encoder = collection.encoder(device)
     place = ranks.device(device)
+    begin, end = ranks.share(len(rows))
     place_of = np.full(len(collection.index), -1)
-    place_of[rows] = np.arange(len(rows))
+    place_of[rows[begin:end]] = np.arange(end - begin)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
         with evaluating(encoder), autocast(place, "auto"):
@@ -143,30 +155,31 @@ def _strangeness(
     with tempfile.TemporaryDirectory(prefix="instdisc-") as folder:
         stages = {
             name: np.lib.format.open_memmap(
-                Path(folder) / f"{number}.npy", mode="w+", dtype=np.float32, shape=(len(rows), width)
+                Path(folder) / f"{number}.npy", mode="w+", dtype=np.float32, shape=(end - begin, width)
             )
             for number, (name, width) in enumerate(channels.items())
         }
-        seen = np.zeros(len(rows), dtype=bool)
-        for source, theirs, ours in collection.sources():
-            wanted = place_of[ours] >= 0
-            known = dict(zip(theirs[wanted].tolist(), place_of[ours[wanted]].tolist(), strict=True))
-            chunks = stream(
-                source,
-                encoder.preprocessing,
-                compute,
-                batch=256,
-                on_unreadable=lambda *_: None,
-                rows=theirs[wanted],
-                progress=show,
-            )
-            for numbers, values in chunks:
-                at = np.array([known[number] for number in numbers.tolist()])
-                for name, stage in stages.items():
-                    stage[at] = values[name].numpy()
-                seen[at] = True
-        if not seen.any():
+        seen = np.zeros(end - begin, dtype=bool)
+        with ranks.one_fate():
+            for source, theirs, ours in collection.sources():
+                wanted = place_of[ours] >= 0
+                known = dict(zip(theirs[wanted].tolist(), place_of[ours[wanted]].tolist(), strict=True))
+                chunks = stream(
+                    source,
+                    encoder.preprocessing,
+                    compute,
+                    batch=256,
+                    on_unreadable=lambda *_: None,
+                    rows=theirs[wanted],
+                    progress=show,
+                )
+                for numbers, values in chunks:
+                    at = np.array([known[number] for number in numbers.tolist()])
+                    for name, stage in stages.items():
+                        stage[at] = values[name].numpy()
+                    seen[at] = True
+        if not ranks.any_rank(bool(seen.any())):
             raise InputError("None of the pictures can be read any more: are they where they were?")
-        found = np.full(len(rows), np.nan, np.float32)
+        found = np.full(end - begin, np.nan, np.float32)
         found[seen] = strangeness(stages if seen.all() else {name: stage[seen] for name, stage in stages.items()})
-        return found
+        return ranks.gather(torch.from_numpy(found)).numpy()

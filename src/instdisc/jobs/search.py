@@ -52,26 +52,32 @@ def search(
     label: only pictures of this class; tag: only pictures that have it. sheet: a PNG to draw the answers to.
     store: ask the copy on this PostgreSQL server, nearly exactly, in place of the run's own vectors.
     train_source: where the training pictures are now, if they were moved: needed for labels and the sheet only.
+    The processes of torchrun share the rows; each has the answers, and the main one draws the sheet.
     Raises InputError for pictures that can't be read, and where fewer than `neighbours` pictures are to choose from.
     """
     if not pictures:
         raise InputError("Name a picture to search for.")
-    collection = Collection(run, train_source=train_source)
-    if (label is not None and store is None) or sheet is not None:
-        collection.training_source()  # refuses what has gone
-    index = collection.index
-    paths = [os.path.abspath(os.path.expanduser(picture)) for picture in pictures]
-    own = index.rows_of(paths)
-    if store is not None:
-        answers = _asked(collection, store, pictures, neighbours, where, label, tag, paths, device)
-    else:
-        among = index.matching(where=where, label=label, tag=tag)
-        queries = collection.encoder(device).embed([os.fspath(picture) for picture in pictures])
-        scores, found = index.search(queries.to(ranks.device(device)), neighbours, among=among, exclude=own)
-        answers = [
-            [Neighbour(**vars(entry), score=score) for entry, score in zip(index.entries(rows), line, strict=True)]
-            for line, rows in zip(scores.tolist(), found.numpy(), strict=True)
-        ]
+    with ranks.together():
+        if store is not None and ranks.world() > 1:
+            raise InputError("A server is asked by one process: start it without torchrun.")
+        collection = Collection(run, train_source=train_source, by_ranks=True)
+        if (label is not None and store is None) or sheet is not None:
+            collection.training_source()  # refuses what has gone
+        index = collection.index
+        paths = [os.path.abspath(os.path.expanduser(picture)) for picture in pictures]
+        own = index.rows_of(paths)
+        if store is not None:
+            answers = _asked(collection, store, pictures, neighbours, where, label, tag, paths, device)
+        else:
+            among = index.matching(where=where, label=label, tag=tag)
+            queries = ranks.on_main(lambda: collection.encoder(device).embed([os.fspath(one) for one in pictures]))
+            scores, found = index.search(queries.to(ranks.device(device)), neighbours, among=among, exclude=own)
+            answers = [
+                [Neighbour(**vars(entry), score=score) for entry, score in zip(index.entries(rows), line, strict=True)]
+                for line, rows in zip(scores.tolist(), found.numpy(), strict=True)
+            ]
+        if not ranks.is_main():
+            return answers
     if sheet is not None:
         asked = open_source([os.fspath(picture) for picture in pictures])
         neighbour_sheet(

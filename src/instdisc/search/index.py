@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from instdisc import ranks
 from instdisc.bank import Rows
 from instdisc.errors import InputError
-from instdisc.neighbours import Nearest
+from instdisc.neighbours import Nearest, merge
 from instdisc.search.approximate import RECALL, Graph
 from instdisc.search.pairs import Vectors
 from instdisc.shapes import Bool, Float, Int
@@ -153,6 +154,7 @@ class Index:
         among: bool (rows,), which may be answers; all that are there without. exclude: one row a query that is never
         an answer, -1 for none. Exact in float32; equal scores: the lower row first. Computed where the queries are.
         After `approximate`, unless `among` leaves out more than 1,000 pictures, the graph answers in its place.
+        Ranks that hold the same index and queries share its rows; each has the whole answer.
         Raises InputError where fewer than `neighbours` are to choose from.
         """
         among = ~self.removed if among is None else among & ~self.removed
@@ -170,13 +172,22 @@ class Index:
             )
         if self._graph is not None and int((~self.removed & ~among).sum()) <= _LEFT_OUT:
             return self._by_graph(queries, neighbours, among, exclude)
-        nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
-        first = 0
-        for block in self._blocks(among, _BLOCK if len(queries) > _FEW else 4 * _BLOCK):
-            nearest.add(block, first)
-            first += len(block)
-        rows = torch.from_numpy(np.flatnonzero(among))
-        return nearest.scores.cpu(), rows[nearest.indices.cpu()]
+        begin, end = ranks.share(len(self))
+        mine = among.copy()
+        mine[:begin] = mine[end:] = False
+        first = int(among[:begin].sum())
+        with ranks.one_fate():
+            nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
+            for block in self._blocks(mine, _BLOCK if len(queries) > _FEW else 4 * _BLOCK):
+                nearest.add(block, first)
+                first += len(block)
+        scores, places = nearest.scores.cpu(), nearest.indices.cpu()
+        if ranks.world() > 1:
+            # Ranks hold ascending rows, so that candidates that stand rank after rank keep the rule for ties.
+            counts = [len(queries)] * ranks.world()
+            scores, places = (torch.cat(ranks.gather(one, counts).split(counts), dim=1) for one in (scores, places))
+            scores, places = merge(scores, places, neighbours)
+        return scores, torch.from_numpy(np.flatnonzero(among))[places]
 
     def approximate(self, recall: float = RECALL, *, show: bool = False) -> float:
         """From now on, let an HNSW graph (search/approximate.py) answer; the recall@10 that was measured."""

@@ -4,17 +4,20 @@
     pairs = similar_pairs(own, 0.95, against=test)        # between two sets
     scores, places = neighbours_of_all(own, 10)
 
-Every pair is looked at once by a matrix product: n (n - 1) / 2 of them. Nothing is approximate.
+Every pair is looked at once by a matrix product: n (n - 1) / 2 of them. Nothing is approximate. The ranks of a run that
+hold the same vectors share the pairs evenly; every one of them has the whole answer, which is that of one process.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from instdisc import ranks
 from instdisc.errors import InputError
 from instdisc.neighbours import Coarse, Nearest, full_precision, halves_pay, pair_scores
 from instdisc.progress import Bar
@@ -65,13 +68,15 @@ def similar_pairs(
     """
     if not 0 < threshold <= 1:
         raise InputError(f"The similarity must be above 0 and at most 1, not {threshold:g}.")
-    others, within = (own, True) if against is None else (against, False)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     kept = 0
-    total = own.count * (own.count + 1) // 2 if within else own.count * others.count
-    with torch.no_grad(), Bar(total, "Comparing pictures", "pairs", enabled=show) as bar:
-        for start in range(0, own.count, _QUERIES):
-            stop = min(start + _QUERIES, own.count)
+    others, within = (own, True) if against is None else (against, False)
+    begin, end = _share_of_triangle(own.count) if within else ranks.share(own.count)
+    total = (end - begin) * (2 * own.count - begin - end + 1) // 2 if within else (end - begin) * others.count
+    show = show and ranks.is_main()
+    with ranks.one_fate(), torch.no_grad(), Bar(total, "Comparing pictures", "pairs", enabled=show) as bar:
+        for start in range(begin, end, _QUERIES):
+            stop = min(start + _QUERIES, end)
             queries = own.read(start, stop)
             coarse = Coarse(queries)  # refuses what is not finite
             fast = halves_pay(queries.device)
@@ -98,13 +103,27 @@ def similar_pairs(
                         kept += len(good)
                         found.append(((query[good] + low).cpu(), (row[good] + first).cpu(), scores[good].cpu()))
                     if kept > most:
-                        raise InputError(
-                            f"More than {most:,} pairs are at least {threshold:g} similar: ask for a higher similarity."
-                        )
+                        raise _too_many(most, threshold)
                     bar.advance(min((tile.stop - tile.start) * (last - first), total - bar.done))
-    if not found:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    return in_order(*(torch.cat(parts).numpy() for parts in zip(*found, strict=True)))
+    counts = ranks.sizes(kept)
+    if sum(counts) > most:
+        raise _too_many(most, threshold)
+    nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    columns = (torch.cat(parts) for parts in zip(nothing, *found, strict=True))
+    return in_order(*(ranks.gather(column, counts).numpy() for column in columns))
+
+
+def _share_of_triangle(count: int) -> tuple[int, int]:
+    """The part of range(count) that this rank compares with all that come later: as many pairs on every rank."""
+    begin, end = (
+        count - math.isqrt(count**2 * (ranks.world() - rank) // ranks.world())
+        for rank in (ranks.rank(), ranks.rank() + 1)
+    )
+    return begin, end
+
+
+def _too_many(most: int, threshold: float) -> InputError:
+    return InputError(f"More than {most:,} pairs are at least {threshold:g} similar: ask for a higher similarity.")
 
 
 def in_order(
@@ -127,15 +146,17 @@ def neighbours_of_all(
             f"{neighbours} neighbours were asked for, and a picture has {max(own.count - 1, 0):,} others: "
             f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
         )
-    scores = np.empty((own.count, neighbours), np.float32)
-    places = np.empty((own.count, neighbours), np.int64)
-    with Bar(own.count * own.count, "Comparing pictures", "pairs", enabled=show) as bar:
-        for start in range(0, own.count, _QUERIES):
-            stop = min(start + _QUERIES, own.count)
+    begin, end = ranks.share(own.count)
+    scores, places = torch.empty(end - begin, neighbours), torch.empty((end - begin, neighbours), dtype=torch.int64)
+    show = show and ranks.is_main()
+    with ranks.one_fate(), Bar((end - begin) * own.count, "Comparing pictures", "pairs", enabled=show) as bar:
+        for start in range(begin, end, _QUERIES):
+            stop = min(start + _QUERIES, end)
             nearest = Nearest(own.read(start, stop), neighbours, torch.arange(start, stop), expected=own.count)
             for first in range(0, own.count, _ROWS):
                 last = min(first + _ROWS, own.count)
                 nearest.add(own.read(first, last), first)
                 bar.advance((stop - start) * (last - first))
-            scores[start:stop], places[start:stop] = nearest.scores.cpu().numpy(), nearest.indices.cpu().numpy()
-    return scores, places
+            part = slice(start - begin, stop - begin)
+            scores[part], places[part] = nearest.scores.cpu(), nearest.indices.cpu()
+    return ranks.gather(scores).numpy(), ranks.gather(places).numpy()

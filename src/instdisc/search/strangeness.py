@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
+from instdisc import ranks
 from instdisc.shapes import Float
 
 _BLOCK = 8_192
@@ -22,22 +24,31 @@ _SHRINK = 0.01  # of the mean variance, added to all: directions that hardly var
 def strangeness(stages: Mapping[str, Float[np.ndarray, "pictures _"]]) -> Float[np.ndarray, " pictures"]:
     """The sum over the stages of log d², d being the Mahalanobis distance from the mean of the collection.
 
-    Features may be memory-mapped; memory beside the result is one block and one covariance matrix.
+    Features may be memory-mapped; memory beside the result is one block and one covariance matrix. Each rank of a run
+    brings the features of its own pictures and gets their scores; the collection is that of all ranks.
     """
     counts = {len(features) for features in stages.values()}
     assert len(counts) == 1
-    total = np.zeros(counts.pop(), np.float32)
+    own = counts.pop()
+    scores = np.zeros(own, np.float32)
+    everyone = sum(ranks.sizes(own))
     for features in stages.values():
-        blocks = range(0, len(features), _BLOCK)
-        mean = sum(features[start : start + _BLOCK].sum(0, dtype=np.float64) for start in blocks) / len(features)
+        blocks = range(0, own, _BLOCK)
+        none = np.zeros(features.shape[1])
+        mean = _total(sum((features[at : at + _BLOCK].sum(0, dtype=np.float64) for at in blocks), none)) / everyone
         spread = np.zeros((len(mean), len(mean)))
         for start in blocks:
             centred = features[start : start + _BLOCK] - mean
             spread += centred.T @ centred
-        variances, axes = np.linalg.eigh(spread / len(features))
+        variances, axes = np.linalg.eigh(_total(spread) / everyone)
         floor = max(_SHRINK * float(variances.mean()), 1e-30)
         scale = 1 / np.sqrt(variances.clip(0) + floor)
         for start in blocks:
             along = ((features[start : start + _BLOCK] - mean) @ axes) * scale
-            total[start : start + _BLOCK] += np.log((along**2).sum(1) + 1e-12)
-    return total
+            scores[start : start + _BLOCK] += np.log((along**2).sum(1) + 1e-12)
+    return scores
+
+
+def _total(values: np.ndarray) -> np.ndarray:
+    """The sum over ranks."""
+    return ranks.total(torch.from_numpy(values)).numpy()
