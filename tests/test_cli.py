@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tiny_runs import TINY, picture_folder
 
 import instdisc
 from instdisc import cli
+from instdisc.errors import InputError
 from instdisc.runs import RunFolder
 
 COMMANDS = (
@@ -326,6 +329,24 @@ def test_a_damaged_run(
         assert status == 0 and ("none yet" in out) == (damage != "other encoder")
         return
     assert says in sentence(command(name, *words))
+
+
+def test_ctrl_c_that_a_library_takes_for_an_error_is_a_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path, trained: tuple[Path, Path]
+) -> None:
+    """Met by safetensors or torch in C, it came back as an error of theirs: the run folder was called damaged."""
+    from instdisc.jobs import embed as jobs_embed
+
+    def pressed(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise InputError("The checkpoint is damaged.") from None
+
+    monkeypatch.setattr(jobs_embed, "open_source", pressed)
+    status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
+    assert (status, err) == (130, "instdisc: stopped.\n")
 
 
 def test_ctrl_c_before_training_and_a_reader_that_leaves(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import typer
 
@@ -101,20 +103,36 @@ def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Run the command line."""
     threading.excepthook = _tell_of_thread
+    interrupted = _notice_interrupts()
     try:
         app(prog_name="instdisc")
-    except InputError as error:
-        print(f"instdisc: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
-        print("instdisc: stopped.", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "stopped.")
     except BrokenPipeError:  # the reader of our output has gone, as in `instdisc info RUN | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        sentence = refusal(error)
+        if interrupted.is_set():  # which a library's C code, met by it, gave back as some other error
+            _end(130, "stopped.")
+        sentence = str(error) if isinstance(error, InputError) else refusal(error)
         if sentence is None:
             raise
-        print(f"instdisc: {sentence}", file=sys.stderr)
-        sys.exit(1)
+        _end(1, sentence)
+
+
+def _end(status: int, sentence: str) -> NoReturn:
+    print(f"instdisc: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _notice_interrupts() -> threading.Event:
+    """Set once a Ctrl-C has come, which ends in a KeyboardInterrupt as before. Not where it is ignored, as by nohup."""
+    came = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.set()
+        signal.default_int_handler(number, frame)
+
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, interrupt)
+    return came

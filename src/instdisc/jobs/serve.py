@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from instdisc.allocator import give_back_freed_memory
 from instdisc.data.decode import decode
 from instdisc.errors import InputError
 from instdisc.jobs.sources import read_facts, read_instances, reopen
@@ -122,6 +123,7 @@ def serve(
     approximate: let an HNSW graph answer searches, once it is built in the background.
     Raises InputError where the run can't be opened or the port is taken.
     """
+    give_back_freed_memory()
     RunFolder(run).read_config()
 
     from instdisc.serve.handed import Opening
