@@ -128,7 +128,7 @@ def open_embeddings(path: Path | str) -> Embeddings:
     if not table_path.is_file():
         raise InputError(f"{table_path} is missing: it says which picture each row of {path.name} belongs to.")
     try:
-        with pq.ParquetFile(table_path) as file:
+        with pq.ParquetFile(pa.OSFile(os.fsencode(table_path))) as file:
             table = file.read([name for name in file.schema_arrow.names if name != "vector"])
             vectors = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _matrix(file)
         ids, locations = table["id"], table["location"]
@@ -303,7 +303,7 @@ def _all_utf8(source: Source, step: int = 65536) -> bool:
 def _write_table(source: Source, parts: _Parts, path: Path, schema: pa.Schema) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     labels = source.labels
-    with pq.ParquetWriter(aside, schema, use_dictionary=False) as writer:
+    with open(aside, "wb") as file, pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
         for number in range(parts.count):
             start, stop = parts.bounds(number)
             vectors, rows = parts.read(number, "vectors", "rows")

@@ -70,6 +70,7 @@ class RunFolder:
             )
         if not self.config.is_file():
             raise InputError(f"{self.path} is not a run folder: it has no config.json.")
+        require_utf8(self.path)
         config = read_json(self.config)
         found = config.get("format")
         if not isinstance(found, int) or isinstance(found, bool) or found < 1:
@@ -80,6 +81,14 @@ class RunFolder:
                 f"{FORMAT}): upgrade instdisc to open it."
             )
         return config
+
+
+def require_utf8(path: Path) -> None:
+    """InputError for a path that is not UTF-8, which safetensors and ONNX can't open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path} is not UTF-8, as this folder's name must be: choose another, or rename it.") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -179,4 +188,5 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_whole` of indented JSON."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # of a name on disk that is not UTF-8: JSON's escapes

@@ -6,7 +6,9 @@ Ctrl-C into status 130.
 
 from __future__ import annotations
 
+import codecs
 import functools
+import io
 import os
 import signal
 import sys
@@ -103,6 +105,10 @@ def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Run the command line."""
     threading.excepthook = _tell_of_thread
+    codecs.register_error("readable", _readable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="readable")
     interrupted = _notice_interrupts()
     try:
         app(prog_name="instdisc")
@@ -118,6 +124,14 @@ def main() -> None:
         if sentence is None:
             raise
         _end(1, sentence)
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What a terminal's encoding lacks: a name on disk keeps its bytes, any other letter is written as its number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 def _end(status: int, sentence: str) -> NoReturn:

@@ -24,9 +24,9 @@ def command(
     older: Annotated[float, typer.Option(help="Only what was not used for so many days.")] = 0.0,
 ) -> None:
     """Show or clear what instdisc keeps to be faster the next time. Runs are never touched."""
-    from rich.console import Console
     from rich.table import Table
 
+    from instdisc.cli.console import console
     from instdisc.data import kept
     from instdisc.data.budgets import readable_bytes
     from instdisc.data.index import cache_folder
@@ -43,6 +43,6 @@ def command(
     for entry in entries:
         day = time.strftime("%Y-%m-%d", time.localtime(entry.used))
         table.add_row(entry.kind, entry.name, readable_bytes(entry.bytes), day)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"{readable_bytes(sum(entry.bytes for entry in entries))} together; --clear deletes them.")
+    shown = console(wrap=False)
+    shown.print(table)
+    shown.print(f"{readable_bytes(sum(entry.bytes for entry in entries))} together; --clear deletes them.")

@@ -82,23 +82,24 @@ def command(
 
         print(json.dumps([asdict(one) for one in (groups if against is None else leaks)], indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    from instdisc.cli.console import console
+
+    shown = console()
     if rows:
         table = Table(title=f"{words}, at a cosine of {threshold:g}", title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows[:_SHOWN]:
             table.add_row(*row)
-        console.print(table)
+        shown.print(table)
         if len(rows) > _SHOWN:
-            console.print(f"... and {len(rows) - _SHOWN:,} more.")
-        console.print(f"All: {folder / f'{name}.csv'}; what could go: {folder / 'remove.txt'}", markup=False)
-        console.print(f"To look at: {folder / f'{name}.png'}", markup=False)
+            shown.print(f"... and {len(rows) - _SHOWN:,} more.")
+        shown.print(f"All: {folder / f'{name}.csv'}; what could go: {folder / 'remove.txt'}")
+        shown.print(f"To look at: {folder / f'{name}.png'}")
     else:
-        console.print(f"No two pictures are as alike as {threshold:g}: a lower --threshold finds more.")
+        shown.print(f"No two pictures are as alike as {threshold:g}: a lower --threshold finds more.")
 
 
 _SHOWN = 12

@@ -70,10 +70,11 @@ def _percent(text: str) -> float:
 
 def show(report: dict[str, Any], run: Path) -> None:
     """The report as a table, with what it means."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    from instdisc.cli.console import console
+
+    shown = console()
     if "knn" in report:
         settings = report["settings"]
         table = Table(title=f"Weighted kNN, k = {settings['neighbours']}, {settings['mode']}", title_justify="left")
@@ -96,34 +97,34 @@ def show(report: dict[str, Any], run: Path) -> None:
                 f"{100 * result['top5']:.2f}",
                 style=style,
             )
-        console.print(table)
-        _show_linear(console, report)
-        _show_few_labels(console, report, run)
+        shown.print(table)
+        _show_linear(shown, report)
+        _show_few_labels(shown, report, run)
     else:
-        console.print(
+        shown.print(
             "No labels are known, so kNN accuracy can't be measured: give --labels, or a folder of class folders."
         )
     quality = report["quality"]
-    console.print(
+    shown.print(
         f"Without labels: effective rank {quality['effective_rank']:.1f}, uniformity {quality['uniformity']:.2f}. "
         f"{quality['sentence']}",
         markup=False,
     )
     for sentence in report.get("bank_quality", {"sentences": []})["sentences"]:
-        console.print(sentence, markup=False)
+        shown.print(sentence)
     if "retrieval" in report:
         found = report["retrieval"]
         recalls = ", ".join(f"{100 * share:.1f} % within {k}" for k, share in found["recall"].items())
-        console.print(
+        shown.print(
             f"Retrieval by {found['queries']:,} pictures: mean average precision "
             f"{100 * found['mean_average_precision']:.2f} %; one of the same class is found: {recalls}."
         )
     if report.get("neighbours_sheet"):
-        console.print(f"Nearest neighbours to look at: {run / report['neighbours_sheet']}", markup=False)
-    console.print(f"All of it is in {run / 'evaluation.json'}.", markup=False)
+        shown.print(f"Nearest neighbours to look at: {run / report['neighbours_sheet']}")
+    shown.print(f"All of it is in {run / 'evaluation.json'}.")
 
 
-def _show_linear(console: Any, report: dict[str, Any]) -> None:
+def _show_linear(shown: Any, report: dict[str, Any]) -> None:
     """The linear classifiers, a line for each level of features."""
     from rich.table import Table
 
@@ -144,10 +145,10 @@ def _show_linear(console: Any, report: dict[str, Any]) -> None:
                 f"{100 * result['top5']:.2f}",
                 f"{result['chosen']:g}",
             )
-        console.print(table)
+        shown.print(table)
 
 
-def _show_few_labels(console: Any, report: dict[str, Any], run: Path) -> None:
+def _show_few_labels(shown: Any, report: dict[str, Any], run: Path) -> None:
     """What a few labels give: a line for each share, mean and standard deviation over the draws."""
     from rich.table import Table
 
@@ -162,6 +163,6 @@ def _show_few_labels(console: Any, report: dict[str, Any], run: Path) -> None:
     for row in found["shares"]:
         cells = [f"{100 * row[name]['mean']:.2f} ± {100 * row[name]['std']:.2f}" for name in METHODS]
         table.add_row(f"{100 * row['share']:g} %", f"{row['labels']:,}", *cells)
-    console.print(table)
+    shown.print(table)
     if found["plot"]:
-        console.print(f"As curves: {run / found['plot']}", markup=False)
+        shown.print(f"As curves: {run / found['plot']}")

@@ -72,13 +72,14 @@ def command(
     if store is not None:
         sent = index.push(run, store, train_source=train_source)
         print(f"The server's copy: {sent.added:,} pictures added, {sent.changed:,} changed, {sent.removed:,} removed.")
-    from rich.console import Console
     from rich.table import Table
+
+    from instdisc.cli.console import console
 
     table = Table(title=f"The collection of {run}", title_justify="left", show_header=False)
     for name, words in index.describe(run).items():
         table.add_row(name, words)
-    Console(highlight=False).print(table)
+    console(wrap=False).print(table)
 
 
 def _silent(words: str) -> None:

@@ -17,9 +17,9 @@ Examples:
 
 def command(place: Annotated[str, typer.Argument(help="A run folder, or pictures.")]) -> None:
     """Say what a run folder or a collection holds."""
-    from rich.console import Console
     from rich.table import Table
 
+    from instdisc.cli.console import console
     from instdisc.jobs.info import info
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -27,4 +27,4 @@ def command(place: Annotated[str, typer.Argument(help="A run folder, or pictures
     table.add_column(overflow="fold")
     for name, words in info(place).items():
         table.add_row(name, words)
-    Console(highlight=False).print(table)
+    console(wrap=False).print(table)

@@ -36,14 +36,14 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Label a few pictures by hand; the others get the vote of their nearest labelled neighbours."""
-    from rich.console import Console
     from rich.table import Table
 
+    from instdisc.cli.console import console
     from instdisc.errors import InputError
     from instdisc.jobs import label as job
     from instdisc.runs import RunFolder
 
-    console = Console(highlight=False, soft_wrap=True)
+    shown = console()
     given = {} if file is None else job.read_table(file)
     for words in one or []:
         path, equals, text = words.rpartition("=")
@@ -52,14 +52,14 @@ def command(
         given[path] = text
     if given:
         new, _ = job.assign(run, given, replace=replace)
-        console.print(f"{new:,} pictures were labelled by hand.")
+        shown.print(f"{new:,} pictures were labelled by hand.")
     elif file is not None:
-        console.print(f"{file} holds no label yet: fill in its column label.", markup=False)
+        shown.print(f"{file} holds no label yet: fill in its column label.")
     if propose is not None:
         job.propose(run, propose, by=by, bank=bank, train_source=train_source, device=device)
         folder = RunFolder(run).labels
-        console.print(f"To look at: {folder / 'next.png'}; to fill in: {folder / 'next.csv'}, then", markup=False)
-        console.print(f"  instdisc label {run} --from {folder / 'next.csv'}", markup=False)
+        shown.print(f"To look at: {folder / 'next.png'}; to fill in: {folder / 'next.csv'}, then")
+        shown.print(f"  instdisc label {run} --from {folder / 'next.csv'}")
         if out is None:
             return
     if not job.hand_labels(run):
@@ -72,13 +72,13 @@ def command(
         table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")
     for name, by_hand, by_vote in job.counts(found):
         table.add_row(name, f"{by_hand:,}", f"{by_vote:,}")
-    console.print(table)
+    shown.print(table)
     if found.accuracy is not None:
         low, high = found.accuracy.interval
-        console.print(
+        shown.print(
             f"Right on the {found.accuracy.count:,} labelled by hand, each by the others: "
             f"{100 * found.accuracy.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}); proposals are the hard ones."
         )
     if out is not None:
         job.save(run, found, out)
-        console.print(f"All labels: {out}", markup=False)
+        shown.print(f"All labels: {out}")

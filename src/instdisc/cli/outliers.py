@@ -54,15 +54,16 @@ def command(
 
         print(json.dumps([asdict(one) for one in found], indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    from instdisc.cli.console import console
+
+    shown = console()
     table = Table(title=f"Least like any other, by {by}", title_justify="left")
     for column in ("strangeness", f"cosine with {neighbours}", "uniqueness", "picture"):
         table.add_column(column, justify="left" if column == "picture" else "right", overflow="fold")
     for one in found:
         table.add_row(f"{one.strangeness:.2f}", f"{one.similarity:.3f}", f"{one.uniqueness:.3f}", one.path)
-    console.print(table)
+    shown.print(table)
     folder = out or RunFolder(run).outliers
-    console.print(f"All: {folder / 'outliers.csv'}; to look at: {folder / 'outliers.png'}", markup=False)
+    shown.print(f"All: {folder / 'outliers.csv'}; to look at: {folder / 'outliers.png'}")

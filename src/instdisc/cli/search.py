@@ -70,10 +70,11 @@ def command(
         ]
         print(json.dumps(found, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    from instdisc.cli.console import console
+
+    shown = console()
     for picture, line in zip(pictures, answers, strict=True):
         labelled = any(one.label for one in line)
         table = Table(title=f"Most like {picture}", title_justify="left")
@@ -81,6 +82,6 @@ def command(
             table.add_column(column, justify="left" if column in ("label", "picture") else "right", overflow="fold")
         for number, one in enumerate(line, 1):
             table.add_row(str(number), f"{one.score:.3f}", *([one.label] if labelled else []), one.path)
-        console.print(table)
+        shown.print(table)
     if sheet is not None:
-        console.print(f"To look at: {sheet}", markup=False)
+        shown.print(f"To look at: {sheet}")

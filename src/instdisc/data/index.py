@@ -2,15 +2,20 @@
 
 A table of Arrow columns costs the bytes of its content and nothing a row; mapped from disk it is shared by every
 worker process, so a source travels to a worker as a path of a hundred bytes, whatever the number of pictures.
-Indexes stand under $XDG_CACHE_HOME/instdisc/index (~/.cache without it), one file for each collection ever opened.
+Indexes stand in `cache_folder`/index, one file for each collection ever opened.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +24,42 @@ import pyarrow as pa
 
 from instdisc.errors import InputError, is_shortage
 
+_log = logging.getLogger(__name__)
 LAYOUT = 1  # of the columns below; an index of another layout is made anew
 CHUNK = 16_384  # rows that stand in Python objects at a time, and rows of one Arrow batch
 _FACTS = b"instdisc"
 
 
 def cache_folder() -> Path:
-    """Where instdisc keeps what it can make again: indexes, downloads, data sets."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instdisc"
+    """Where instdisc keeps what it can make again: indexes, downloads, data sets.
+
+    $XDG_CACHE_HOME/instdisc, else ~/.cache/instdisc, else, where that can't be written or nobody is at home, a folder
+    that goes when this process ends. Raises InputError where several processes would each make one of their own.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "instdisc"
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home folder is known
+        folder = Path.home() / ".cache" / "instdisc"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    return _folder_for_now()
+
+
+@functools.cache
+def _folder_for_now() -> Path:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise InputError("No home folder can be written here: set XDG_CACHE_HOME to a folder that all processes see.")
+    folder, owner = tempfile.mkdtemp(prefix="instdisc-cache-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a fork that ends leaves it
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    _log.warning("No home folder can be written here: caches go to %s and are deleted in the end.", folder)
+    return Path(folder)
 
 
 def index_file(folder: Path | None, kind: str, spec: Iterable[str]) -> Path:

@@ -25,7 +25,7 @@ from instdisc.encoder import Encoder
 from instdisc.encoder.small import SMALL_ENCODERS
 from instdisc.errors import InputError
 from instdisc.jobs.collection import Collection
-from instdisc.runs import write_json
+from instdisc.runs import require_utf8, write_json
 from instdisc.shapes import Float, Tensor, UInt8
 
 KINDS = ("onnx", "timm", "vectors")
@@ -71,6 +71,7 @@ def export(
     collection = Collection(run, train_source=train_source)
     encoder = collection.encoder("cpu").eval()
     folder = Path(out)
+    require_utf8(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         made = []
@@ -186,7 +187,7 @@ def _vectors(collection: Collection, folder: Path, say: Say) -> list[Path]:
         [("id", kind), ("path", kind), ("label", pa.string()), ("vector", pa.list_(pa.float32(), index.dim))]
     )
     whole = np.lib.format.open_memmap(asides[1], mode="w+", dtype=np.float32, shape=(len(rows), index.dim))
-    with pq.ParquetWriter(asides[0], schema) as writer:
+    with open(asides[0], "wb") as file, pq.ParquetWriter(file, schema) as writer:
         for start in range(0, len(rows), _BLOCK):
             some = rows[start : start + _BLOCK]
             vectors = index.vectors(some).numpy()

@@ -268,7 +268,8 @@ def save(run: str | Path, labelled: Labelled, out: str | Path) -> None:
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns | {"confidence": labelled.confidence}), aside)
+        with open(aside, "wb") as file:
+            pq.write_table(pa.table(columns | {"confidence": labelled.confidence}), file)
         os.replace(aside, out)
     except OSError as error:
         aside.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ class RunLook:
             changed = read_json(folder.index / "index.json")
             if any(part["source"] is not None for part in changed["parts"]):
                 raise InputError("Pictures were added.")
-            with pa.memory_map(str(folder.index / changed["marks"])) as file:
+            with pa.memory_map(os.fsencode(folder.index / changed["marks"])) as file:
                 marks = pa.ipc.open_file(file).read_all()
             names = np.array(marks["tag"].to_pylist(), dtype=object)
             there[marks["row"].to_numpy()[names == ""]] = False

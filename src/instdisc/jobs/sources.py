@@ -121,7 +121,7 @@ def read_instances(run: RunFolder) -> pa.Table:
     All that it says is checked before it is used: Arrow follows offsets out of a file into a crash.
     """
     try:
-        with pa.memory_map(str(run.instances)) as file:
+        with pa.memory_map(os.fsencode(run.instances)) as file:
             table = pa.ipc.open_file(file).read_all()
         table.validate(full=True)
         rows = table["row"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from instdisc.errors import InputError, refusal
 from instdisc.jobs.monitor import make_monitor
 from instdisc.jobs.sources import Look, check_unchanged, describe_source, findable, look_at, read_facts, read_rows
 from instdisc.progress import duration
-from instdisc.runs import FORMAT, RunFolder, held, write_json
+from instdisc.runs import FORMAT, RunFolder, held, require_utf8, write_json
 from instdisc.training import DataFacts, Settings, Training, choose_precision, preset, read_metrics
 
 FEWEST = 16  # pictures; below, there is nothing to tell apart
@@ -214,6 +215,7 @@ def _open_in_turn(given: Any, **how: Any) -> Source:
 def _check_folder(run: RunFolder, resume: bool) -> None:
     if run.exists() and not resume:
         raise InputError(f"{run.path} holds a run already: add --resume to go on with it, or choose another folder.")
+    require_utf8(run.path)
     if resume and not run.exists():
         raise InputError(f"There is no run in {run.path} to resume: start it without --resume.")
     if run.path.exists() and not run.path.is_dir():
@@ -275,7 +277,7 @@ def _write_start(training: Training, source: Source, described: Mapping[str, Any
     run, pictures = training.run, training.pictures
     table = source.fetch_table().take(pa.array(pictures.rows)).append_column("row", pa.array(pictures.rows))
     try:
-        with pa.OSFile(str(run.instances), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        with pa.OSFile(os.fsencode(run.instances), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
     except OSError as error:
         raise InputError(f"{run.instances} could not be written ({error}): make room there, then try again.") from None

@@ -191,12 +191,12 @@ def _save_vectors(vectors: Tensor, path: Path) -> None:
 
 def _save_table(table: pa.Table | None, path: Path) -> None:
     assert table is not None
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
 def _load_table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
+    with pa.memory_map(os.fsencode(path)) as file:
         table = pa.ipc.open_file(file).read_all()
     table.validate(full=True)  # Arrow follows offsets out of a stranger's file into a crash
     return table

@@ -226,6 +226,7 @@ def _open_board(run: RunFolder, step: int) -> Any:
     """TensorBoard's writer, where it is installed; steps that a resumed run repeats are dropped from its record."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+
+        return SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+    except (ImportError, UnicodeEncodeError):  # it has no way to write below a folder whose name is not UTF-8
         return None
-    return SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
