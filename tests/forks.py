@@ -66,9 +66,11 @@ def live(
     words: list[Any], folder: Path, said: Path, prepare: Prepare | None = None, after: float | None = None, by: int = 0
 ) -> Ended:
     """Run a command in a fork. prepare: called there before. after: seconds, then it gets the signal `by`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # `_be` lets it in: before, the fork is not yet itself
     child = os.fork()
     if child == 0:
         _be(words, folder, said, prepare)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if after is not None:
         time.sleep(after)
         os.kill(child, by)
@@ -95,6 +97,7 @@ def _be(words: list[Any], folder: Path, said: Path, prepare: Prepare | None) -> 
     code = 70
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         for ending, handle in ((".out", 1), (".err", 2)):
             os.dup2(os.open(said.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), handle)
