@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.14 python3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contract bench clean
+.PHONY: help demo test lint types contract bench bench-small peers clean
 
 help:
 	@echo 'make demo      train on handwritten digits and evaluate, about five minutes on two cores'
@@ -16,7 +16,9 @@ help:
 	@echo 'make lint      ruff: rules and format'
 	@echo 'make types     mypy'
 	@echo 'make contract  which room may import which (import-linter)'
-	@echo 'make bench     the measurements under benchmarks/, on this machine'
+	@echo 'make bench     every measurement under benchmarks/, on this machine: a night'
+	@echo 'make bench-small  the same in small, for errors and not for times'
+	@echo 'make peers     beside lightly, torchvision, kornia, scikit-learn and FAISS: times as fast'
 	@echo 'make clean     remove the environment and what the checks left'
 
 demo: $(VENV)/.installed
@@ -35,11 +37,14 @@ types: $(VENV)/.installed-dev
 contract: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
-# Not among them: report.py asks for a run, page.py for Chromium, hosts.py for root, kill.py and soak.py for an hour.
-BENCHES := $(filter-out %/record.py %/report.py %/page.py %/hosts.py %/kill.py %/hostile.py %/soak.py %/processes.py,$(wildcard benchmarks/*.py))
-
 bench: $(VENV)/.installed-bench
-	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python benchmarks/every.py
+
+bench-small: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/every.py --small
+
+peers: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/peers.py
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

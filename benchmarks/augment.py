@@ -123,9 +123,10 @@ def kornia(images: torch.Tensor, size: int, cropping: str) -> Callable[[int], to
     return lambda _: sequence(images.float().div_(255))
 
 
-def contestants(size: int, device: str, seconds: float) -> dict[str, Callable[[], float]]:
+def contestants(size: int, device: str, seconds: float, count: int | None) -> dict[str, Callable[[], float]]:
     """Name -> a function that measures once, for pictures of `size`."""
     stored, batch, epoch = CASES[size]
+    epoch = count or epoch
     pixels = np.random.default_rng(0).integers(0, 256, (epoch, stored, stored, 3), dtype=np.uint8)
     images = torch.from_numpy(pixels[:batch]).permute(0, 3, 1, 2).to(device)
     planar = images.contiguous()
@@ -149,12 +150,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of a batched contestant")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the batched contestants")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--count", type=int, help="pictures of torchvision's epoch; without: 5,120 and 512")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     values: dict[str, list[float]] = {}
     for size in arguments.sizes:
-        runs = contestants(size, arguments.device, arguments.seconds)
+        runs = contestants(size, arguments.device, arguments.seconds, arguments.count)
         for run in runs.values():  # warm up: workers start, buffers are allocated
             run()
         for repeat in range(arguments.repeats):

@@ -28,14 +28,14 @@ NEIGHBOURS, TEMPERATURE, COST = 200, 0.07, 1e-3
 CONTESTANTS = ("knn", "knn of scikit-learn", "svm", "svm of scikit-learn")
 
 
-def made(dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def made(dim: int, train: int, test: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Training vectors and labels, test vectors and labels: unit rows around overlapping centres."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(CLASSES, dim)) * 0.25
-    labels = random.integers(0, CLASSES, TRAIN + TEST)
-    vectors = (centres[labels] + random.normal(size=(TRAIN + TEST, dim))).astype(np.float32)
+    labels = random.integers(0, CLASSES, train + test)
+    vectors = (centres[labels] + random.normal(size=(train + test, dim))).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors[:TRAIN], labels[:TRAIN], vectors[TRAIN:], labels[TRAIN:]
+    return vectors[:train], labels[:train], vectors[train:], labels[train:]
 
 
 def predictor(name: str) -> tuple[int, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]:
@@ -97,6 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where the result goes (JSON)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--train", type=int, default=TRAIN, help="vectors")
+    parser.add_argument("--test", type=int, default=TEST, help="vectors")
     parser.add_argument("--folder", type=Path, help="for the answers; a temporary folder without it")
     parser.add_argument("--contestant", choices=CONTESTANTS, help="measure this one alone, in this process")
     settings = parser.parse_args()
@@ -104,14 +106,14 @@ def main() -> None:
         print(json.dumps(measure(settings.contestant, settings.folder)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        compare(settings.repeats, Path(folder), settings.out)
+        compare(settings.repeats, settings.train, settings.test, Path(folder), settings.out)
 
 
-def compare(repeats: int, folder: Path, out: Path | None) -> None:
+def compare(repeats: int, train: int, test: int, folder: Path, out: Path | None) -> None:
     """All contestants in turn, and their answers beside each other."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     for dim in (128, 512):
-        for part, values in enumerate(made(dim)):
+        for part, values in enumerate(made(dim, train, test)):
             np.save(folder / f"made-{dim}-{part}.npy", values)
     for _ in range(repeats):
         for name in CONTESTANTS:
