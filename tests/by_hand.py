@@ -80,13 +80,34 @@ class Allocations(TorchDispatchMode):
         self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {self._place(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
+        given = {_place(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and self._place(leaf) not in given:
+            if isinstance(leaf, torch.Tensor) and _place(leaf) not in given:
                 self.largest = max(self.largest, leaf.numel())
         return result
 
-    @staticmethod
-    def _place(tensor: torch.Tensor) -> int:
-        return tensor.untyped_storage().data_ptr()
+
+class Work(TorchDispatchMode):
+    """Counts operations that compute or copy (views do neither), and all numbers for which they took fresh memory.
+
+    `Allocations` sees the largest tensor alone; a buffer made anew for every block shows in the sum.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: dict[str, int] = {}
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_place(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and _place(leaf) not in given]
+        self.numbers += sum(leaf.numel() for leaf in made)
+        if made or func._schema.is_mutable:
+            self.operations[str(func)] = self.operations.get(str(func), 0) + 1
+        return result
+
+
+def _place(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

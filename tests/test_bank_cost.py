@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from by_hand import bank_of, unit_rows
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from by_hand import Work, bank_of, unit_rows
 
 from instdisc.bank import MemoryBank
 from instdisc.bank import partition as bank_room
@@ -17,31 +13,6 @@ from instdisc.objectives import NCE, NonParametricSoftmax, SampledSoftmax
 
 BATCH, DIM = 64, 16
 BLOCK = torch.get_num_threads() * bank_room._rows_at_once(BATCH, torch.get_num_threads(), True)
-
-
-class Work(TorchDispatchMode):
-    """Counts operations that compute or copy (views do neither), and all numbers for which they took fresh memory.
-
-    `Allocations` of by_hand.py sees the largest tensor alone; a buffer made anew for every block shows in the sum.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: dict[str, int] = {}
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_place(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and _place(leaf) not in given]
-        self.numbers += sum(leaf.numel() for leaf in made)
-        if made or func._schema.is_mutable:
-            self.operations[str(func)] = self.operations.get(str(func), 0) + 1
-        return result
-
-
-def _place(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def work_of(objective: torch.nn.Module, bank: MemoryBank) -> Work:
