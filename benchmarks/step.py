@@ -52,12 +52,12 @@ PEERS = ("lightly", "lightly, our allocator settings", "lightly's MoCo")
 
 def ours(images: np.ndarray, folder: Path, batch: int, precision: str, compiled: bool) -> tuple[Iterator[float], str]:
     """Seconds of each step of the real loop, without its reports; and the precision it runs in."""
-    settings = replace(paper_cifar10(), batch=batch, compile=compiled)
+    settings = replace(paper_cifar10(), batch=batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pictures = open_pictures(open_source(images), settings.size, device, storage="memory")
     encoder = build_encoder(settings.encoder)
     chosen = choose_precision(encoder, device, precision, batch)
-    training = Training(RunFolder(folder), settings, pictures, encoder, device, chosen.precision)
+    training = Training(RunFolder(folder), settings, pictures, encoder, device, chosen.precision, compiled=compiled)
 
     def steps() -> Iterator[float]:
         epoch = 0

@@ -19,7 +19,7 @@ Examples:
 
 
 def command(
-    kinds: Annotated[list[str] | None, typer.Argument(help="pixels, index, downloads, datasets; without: all.")] = None,
+    kinds: Annotated[list[str] | None, typer.Argument(help="pixels, index, downloads, datasets, trials.")] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Delete them: all can be made or fetched again.")] = False,
     older: Annotated[float, typer.Option(help="Only what was not used for so many days.")] = 0.0,
 ) -> None:

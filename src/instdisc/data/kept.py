@@ -25,6 +25,7 @@ KINDS = {
     "index": "lists of files, made again by the next scan",
     "downloads": "files from URLs, fetched again when needed",
     "datasets": "cifar10 and others, fetched again when needed",
+    "trials": "what torch.compile gave on this device, tried again when needed",
 }
 
 

@@ -29,7 +29,7 @@ from instdisc.jobs.monitor import make_monitor
 from instdisc.jobs.sources import Look, check_unchanged, describe_source, findable, look_at, read_facts, read_rows
 from instdisc.progress import duration
 from instdisc.runs import FORMAT, RunFolder, held, require_utf8, write_json
-from instdisc.training import DataFacts, Settings, Training, choose_precision, preset, read_metrics
+from instdisc.training import DataFacts, Settings, Training, choose_compile, choose_precision, preset, read_metrics
 
 FEWEST = 16  # pictures; below, there is nothing to tell apart
 # What a start that failed leaves in a folder that is no run yet: config.json comes last.
@@ -153,7 +153,8 @@ def _train(
     else:
         precision = earlier["chosen"]["precision"]
         settings = replace(settings, bank_dtype=earlier["chosen"].get("bank_dtype", settings.bank_dtype))
-    training = Training(run, settings, pictures, encoder, place, precision, order)
+    compiled = _compiled(earlier, settings, encoder, place, precision, pictures.count, say)
+    training = Training(run, settings, pictures, encoder, place, precision, order, compiled)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     say(
         f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {_device_name(place)}"
@@ -262,6 +263,27 @@ def _check_same(run: RunFolder, earlier: Mapping[str, Any], settings: Settings, 
     check_unchanged(run, earlier, source)
 
 
+def _compiled(
+    earlier: dict[str, Any] | None,
+    settings: Settings,
+    encoder: Encoder,
+    place: torch.device,
+    precision: str,
+    count: int,
+    say: Callable[[str], None],
+) -> bool:
+    """Whether the encoder goes through torch.compile: in a resumed run as before."""
+    if earlier is not None or settings.compile != "auto":
+        return bool((earlier or {"chosen": {}})["chosen"].get("compile", settings.compile))
+    steps = round(settings.epochs * count / settings.batch)
+    batch = settings.batch * settings.views // (settings.accumulate * ranks.world())
+    choice = choose_compile(
+        encoder, place, settings.compile, precision, max(2, batch), steps, 60 * (settings.minutes or 0)
+    )
+    say(f"Encoder: {choice.why}")
+    return choice.compiled
+
+
 def _check_instances(run: RunFolder, pictures: Pictures) -> None:
     """Bank row i is picture i of instances.arrow: a picture more or less that can be read would move all after it."""
     held = read_rows(run)
@@ -296,6 +318,7 @@ def _write_start(training: Training, source: Source, described: Mapping[str, Any
                 "device": str(training.device),
                 "device_name": _device_name(training.device),
                 "precision": training.precision,
+                "compile": training.compiled,
                 "storage": pictures.storage,
                 "order": training.order.facts(),
                 "bank_dtype": str(training.rows.dtype).removeprefix("torch."),

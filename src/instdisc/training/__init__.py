@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from instdisc.training.compiling import choose_compile
 from instdisc.training.config import Settings
 from instdisc.training.loop import Training
 from instdisc.training.metrics import Measurement, read_metrics
 from instdisc.training.precision import choose_precision
 from instdisc.training.presets import PRESETS, DataFacts, preset
 
-__all__ = ["PRESETS", "DataFacts", "Measurement", "Settings", "Training", "choose_precision", "preset", "read_metrics"]
+__all__ = [
+    "PRESETS",
+    "DataFacts",
+    "Measurement",
+    "Settings",
+    "Training",
+    "choose_compile",
+    "choose_precision",
+    "preset",
+    "read_metrics",
+]

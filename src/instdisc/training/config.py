@@ -101,7 +101,7 @@ class Settings:
     grey: float = 0.2
     blur: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     sync_batchnorm: bool = False
     seed: int = 0
     order: Literal["auto", "pictures", "shards"] = "auto"
@@ -292,7 +292,11 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return str(value).lower() in ("true", "yes", "1", "on")
         if str in options:
             return str(value)
-        raise InputError(f'{name} is true or false, not "{value}".')
+        words = [word for option in options for word in get_args(option)]  # of a Literal beside bool
+        if value in words:
+            return value
+        allowed = ["true", "false", *words]
+        raise InputError(f'{name} is {", ".join(allowed[:-1])} or {allowed[-1]}, not "{value}".')
     kind = int if int in options else float if float in options else str
     if kind is str:
         return str(value)

@@ -43,6 +43,7 @@ class Training:
     """One run in memory: encoder, terms, bank, optimizer, and how far it has come.
 
     device: where everything is. precision: "float32" or "bfloat16" (autocast). order: by pictures without one.
+    compiled: the encoder goes through torch.compile.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Training:
         device: torch.device,
         precision: str = "float32",
         order: Order | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.order = order or Order()
+        self.order, self.compiled = order or Order(), compiled
         self.run, self.settings, self.pictures, self.device, self.precision = run, settings, pictures, device, precision
         per_step = max(1, ranks.world() * settings.accumulate)
         self.batches_per_epoch = math.ceil(pictures.count / settings.batch)
@@ -90,7 +92,7 @@ class Training:
         self._parallel = ranks.data_parallel(self.encoder)
         self._parallel_terms = {name: ranks.data_parallel(term) for name, term in self.terms.items()}
         # Batches come in two sizes at most: a static graph for each is faster than one for any size.
-        self._forward = torch.compile(self._parallel, dynamic=False) if settings.compile else self._parallel
+        self._forward = torch.compile(self._parallel, dynamic=False) if compiled else self._parallel
         self.metrics = Metrics(run, list(self.terms))
         self.step_number, self.seconds, self.progress = 0, 0.0, 0.0
         self.interrupted = False
