@@ -292,7 +292,7 @@ def test_a_tar_shard(seed: int, tmp_path: Path) -> None:
 
 @quick
 @given(seed=st.integers(0, 2**32 - 1), facts=st.sampled_from([{}, {"fingerprint": "x"}, {"layout": 99}]))
-def test_an_index_that_is_damaged_is_made_anew(seed: int, facts: dict[str, Any], tmp_path: Path) -> None:
+def test_an_index_that_is_cut_short_is_made_anew(seed: int, facts: dict[str, Any], tmp_path: Path) -> None:
     """Header and footer, which a cut or a changed disk breaks: the file is then no index at all."""
     file = tmp_path / "index.arrow"
     write_index(file, pa.table({"name": ["a", "b"]}), facts)
@@ -300,6 +300,30 @@ def test_an_index_that_is_damaged_is_made_anew(seed: int, facts: dict[str, Any],
     draw = random.Random(seed)
     file.write_bytes(content[: draw.randrange(len(content))])
     assert read_index(file) is None
+
+
+@pytest.mark.parametrize("facts", [b"\x8b", b"{", b"[1]", b"null", b'{"layout": {}}'])
+def test_an_index_whose_facts_are_damaged_is_made_anew(facts: bytes, tmp_path: Path) -> None:
+    """Found by fuzzing: JSON beside the columns that is none."""
+    file = tmp_path / "index.arrow"
+    table = pa.table({"name": ["a"]}).replace_schema_metadata({b"instdisc": facts})
+    with pa.OSFile(str(file), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    assert read_index(file) is None
+
+
+@pytest.mark.parametrize("expected", [{}, {"sha256": "x"}, None, 3, [], "x"])
+def test_a_sealed_state_that_does_not_say_the_size_of_a_file(
+    expected: Any, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Found by fuzzing: it is passed over as damaged."""
+    run = Path(shutil.copytree(trained[1], tmp_path / "run"))
+    (step,) = (run / "checkpoints").glob("step-*")
+    state = json.loads((step / "state.json").read_text())
+    state.pop("sha256")
+    state["files"]["encoder.safetensors"] = expected
+    (step / "state.json").write_text(json.dumps(state | {"sha256": checkpoint._digest(state)}))
+    assert checkpoint.latest(run / "checkpoints", warn=lambda words: None) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

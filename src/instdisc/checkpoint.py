@@ -245,16 +245,16 @@ def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Che
         if state.pop("sha256") != _digest(state):
             raise DamagedError(f"{_STATE} was changed")
         checkpoint = Checkpoint(path, state["step"], state["facts"])
-        files = state["files"].items()
+        files = [(name, expected["bytes"], expected) for name, expected in state["files"].items()]
     except OSError as error:
         if is_shortage(error):
             raise
         raise DamagedError(f"{_STATE} can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{_STATE} is not what was written") from error
-    for name, expected in files:
+    for name, size, expected in files:
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+        if not file.is_file() or file.stat().st_size != size:
             raise DamagedError(f"{name} is {'cut short' if file.is_file() else 'missing'}")
         if (verify is None or _group(name) in verify) and measured(file) != expected:
             raise DamagedError(f"{name} was changed")

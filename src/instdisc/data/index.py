@@ -138,11 +138,11 @@ def read_index(path: Path) -> pa.Table | None:
     """The table, memory-mapped; None where there is none yet, or one that is damaged or of another layout."""
     try:
         table = pa.ipc.open_file(pa.memory_map(os.fsencode(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        return table if facts_of(table).get("layout") == LAYOUT else None
+    except (OSError, pa.ArrowException, ValueError, TypeError) as error:  # also of its facts
         if is_shortage(error):
             raise
         return None
-    return table if facts_of(table).get("layout") == LAYOUT else None
 
 
 def facts_of(table: pa.Table) -> dict[str, Any]:
