@@ -13,9 +13,7 @@ import pytest
 
 FUZZ = Path(__file__).resolve().parents[1] / "benchmarks" / "fuzz.py"
 
-pytestmark = pytest.mark.skipif(
-    find_spec("atheris") is None, reason="atheris is not installed: it is for Linux"
-)
+pytestmark = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed: it is for Linux")
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

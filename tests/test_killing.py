@@ -25,7 +25,9 @@ def ask() -> Iterator[Callable[..., dict[str, Any]]]:
         yield asked
 
 
-@pytest.mark.parametrize("life", [name for name in LIVES if name != "table"])  # a second a round: benchmarks/kill.py
+@pytest.mark.parametrize(
+    "life", [pytest.param(name, marks=[pytest.mark.slow] if name == "table" else []) for name in LIVES]
+)
 def test_nothing_is_lost_by_a_kill(ask: Callable[..., dict[str, Any]], life: str) -> None:
     counts = ask(life=life, trial="kill", times=TIMES, seed=0)
     assert not counts["faults"], counts["faults"][0]
