@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -282,16 +283,23 @@ def test_rows_that_went_astray_are_a_fault_of_the_program(tmp_path: Path) -> Non
         write_embeddings(Numbers(9), shifted, tmp_path / "v.npy", run_fingerprint="a")
 
 
-def test_a_full_disk_while_putting_together_keeps_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "v.npy"
+@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
+def test_a_full_disk_while_putting_together_keeps_the_parts_and_what_stood_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by benchmarks/kill.py: the old vectors were removed before the disk had taken the new ones."""
+    out = tmp_path / name
+    write_embeddings(Numbers(20), embed, out, run_fingerprint="a", chunk=16)
 
-    def full(aside: Path, path: Path) -> None:
+    def full(file: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("instdisc.embeddings._into_place", full)
+        patched.setattr("instdisc.embeddings._sync", full)
         with pytest.raises(InputError, match="No space left on device.*make room"):
             write_embeddings(Numbers(40), embed, out, run_fingerprint="a", chunk=16)
-    assert json.loads((tmp_path / "v.npy.parts" / "job.json").read_text())["pictures"] == 40
+    check(open_embeddings(out), 20)
+    assert not list(tmp_path.glob(".*")), "what was half written takes no room"
+    assert json.loads((tmp_path / f"{name}.parts" / "job.json").read_text())["pictures"] == 40
     assert write_embeddings(Numbers(40), embed, out, run_fingerprint="a", chunk=16).reused == 40
     check(open_embeddings(out), 40)

@@ -22,9 +22,10 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -264,15 +265,24 @@ def _put_together(source: Source, parts: _Parts, out: Path, run_fingerprint: str
     schema = _schema(source, run_fingerprint, dim)
     try:
         if out.suffix == ".npy":
-            # The old vectors go first and the new ones come last, so that no kill leaves vectors beside foreign ids.
+            table = out.with_suffix(".ids.parquet")
+            written = [
+                _write_table(source, parts, table, schema.remove(schema.get_field_index("vector"))),
+                _write_array(parts, out, (count, dim)),
+            ]
+            # The old vectors go first and the new ones come last, so that no kill leaves vectors beside foreign ids;
+            # and not before the disk has taken all of it.
             out.unlink(missing_ok=True)
-            _write_table(
-                source, parts, out.with_suffix(".ids.parquet"), schema.remove(schema.get_field_index("vector"))
-            )
-            _write_array(parts, out, (count, dim))
+            for aside, path in zip(written, (table, out), strict=True):
+                os.replace(aside, path)
+                sync_folder(path.parent)
         else:
-            _write_table(source, parts, out, schema)
+            os.replace(_write_table(source, parts, out, schema), out)
+            sync_folder(out.parent)
     except OSError as error:
+        for path in (out, out.with_suffix(".ids.parquet")):
+            with suppress(OSError):
+                _aside(path).unlink(missing_ok=True)
         raise InputError(f"{out} could not be written ({error.strerror or error}): {advice(error)}.") from None
     parts.remove()
     return count, dim, unreadable
@@ -300,48 +310,55 @@ def _all_utf8(source: Source, step: int = 65536) -> bool:
     return True
 
 
-def _write_table(source: Source, parts: _Parts, path: Path, schema: pa.Schema) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
+def _write_table(source: Source, parts: _Parts, path: Path, schema: pa.Schema) -> Path:
+    """Written beside its place; where."""
+    aside = _aside(path)
     labels = source.labels
-    with open(aside, "wb") as file, pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
-        for number in range(parts.count):
-            start, stop = parts.bounds(number)
-            vectors, rows = parts.read(number, "vectors", "rows")
-            ids, locations = source.identifiers(start, stop), source.locations(start, stop)
-            columns: dict[str, Any] = {
-                "id": _texts([ids[row - start] for row in rows], schema.field("id").type),
-                "location": _texts([locations[row - start] for row in rows], schema.field("location").type),
-            }
-            if labels is not None:
-                columns["label"] = pa.array(labels[rows], mask=labels[rows] < 0)
-            if "vector" in schema.names:
-                dim = schema.field("vector").type.list_size
-                columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
-            if len(rows):
-                writer.write_table(pa.table(columns, schema=schema))
-    _into_place(aside, path)
+    with open(aside, "wb") as file:
+        with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
+            for number in range(parts.count):
+                start, stop = parts.bounds(number)
+                vectors, rows = parts.read(number, "vectors", "rows")
+                ids, locations = source.identifiers(start, stop), source.locations(start, stop)
+                columns: dict[str, Any] = {
+                    "id": _texts([ids[row - start] for row in rows], schema.field("id").type),
+                    "location": _texts([locations[row - start] for row in rows], schema.field("location").type),
+                }
+                if labels is not None:
+                    columns["label"] = pa.array(labels[rows], mask=labels[rows] < 0)
+                if "vector" in schema.names:
+                    dim = schema.field("vector").type.list_size
+                    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+                if len(rows):
+                    writer.write_table(pa.table(columns, schema=schema))
+        _sync(file)
+    return aside
 
 
 def _texts(names: list[bytes], kind: pa.DataType) -> pa.Array:
     return pa.array(names, pa.large_binary()).cast(kind)
 
 
-def _write_array(parts: _Parts, path: Path, shape: tuple[int, int]) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
+def _write_array(parts: _Parts, path: Path, shape: tuple[int, int]) -> Path:
+    """The same of the vectors alone."""
+    aside = _aside(path)
     # Written as a stream: a full disk is then an error and not, as in a memory map, a bus error that ends the process.
     with open(aside, "wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for number in range(parts.count):
             file.write(parts.read(number, "vectors")[0].astype("<f4", copy=False).tobytes())
-    _into_place(aside, path)
+        _sync(file)
+    return aside
 
 
-def _into_place(aside: Path, path: Path) -> None:
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync_folder(path.parent)
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _write_quarantine(source: Source, parts: _Parts, path: Path) -> None:
