@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 
 import pytest
 
-from instdisc.errors import is_shortage, refusal
+from instdisc.errors import InputError, is_shortage, refusal
+
+
+def test_an_error_is_one_line_that_does_nothing_to_a_terminal() -> None:
+    """Found by fuzzing: a name in a file's content brought a line break."""
+    error = InputError("There is no a\nb\r\x1b[31m\x9b\u2028 in \udce9, é.")
+    assert str(error) == r"There is no a\nb\r\x1b[31m\x9b\u2028 in " + "\udce9, é."
+    assert pickle.loads(pickle.dumps(error)).args == error.args  # noqa: S301 - our own: ranks send it to each other
 
 
 @pytest.mark.parametrize(

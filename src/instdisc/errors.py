@@ -6,12 +6,23 @@ import errno
 import os
 import re
 
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+
+
+def visible(text: str, keep: str = "\n") -> str:
+    """Control characters (but those of `keep`) as escapes: "\\x1b[31m" in the place of a colour."""
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
+
 
 class InputError(Exception):
     """Something the person can put right: one clear sentence that says what is wrong and what to do.
 
-    The command line prints the sentence and exits with status 1; a program may catch it.
+    The command line prints the sentence and exits with status 1; a program may catch it. Control characters, which a
+    file's name or content may bring into it, are written as escapes: a line stays a line, and a terminal its owner's.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(visible(message, keep=""))
 
 
 _ADVICE = {

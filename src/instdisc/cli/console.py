@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from instdisc.errors import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 
 def console(*, wrap: bool = True) -> Console:
-    """Shows words as they are: brackets and colons in a file's name are no markup. wrap: lines are never cut."""
+    """Shows words as they are: brackets, colons and escapes in a file's name do nothing. wrap: lines are never cut."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=wrap)
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text), **options)
+
+    return Plain(highlight=False, markup=False, emoji=False, soft_wrap=wrap)
