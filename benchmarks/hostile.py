@@ -7,7 +7,8 @@ The collection has 20,000 pictures, with secrets planted beside and above it and
 tests/attacks.py. Each comes from another address of this machine than the honest user, and those that only ask for more
 than there is come from the same address too. That user keeps looking at the grid, at a picture, searching by it and
 with a picture of their own; a 503 is waited out, as the page does, and the wait counts. Results go to
-results/hostile.json after each attack; what stands there of the same commit and seconds is not tried again.
+results/hostile.json after each attack; what stands there of the same commit is not tried again, and other attacks of
+other commits are kept.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
     out = settings.results / "hostile.json"
-    rows = kept(out, settings.seconds)
-    known = {(row["attack"], row["source"]) for row in rows}
+    rows, here = kept(out, settings.seconds), commit()
+    known = {key for key, row in rows.items() if row["commit"] == here}
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "errors.txt"), "w+") as errors:
         run = made_run(Path(folder, "collections", str(COUNT)), COUNT)
         plant(run.parent / f"pictures-{COUNT}")
@@ -59,17 +60,20 @@ def main() -> None:
                 user.until_open()
                 for attack, source in asked:
                     if (attack == "tokens") == (token is not None) and (attack, WHERE[source]) not in known:
-                        rows.append(measured(attack, source, server.pid, user, settings.seconds, folder))
+                        found = measured(attack, source, server.pid, user, settings.seconds, folder)
+                        rows[attack, WHERE[source]] = {**found, "commit": here}
                         errors.flush()
-                        write(out, rows, settings.seconds, Path(errors.name).read_text(errors="replace"))
+                        write(out, list(rows.values()), settings.seconds, Path(errors.name).read_text(errors="replace"))
                 if server.poll() is not None:
                     sys.exit("The server has ended.")
 
 
-def kept(out: Path, seconds: float) -> list[dict[str, Any]]:
-    """What was recorded for this commit before."""
-    before = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"commit": ""}
-    return before["rows"] if before["commit"] == commit() and before.get("seconds") == seconds else []
+def kept(out: Path, seconds: float) -> dict[tuple[str, str], dict[str, Any]]:
+    """What was recorded before, each row with the commit at which it was tried."""
+    before = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"seconds": seconds, "rows": []}
+    if before["seconds"] != seconds:
+        return {}
+    return {(row["attack"], row["source"]): {"commit": before["commit"], **row} for row in before["rows"]}
 
 
 def write(out: Path, rows: list[dict[str, Any]], seconds: float, said: str) -> None:
