@@ -156,7 +156,7 @@ def schemathesis(port: int, folder: str) -> dict[str, Any]:
         "--max-examples",
         "60",
     ]
-    words += ["--phases", "coverage,fuzzing", "--seed", "1", "--no-color", "--request-timeout", "60"]  # it shares the cores
+    words += ["--phases", "coverage,fuzzing", "--seed", "1", "--no-color", "--request-timeout", "60"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     generated = [line for line in done.stdout.splitlines() if "generated" in line or "passed" in line]
     tried = [int(word) for line in generated for word in line.replace(",", "").split() if word.isdigit()]
