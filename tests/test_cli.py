@@ -345,7 +345,11 @@ def test_ctrl_c_that_a_library_takes_for_an_error_is_a_ctrl_c(
             raise InputError("The checkpoint is damaged.") from None
 
     monkeypatch.setattr(jobs_embed, "open_source", pressed)
-    status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
+    try:
+        status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (status, err) == (130, "instdisc: stopped.\n")
 
 
