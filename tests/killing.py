@@ -181,7 +181,7 @@ class Killer:
             counts[kind] += 1
             counts["hit"] += ended.status != 0
             if kind == "one sentence":
-                words = _sentence(ended).replace(str(self.place), "")
+                words = _sentence(ended).replace(str(self.place), "").replace(sys.prefix, "")
                 sentences[words] = sentences.get(words, 0) + 1
         return (
             {"life": life, "trial": trial, "seconds": round(known.seconds, 3), "mounted": self.mounts}
