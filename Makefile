@@ -40,7 +40,7 @@ contract: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/every.py
 
-bench-small: $(VENV)/.installed-dev
+bench-small: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/every.py --small
 
 peers: $(VENV)/.installed-bench
