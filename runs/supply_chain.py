@@ -45,7 +45,10 @@ PERMITTED = {
     r"LGPL|Lesser General Public": "LGPL",
     r"NVIDIA": "NVIDIA's own",  # of CUDA's libraries, which torch brings: free to use
 }
-READ_BY_HAND = {"cuda-toolkit": "NVIDIA's own"}  # its metadata says nothing: an empty package that requires the others
+READ_BY_HAND = {  # their metadata says nothing
+    "atheris": "Apache-2.0",  # its LICENSE
+    "cuda-toolkit": "NVIDIA's own",  # an empty package that requires the others
+}
 
 
 def licence_of(package: metadata.Distribution) -> str | None:
