@@ -39,14 +39,14 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     made = Compiler(0.8)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch, "compile", made)
-    monkeypatch.setattr(compiling, "_fastest", made.fastest)
+    monkeypatch.setattr(compiling, "fastest", made.fastest)
     return made
 
 
-def choose(steps: int, seconds: float = 0.0, asked: bool | str = "auto", batch: int = 16) -> compiling.Compilation:
+def choose(steps: int, seconds: float = 0.0, batch: int = 16) -> compiling.Compilation:
     encoder = build_encoder(tiny().encoder, seed=0)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    found = choose_compile(encoder, CPU, asked, "float32", batch, steps, seconds)
+    found = choose_compile(encoder, CPU, "float32", batch, steps, seconds)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items()), "it leaves no trace"
     return found
 
@@ -97,9 +97,14 @@ def test_a_slower_one_and_one_that_fails_are_left(compiler: Compiler, monkeypatc
     assert not found.compiled and found.why.endswith("(InvalidCxxCompiler: No working C++ compiler found).")
 
 
-def test_what_is_asked_for_is_done(compiler: Compiler) -> None:
-    assert choose(1, asked=True).compiled and not choose(10**9, asked=False).compiled
-    assert compiler.asked == 0
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_asked_for_is_done(asked: bool, compiler: Compiler, tmp_path: Path) -> None:
+    said: list[str] = []
+    train(made_pictures(48), tmp_path / "run", tiny(compile=asked, epochs=1), say=said.append)
+    assert compiler.asked == asked and not any(line.startswith("Encoder: ") for line in said)
+
+
+def test_the_setting_is_one_of_three() -> None:
     assert Settings().with_overrides({"compile": "auto"}).compile == "auto"
     assert Settings().with_overrides({"compile": "yes"}).compile is True
     with pytest.raises(InputError, match='compile is true, false or auto, not "maybe"'):

@@ -219,7 +219,7 @@ def tag(run: str | Path, name: str, *, where: str | None = None, label: str | No
 
 def reset(run: str | Path) -> None:
     """Forget all of it: the collection is the training pictures, with the rows of the bank."""
-    with changing(run, by_ranks=True) as folder:
+    with ranks.together(), changing(run, by_ranks=True) as folder:
         ranks.on_main(lambda: _remove_all(folder.index))
 
 

@@ -273,13 +273,13 @@ def _compiled(
     say: Callable[[str], None],
 ) -> bool:
     """Whether the encoder goes through torch.compile: in a resumed run as before."""
-    if earlier is not None or settings.compile != "auto":
-        return bool((earlier or {"chosen": {}})["chosen"].get("compile", settings.compile))
+    if earlier is not None and "compile" in earlier["chosen"]:
+        return earlier["chosen"]["compile"] is True
+    if settings.compile != "auto":
+        return bool(settings.compile)
     steps = round(settings.epochs * count / settings.batch)
-    batch = settings.batch * settings.views // (settings.accumulate * ranks.world())
-    choice = choose_compile(
-        encoder, place, settings.compile, precision, max(2, batch), steps, 60 * (settings.minutes or 0)
-    )
+    batch = max(2, settings.batch * settings.views // (settings.accumulate * ranks.world()))
+    choice = choose_compile(encoder, place, precision, batch, steps, 60 * (settings.minutes or 0))
     say(f"Encoder: {choice.why}")
     return choice.compiled
 
