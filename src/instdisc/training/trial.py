@@ -29,8 +29,9 @@ class Trial:
 
     def step(self, precision: str, module: Any = None) -> None:
         """Forward and backward, until the device has done it. module: another in the place of the copy."""
+        module = self.module if module is None else module  # a compiled one asks for its length where it is tested
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            features = (module or self.module)(self.images)
+            features = module(self.images)
         features.sum().backward()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
