@@ -1,11 +1,11 @@
 """What it costs to keep the rows of the bank in fewer bits: kNN after runs that differ in bank_dtype alone.
 
-    python runs/bank_rows.py digits                                          # preset digits; minutes
-    python runs/bank_rows.py cifar10-train.parquet --preset laptop_cifar10 --limit 10000 --epochs 20
+    python runs/bank_rows.py digits          # preset digits; minutes
+    python runs/bank_rows.py cifar10-train.parquet --preset laptop_cifar10 --limit 10000 --precision bfloat16
 
 Leave-one-out kNN over the training pictures, by the encoder and by the rows of the bank themselves, for three seeds.
 Each run is an ordinary run folder under --runs: one that is there is taken, one that was stopped is resumed. The result
-goes to results/bank_rows.json.
+goes to results/bank_rows_SOURCE.json.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ def main() -> None:
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--limit", type=int, help="only so many pictures")
     parser.add_argument("--epochs", type=float, help="without: the preset's")
+    # named, since a trial of the device might choose otherwise for one run than for another
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the encoder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/out/bank_rows"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
-    # float32 products in the encoder: a trial of the device might choose otherwise for one run than for another
-    more: dict[str, Any] = {"precision": "float32"}
+    more: dict[str, Any] = {"precision": settings.precision}
     if settings.epochs is not None:
         more["epochs"] = settings.epochs
     name = Path(settings.source).stem
@@ -60,9 +61,10 @@ def main() -> None:
                 f"{kind:8s} seed {seed}: encoder {found[kind]['encoder'][-1]:.2f}, bank {found[kind]['bank'][-1]:.2f}"
             )
     record(
-        settings.results / "bank_rows.json",
-        name="bank_rows",
+        settings.results / f"bank_rows_{name}.json",
+        name=f"bank_rows_{name}",
         command=f"python runs/bank_rows.py {Path(settings.source).name} --preset {settings.preset}"
+        f" --precision {settings.precision}"
         + "".join(
             f" --{option} {value:g}"
             for option, value in (("limit", settings.limit), ("epochs", settings.epochs), ("seeds", settings.seeds))

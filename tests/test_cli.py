@@ -54,6 +54,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def act(*words: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["instdisc", *map(str, words)])
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `main` sets its own
         status = 0
         try:
             cli.main()
@@ -351,6 +352,33 @@ def test_ctrl_c_that_a_library_takes_for_an_error_is_a_ctrl_c(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (status, err) == (130, "instdisc: stopped.\n")
+
+
+class Unlucky:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+
+def test_ctrl_c_where_no_exception_may_leave(
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path, trained: tuple[Path, Path]
+) -> None:
+    """Python printed a traceback of an exception that it ignored, and the command went on."""
+    from instdisc.jobs import embed as jobs_embed
+
+    def pressed(*_: Any, **__: Any) -> None:
+        Unlucky()
+        time.sleep(30)
+
+    monkeypatch.setattr(jobs_embed, "open_source", pressed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
+    began = time.monotonic()
+    try:
+        status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (status, err) == (130, "instdisc: stopped.\n")
+    assert time.monotonic() - began < 20
 
 
 def test_ctrl_c_before_training_and_a_reader_that_leaves(

@@ -6,6 +6,7 @@ Ctrl-C into status 130.
 
 from __future__ import annotations
 
+import _thread
 import codecs
 import functools
 import io
@@ -58,24 +59,31 @@ COMMANDS = (
 SHARED = ("train", "evaluate", "embed", "index", "search", "duplicates", "outliers")
 
 
-def _by_one_process(name: str, command: Callable[..., None]) -> Callable[..., None]:
-    """The command, which refuses torchrun: each of its processes would do the whole work and write the same files."""
+class _Interrupted(Exception):
+    """A KeyboardInterrupt that left a command: typer would end without a word."""
+
+
+def _given(name: str, command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer gets it: what is one process's work refuses torchrun, under which each of the processes
+    would do all of it and write the same files."""
 
     @functools.wraps(command)
-    def alone(*words: Any, **options: Any) -> None:
-        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    def called(*words: Any, **options: Any) -> None:
+        if name not in SHARED and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
             raise InputError(
                 f"{name} is one process's work: start it without torchrun, which is for {', '.join(SHARED)}."
             )
-        command(*words, **options)
+        try:
+            command(*words, **options)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
 
-    return alone
+    return called
 
 
 for module in COMMANDS:
     name = module.__name__.rpartition(".")[2]
-    command = module.command if name in SHARED else _by_one_process(name, module.command)
-    app.command(name, epilog=module.EXAMPLES)(command)
+    app.command(name, epilog=module.EXAMPLES)(_given(name, module.command))
 
 
 def _show_version(asked: bool) -> bool:
@@ -102,9 +110,27 @@ def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(ended)
 
 
+def _hear_again(ignored: sys.UnraisableHookArgs) -> None:
+    """A Ctrl-C where no exception may leave, as in a finalizer or a callback of C code: once more, a moment later."""
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    again = threading.Timer(0.05, _interrupt)
+    again.daemon = True
+    again.start()
+
+
+def _interrupt() -> None:
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    else:  # a signal, which also ends a wait
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 def main() -> None:
     """Run the command line."""
     threading.excepthook = _tell_of_thread
+    sys.unraisablehook = _hear_again
     codecs.register_error("readable", _readable)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -112,7 +138,7 @@ def main() -> None:
     interrupted = _notice_interrupts()
     try:
         app(prog_name="instdisc")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Interrupted):
         _end(130, "stopped.")
     except BrokenPipeError:  # the reader of our output has gone, as in `instdisc info RUN | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
