@@ -38,7 +38,7 @@ def test_size_of_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     settings = Augmentation(16, flip=0.5, jitter=0.8, blur=0.5)
     arguments = (noise(23, 16, 16), torch.arange(23), torch.ones(23))
     whole = settings(*arguments, seed=0, step=0)
-    monkeypatch.setattr("instdisc.data.augment.CPU_CHUNK", 12 * 16 * 16 * 5)
+    monkeypatch.setattr("instdisc.data.augment.CPU_CHUNK", 12 * 16 * 16 * 9)
     torch.testing.assert_close(settings(*arguments, seed=0, step=0), whole, atol=ROUNDING, rtol=0)
 
 

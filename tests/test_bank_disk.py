@@ -92,6 +92,36 @@ def test_a_sampled_step_asks_for_the_pages_that_it_touches_and_no_others(private
     assert wanted == {row // rows for row in (0, 77, 39_999, 5000, 801)}
 
 
+@pytest.mark.parametrize("objective", ["softmax", "nce", "sampled"])
+@pytest.mark.parametrize("noise", ["shared", "private"])
+def test_a_step_has_the_rows_that_it_will_touch_read_before_the_encoder_works(
+    objective: str, noise: str, tmp_path: Path
+) -> None:
+    more = {"views": 2, "view_share": 0.5, "accumulate": 1, "epochs": 2, "fill_epochs": 1}
+    settings = tiny(bank_storage="disk", objective=objective, noise=noise, negatives=3, **more)
+    training = training_in(tmp_path / "run", settings)
+    asked: list[str] = []  # in order: pages, and "encoder" where it worked
+    rows = training.bank._disk
+    assert rows is not None
+    rows._width = mmap.PAGESIZE  # as if each row had a page of its own
+    training.encoder.register_forward_pre_hook(lambda *_: asked.append("encoder"))
+    sizes: list[list[int]] = [[], []]
+    with mock.patch.object(rows, "_map") as mapped:
+        mapped.madvise.side_effect = lambda _, start, length: asked.append(str(start // mmap.PAGESIZE))
+        for epoch in (0, 1):
+            for parts, planned in training._steps_of(epoch, 0):
+                asked.clear()
+                (batch,) = parts
+                training.step(iter([batch]), planned)
+                *before, last = asked
+                assert last == "encoder", "none is asked for when it is touched"
+                assert len(before) == len(set(before)) and set(before) >= set(map(str, batch.indices.tolist()))
+                sizes[epoch].append(len(before) - planned)
+    assert 0 < max(sizes[0]) <= 3, "the views are compared with some rows while the bank fills"
+    assert max(sizes[1]) <= {"shared": 6, "private": 3 + 3 * 14}[noise]
+    assert max(sizes[1]) > 3 or objective == "softmax" or noise == "shared"
+
+
 def test_a_run_with_rows_on_disk_ends_as_one_in_memory_and_resumes_in_either(tmp_path: Path) -> None:
     memory = training_in(tmp_path / "memory", tiny(bank_storage="memory"))
     memory.fit()

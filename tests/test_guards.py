@@ -66,7 +66,7 @@ def paired() -> Callable[[], torch.Tensor]:
 # What is done -> numbers that were made for each number of the result, operations.
 PATHS: dict[str, tuple[Callable[[], Callable[[], torch.Tensor]], float, int]] = {
     "augment 32 px": (lambda: augmented(32, 32, 64), 13.75, 416),
-    "augment 96 px": (lambda: augmented(96, 110, 32), 11.5, 1180),
+    "augment 96 px": (lambda: augmented(96, 110, 32), 11.5, 671),
     "augment 224 px": (lambda: augmented(224, 256, 8), 6.4, 656),
     "update": (lambda: updated(torch.float32), 10.1, 27),
     "update int8": (lambda: updated(torch.int8), 16.2, 43),

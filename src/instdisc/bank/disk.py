@@ -41,17 +41,24 @@ class DiskRows:
         # torch.frombuffer refuses to begin at the end
         self.rows: Tensor = torch.frombuffer(self._map, dtype=dtype, count=size // dtype.itemsize)[: rows * dim]
         self.rows = self.rows.view(rows, dim)
+        self._asked: Tensor = torch.empty(0, dtype=torch.int64)
 
     def want(self, positions: Tensor) -> None:
         """Have the pages of these rows read, all at once: a row that is touched later waits for none, or for one.
 
-        Without it each is read when it is touched, one after another.
+        Without it each is read when it is touched, one after another. A page is asked for once until `forget`.
         """
         firsts = positions.reshape(-1) * self._width
         pages = torch.cat([firsts // mmap.PAGESIZE, (firsts + self._width - 1) // mmap.PAGESIZE]).unique()
+        pages = pages[~torch.isin(pages, self._asked)]
         if len(pages) <= _MOST_PAGES and hasattr(mmap, "MADV_WILLNEED"):
             for page in pages.tolist():
                 self._map.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, 1)
+            self._asked = torch.cat([self._asked, pages])[-_MOST_PAGES:]
+
+    def forget(self) -> None:
+        """A step is over: by the next, what was read may have left the memory."""
+        self._asked = torch.empty(0, dtype=torch.int64)
 
 
 def _take_room(file: int, size: int) -> None:

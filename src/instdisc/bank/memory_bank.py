@@ -143,6 +143,12 @@ class MemoryBank:
         with full_precision(features):
             return LogPartition.apply(features, temperature, without, products, self.kept, self.start)
 
+    def expect(self, indices: Int[Tensor, "*any"]) -> None:
+        """Say which instances' rows a step will ask for: where rows are on disk, this rank's are read meanwhile."""
+        if self._disk is not None:
+            mine, here = self._here(indices)
+            self._disk.want(mine[here])
+
     @torch.no_grad()
     def update(self, indices: Int[Tensor, " batch"], features: Float[Tensor, "batch dim"]) -> None:
         """Renew the rows of these instances from their features: normalise(momentum * row + (1 - momentum) * feature).
@@ -174,6 +180,8 @@ class MemoryBank:
         renewed = torch.where(lengths > EPSILON, renewed / lengths.clamp_min(EPSILON), rows)
         self._write(ordered, *rounded(renewed, self.rows.dtype))
         self.updates += 1
+        if self._disk is not None:
+            self._disk.forget()
 
     def to(self, device: torch.device | str) -> MemoryBank:
         """Move the rows to a device, in place; from a file into memory, if it is another device."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from instdisc import checkpoint, ranks
+from instdisc.allocator import keep_freed_memory
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError
@@ -42,6 +43,8 @@ def compare(
     if ranks.world() > 1:
         raise InputError("Runs are compared by one process: start it without torchrun.")
     place = ranks.device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     testing = open_source(source, labels=labels)
     if testing.labels is None:
         raise InputError(f"{testing.name} has no labels, and accuracy needs them: name them with --labels.")

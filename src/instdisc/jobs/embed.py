@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from instdisc import checkpoint, ranks
+from instdisc.allocator import keep_freed_memory
 from instdisc.data.source import Source, open_source
 from instdisc.embeddings import Embedded, Written, write_embeddings
 from instdisc.encoder import Encoder
@@ -57,6 +58,8 @@ def embed_to(
     for name, values in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + values.contiguous().cpu().numpy().tobytes())
     encoder.to(place)
+    if place.type == "cpu":
+        keep_freed_memory()
     if say is not None and ranks.is_main():
         say(f"Embedding {len(pictures):,} pictures of {pictures.name}.")
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from instdisc import __version__, checkpoint, ranks
+from instdisc.allocator import keep_freed_memory
 from instdisc.data.decode import decode
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import build_encoder
@@ -96,6 +97,8 @@ def _evaluate(
     check_shares(shares)
     votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
     place = ranks.device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     saved = checkpoint.latest(folder.checkpoints)  # once: encoder and bank of one step, though the run may still train
     encoder = checkpoint.load_encoder(run, saved).to(place)
     assert saved is not None  # load_encoder refuses that

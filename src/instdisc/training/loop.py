@@ -29,6 +29,7 @@ from instdisc.data.order import Order
 from instdisc.data.pictures import Batch, Pictures
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError, is_shortage
+from instdisc.objectives.noise import Noise
 from instdisc.runs import RunFolder
 from instdisc.training.config import Settings
 from instdisc.training.metrics import Measurement, Metrics
@@ -143,6 +144,7 @@ class Training:
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, part in enumerate(parts):
             indices = part.indices.repeat(self.settings.views)
+            self._read_ahead(part.indices, filling)
             images = self._views(part)
             last = number == self.settings.accumulate - 1
             with nullcontext() if last else self._no_sync():
@@ -256,6 +258,17 @@ class Training:
         ]
         self.metrics.count(len(part.indices), part.waited)
         return views[0] if len(views) == 1 else torch.cat(views)
+
+    def _read_ahead(self, indices: torch.Tensor, filling: bool) -> None:
+        """Have the rows that all ranks will ask for come from the disk while the encoder works."""
+        if self.rows.storage != "disk":
+            return
+        everyones = ranks.gather(indices)
+        self.bank.expect(everyones)
+        for name, term in self.terms.items():
+            noise = getattr(term, "noise", None)
+            if isinstance(noise, Noise) and (name == "views" or not filling):
+                self.bank.expect(noise.indices(everyones, self.bank))
 
     def _set_learning_rate(self) -> None:
         if self.settings.minutes is None:
