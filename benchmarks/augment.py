@@ -24,6 +24,7 @@ import torch
 from record import record_contestants
 from torch.utils.data import DataLoader, Dataset
 
+from instdisc.allocator import keep_freed_memory
 from instdisc.data.augment import Augmentation
 
 WORKERS = 2
@@ -154,6 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `instdisc train` does
     values: dict[str, list[float]] = {}
     for size in arguments.sizes:
         runs = contestants(size, arguments.device, arguments.seconds, arguments.count)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -379,6 +380,28 @@ def test_ctrl_c_where_no_exception_may_leave(
         signal.signal(signal.SIGINT, before)
     assert (status, err) == (130, "instdisc: stopped.\n")
     assert time.monotonic() - began < 20
+
+
+def test_a_thread_that_memory_is_too_short_for_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path, trained: tuple[Path, Path]
+) -> None:
+    """It dies before it has begun, and `Thread.start` waits for its beginning."""
+    from instdisc.jobs import embed as jobs_embed
+
+    def starved(*_: Any) -> None:
+        raise MemoryError
+
+    def started(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(threading.Thread, "_bootstrap", starved)
+        threading.Thread(target=print).start()
+
+    monkeypatch.setattr(jobs_embed, "open_source", started)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
+    try:
+        status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 1 and err.startswith("instdisc: There is not enough memory (can't start new thread)")
 
 
 def test_ctrl_c_before_training_and_a_reader_that_leaves(

@@ -6,16 +6,13 @@ Ctrl-C into status 130.
 
 from __future__ import annotations
 
-import _thread
 import codecs
 import functools
 import io
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -39,6 +36,7 @@ from instdisc.cli import (
     serve,
     train,
 )
+from instdisc.cli.interrupts import Interrupts
 from instdisc.errors import InputError, refusal
 
 app = typer.Typer(
@@ -110,32 +108,14 @@ def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(ended)
 
 
-def _hear_again(ignored: sys.UnraisableHookArgs) -> None:
-    """A Ctrl-C where no exception may leave, as in a finalizer or a callback of C code: once more, a moment later."""
-    if not isinstance(ignored.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(ignored)
-        return
-    again = threading.Timer(0.05, _interrupt)
-    again.daemon = True
-    again.start()
-
-
-def _interrupt() -> None:
-    if sys.platform == "win32":
-        _thread.interrupt_main()
-    else:  # a signal, which also ends a wait
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
 def main() -> None:
     """Run the command line."""
     threading.excepthook = _tell_of_thread
-    sys.unraisablehook = _hear_again
+    interrupts = Interrupts()
     codecs.register_error("readable", _readable)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="readable")
-    interrupted = _notice_interrupts()
     try:
         app(prog_name="instdisc")
     except (KeyboardInterrupt, _Interrupted):
@@ -144,7 +124,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if interrupted.is_set():  # which a library's C code, met by it, gave back as some other error
+        if interrupts.came:  # which a library's C code, met by it, gave back as some other error
             _end(130, "stopped.")
         sentence = str(error) if isinstance(error, InputError) else refusal(error)
         if sentence is None:
@@ -163,16 +143,3 @@ def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
 def _end(status: int, sentence: str) -> NoReturn:
     print(f"instdisc: {sentence}", file=sys.stderr)
     sys.exit(status)
-
-
-def _notice_interrupts() -> threading.Event:
-    """Set once a Ctrl-C has come, which ends in a KeyboardInterrupt as before. Not where it is ignored, as by nohup."""
-    came = threading.Event()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        came.set()
-        signal.default_int_handler(number, frame)
-
-    if callable(signal.getsignal(signal.SIGINT)):
-        signal.signal(signal.SIGINT, interrupt)
-    return came

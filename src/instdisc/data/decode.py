@@ -21,6 +21,8 @@ from jaxtyping import UInt8
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL import WebPImagePlugin as WebpImagePlugin
 
+from instdisc.data.jpeg import decode_whole
+
 DECODING_VERSION = 2
 """Raised whenever the pixels that this file makes change: caches of stored pixels are then filled anew."""
 
@@ -90,7 +92,7 @@ def decode(
     """
     if isinstance(data, np.ndarray):
         return _rgb_of_array(data)
-    return np.asarray(_rgb_picture(data, max_pixels, at_least)[0])
+    return _rgb_of_picture(data, max_pixels, at_least)[0]
 
 
 def store(rgb: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
@@ -117,12 +119,14 @@ def decode_stored(
     if isinstance(data, np.ndarray):
         rgb = _rgb_of_array(data)
         return store(rgb, size), rgb.shape[1] / rgb.shape[0]
-    picture, aspect = _rgb_picture(data, max_pixels, size)
-    return store(np.asarray(picture), size), aspect
+    rgb, aspect = _rgb_of_picture(data, max_pixels, size)
+    return store(rgb, size), aspect
 
 
-def _rgb_picture(data: Encoded, max_pixels: int, at_least: int | None) -> tuple[Image.Image, float]:
-    """Upright RGB picture, and width / height before any reduction."""
+def _rgb_of_picture(
+    data: bytes | bytearray | memoryview | Image.Image, max_pixels: int, at_least: int | None
+) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
+    """Upright RGB, and width / height before any reduction."""
     if isinstance(data, Image.Image):
         kind, reader = "picture", None
     else:
@@ -134,7 +138,8 @@ def _rgb_picture(data: Encoded, max_pixels: int, at_least: int | None) -> tuple[
             assert isinstance(picture, Image.Image)
             if isinstance(data, bytes):
                 _refuse_what_costs_too_much(picture, data, max_pixels)
-            return _upright_rgb(picture, kind, max_pixels, at_least)
+            jpeg = data if kind == "JPEG" and isinstance(data, bytes) else None
+            return _upright_rgb(picture, kind, jpeg, max_pixels, at_least)
     except UnreadableError:
         raise
     except Image.DecompressionBombError as error:  # only from frames larger than the header says, and from huge WebP
@@ -183,22 +188,29 @@ def _refuse_what_costs_too_much(picture: Image.Image, data: bytes, max_pixels: i
             )
 
 
-def _upright_rgb(picture: Image.Image, kind: str, max_pixels: int, at_least: int | None) -> tuple[Image.Image, float]:
+def _upright_rgb(
+    picture: Image.Image, kind: str, jpeg: bytes | None, max_pixels: int, at_least: int | None
+) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
     width, height = picture.size
     if width * height > max_pixels:
         raise UnreadableError(
             f"{width:,} x {height:,} are {width * height / 1e6:,.6g} megapixels, "
             f"more than the cap of {max_pixels / 1e6:,.6g} megapixels"
         )
-    if kind == "JPEG" and at_least is not None:
-        picture.draft(None, (at_least, at_least))  # None leaves the colours alone
-    picture.load()
-    if kind != "JPEG":
-        width, height = picture.size  # a TIFF turns itself upright while it loads, and then names no orientation
+    rgb = None
+    if jpeg is not None:
+        if at_least is not None:
+            picture.draft(None, (at_least, at_least))  # None leaves the colours alone
+        if picture.mode in ("RGB", "L"):
+            rgb = decode_whole(jpeg, (width, height), picture.size)
+    if rgb is None:
+        picture.load()
+        if jpeg is None:
+            width, height = picture.size  # a TIFF turns itself upright while it loads, and then names no orientation
+        rgb = np.asarray(_to_rgb(picture))
     orientation = _orientation(picture)
-    rgb = _to_rgb(picture)
     if orientation in _ROTATIONS:
-        rgb = rgb.transpose(_ROTATIONS[orientation])
+        rgb = np.asarray(Image.fromarray(rgb).transpose(_ROTATIONS[orientation]))
     return rgb, (height / width if orientation >= 5 else width / height)
 
 
