@@ -232,6 +232,7 @@ def reading(folder: Path) -> Iterator[Reader]:
         interpreter.communicate(timeout=30)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PAGES, reason="there is no README and no docs yet")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_does_what_it_says(page: Path, tmp_path: Path, subtests: pytest.Subtests) -> None:

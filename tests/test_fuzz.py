@@ -27,6 +27,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_moment_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
     targets = ["labels", "config", "checkpoints", "tar", "pictures"]
     done = run(tmp_path, "--targets", *targets, "--seconds", "2")

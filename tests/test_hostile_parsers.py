@@ -189,6 +189,7 @@ def test_a_broken_run_folder_is_one_sentence(what: str, trained: tuple[Path, Pat
     in_child("try_all", shutil.copytree(run, tmp_path / "run"), pictures, what, 60)
 
 
+@pytest.mark.slow
 def test_every_fact_of_a_config_is_checked(trained: tuple[Path, Path], tmp_path: Path) -> None:
     pictures, run = trained
     in_child("try_every", shutil.copytree(run, tmp_path / "run"), pictures)

@@ -204,6 +204,7 @@ def test_test_pictures_may_have_other_classes(copied: tuple[Path, Path], tmp_pat
     assert "none of those of" in refused(measured, run, tests)
 
 
+@pytest.mark.slow
 def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, run = copied
     tests = picture_folder(tmp_path / "tests", 40, seed=9)

@@ -31,6 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, reproduce("proximal", folder, scale="tiny", seeds=2, **QUICK)
 
 
+@pytest.mark.slow
 def test_a_table_holds_what_its_runs_reach(made: tuple[Path, dict[str, Any]]) -> None:
     folder, result = made
     assert [row["name"] for row in result["rows"]] == ["λ = 0", "λ = 10", "λ = 30", "λ = 50"]
@@ -77,6 +78,7 @@ def test_what_is_finished_is_not_made_again(made: tuple[Path, dict[str, Any]], m
         reproduce("proximal", folder, scale="tiny", seeds=2, lr=0.01, **QUICK)
 
 
+@pytest.mark.slow
 def test_a_stopped_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = QUICK | {"precision": "float32"}
     whole = reproduce("partition", tmp_path / "whole", scale="tiny", seeds=1, **exact)

@@ -26,7 +26,7 @@ def ask() -> Iterator[Callable[..., dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(
-    "life", [pytest.param(name, marks=[pytest.mark.slow] if name == "table" else []) for name in LIVES]
+    "life", [pytest.param(name, marks=[pytest.mark.slow] if name in ("table", "training") else []) for name in LIVES]
 )
 def test_nothing_is_lost_by_a_kill(ask: Callable[..., dict[str, Any]], life: str) -> None:
     counts = ask(life=life, trial="kill", times=TIMES, seed=0)

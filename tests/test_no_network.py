@@ -117,6 +117,7 @@ def lived(program: str, folder: Path) -> tuple[list[str], int | None]:
     return noted.read_text().splitlines() if noted.is_file() else [], packets
 
 
+@pytest.mark.slow
 def test_a_whole_life_connects_to_nothing(tmp_path: Path) -> None:
     picture_folder(tmp_path / "pictures", 40)
     attempts, packets = lived(LIFE, tmp_path)

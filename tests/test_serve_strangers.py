@@ -39,6 +39,7 @@ def client(trained: tuple[Path, Path]) -> Iterator[Client]:
         yield client
 
 
+@pytest.mark.slow
 def test_the_api_is_as_it_says_of_itself_whatever_is_asked(run: Path) -> None:
     """schemathesis asks what the description allows: no server error, and no answer that it does not describe."""
     program = Path(sys.executable).with_name("schemathesis")
