@@ -128,7 +128,7 @@ def look(count: int, folder: Path) -> None:
         draw = torch.Generator().manual_seed(0)
         vectors = torch.randn(count, 128, generator=draw)
         copies = vectors[: count // 5] + 0.2 * torch.randn(count // 5, 128, generator=draw)
-        vectors = normalize(torch.cat([vectors[count // 5 :], copies]), dim=1)
+        vectors = normalize(torch.cat([vectors[: -len(copies)], copies]), dim=1)
         names = [str(row) for row in range(count)]
         index = Index([vectors], pa.table({"id": names, "location": names}))
         _, present = index.present()
