@@ -195,6 +195,7 @@ def test_torchrun(trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert instdisc.load(tmp_path / "run").embed(pictures).shape == (61, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -283,6 +283,7 @@ def test_nothing_is_wider_than_the_window(browser: playwright.Browser, run: Path
         context.close()
 
 
+@pytest.mark.slow
 def test_the_map_is_computed_once_and_a_region_labelled(page: playwright.Page, run: Path) -> None:
     page.goto("/#/map")
     page.get_by_role("button", name="Compute the map").click()
