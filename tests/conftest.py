@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -44,6 +45,12 @@ for _name in ("TORCH_HOME", "HF_HOME", "HF_HUB_CACHE", "FORCE_COLOR", "PY_COLORS
 def pytest_unconfigure() -> None:
     """Remove the tests' home folder."""
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _pytest_hears_what_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line sets a hook of its own in front of pytest's, which turns ignored exceptions into failures."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def act(*words: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["instdisc", *map(str, words)])
-        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `main` sets its own
         status = 0
         try:
             cli.main()
@@ -65,6 +64,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return status, told.out, told.err
 
     return act
+
+
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Where a shell may have us ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def shell(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -334,6 +341,7 @@ def test_a_damaged_run(
     assert says in sentence(command(name, *words))
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_that_a_library_takes_for_an_error_is_a_ctrl_c(
     monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path, trained: tuple[Path, Path]
 ) -> None:
@@ -348,11 +356,7 @@ def test_ctrl_c_that_a_library_takes_for_an_error_is_a_ctrl_c(
             raise InputError("The checkpoint is damaged.") from None
 
     monkeypatch.setattr(jobs_embed, "open_source", pressed)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
-    try:
-        status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
     assert (status, err) == (130, "instdisc: stopped.\n")
 
 
@@ -362,6 +366,7 @@ class Unlucky:
         time.sleep(5)
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_where_no_exception_may_leave(
     monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path, trained: tuple[Path, Path]
 ) -> None:
@@ -373,16 +378,13 @@ def test_ctrl_c_where_no_exception_may_leave(
         time.sleep(30)
 
     monkeypatch.setattr(jobs_embed, "open_source", pressed)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
     began = time.monotonic()
-    try:
-        status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
     assert (status, err) == (130, "instdisc: stopped.\n")
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_a_thread_that_memory_is_too_short_for_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path, trained: tuple[Path, Path]
 ) -> None:
@@ -397,11 +399,7 @@ def test_a_thread_that_memory_is_too_short_for_is_not_waited_for(
         threading.Thread(target=print).start()
 
     monkeypatch.setattr(jobs_embed, "open_source", started)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
-    try:
-        status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
     assert status == 1 and err.startswith("instdisc: There is not enough memory (can't start new thread)")
 
 

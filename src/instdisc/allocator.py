@@ -19,12 +19,13 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(device: str = "cpu") -> bool:
     """Tell glibc to keep what is freed; whether it was told. The process then stays as large as it ever was.
 
-    Does nothing off Linux, with another C library or allocator, or where INSTDISC_ALLOCATOR=system is set.
+    device: where the work is done, as torch.device.type names it. Does nothing for another than a CPU, off Linux, with
+    another C library or allocator, or where INSTDISC_ALLOCATOR=system is set.
     """
-    return _tell({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20, _ARENA_MAX: 1})
+    return device == "cpu" and _tell({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20, _ARENA_MAX: 1})
 
 
 def give_back_freed_memory() -> bool:

@@ -18,7 +18,7 @@ from instdisc.data.budgets import readable_bytes
 from instdisc.errors import InputError, advice
 from instdisc.shapes import Tensor
 
-_MOST_PAGES = 1 << 16  # asked for at once: 256 MB; who wants more reads in order, and the system reads ahead by itself
+_MOST = 1 << 16  # rows asked for at once: 256 MB of pages; who wants more reads in order, and the system reads ahead
 _ZEROS = 1 << 24
 
 
@@ -48,13 +48,14 @@ class DiskRows:
 
         Without it each is read when it is touched, one after another. A page is asked for once until `forget`.
         """
+        if positions.numel() > _MOST or not hasattr(mmap, "MADV_WILLNEED"):
+            return
         firsts = positions.reshape(-1) * self._width
         pages = torch.cat([firsts // mmap.PAGESIZE, (firsts + self._width - 1) // mmap.PAGESIZE]).unique()
         pages = pages[~torch.isin(pages, self._asked)]
-        if len(pages) <= _MOST_PAGES and hasattr(mmap, "MADV_WILLNEED"):
-            for page in pages.tolist():
-                self._map.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, 1)
-            self._asked = torch.cat([self._asked, pages])[-_MOST_PAGES:]
+        for page in pages.tolist():
+            self._map.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, 1)
+        self._asked = torch.cat([self._asked, pages])[-_MOST:]
 
     def forget(self) -> None:
         """A step is over: by the next, what was read may have left the memory."""

@@ -12,6 +12,7 @@ import _thread
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 
 
@@ -21,6 +22,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.came = False
         self._starved = False
+        self._others = sys.unraisablehook
         sys.unraisablehook = self._ignored
         if callable(signal.getsignal(signal.SIGINT)):  # not where it is ignored, as by nohup
             signal.signal(signal.SIGINT, self._interrupt)
@@ -36,12 +38,13 @@ class Interrupts:
         if isinstance(ignored.exc_value, KeyboardInterrupt):
             again = threading.Timer(0.05, _press)  # a moment later: outside of where it can't leave
             again.daemon = True
-            again.start()
+            with suppress(RuntimeError):  # Python ends, and starts no thread any more
+                again.start()
         elif isinstance(ignored.exc_value, MemoryError) and "thread started by" in (ignored.err_msg or ""):
             self._starved = True
             _press()
         else:
-            sys.__unraisablehook__(ignored)
+            self._others(ignored)
 
 
 def _press() -> None:

@@ -43,8 +43,7 @@ def compare(
     if ranks.world() > 1:
         raise InputError("Runs are compared by one process: start it without torchrun.")
     place = ranks.device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(place.type)
     testing = open_source(source, labels=labels)
     if testing.labels is None:
         raise InputError(f"{testing.name} has no labels, and accuracy needs them: name them with --labels.")

@@ -58,8 +58,7 @@ def embed_to(
     for name, values in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + values.contiguous().cpu().numpy().tobytes())
     encoder.to(place)
-    if place.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(place.type)
     if say is not None and ranks.is_main():
         say(f"Embedding {len(pictures):,} pictures of {pictures.name}.")
 

@@ -97,8 +97,7 @@ def _evaluate(
     check_shares(shares)
     votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
     place = ranks.device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(place.type)
     saved = checkpoint.latest(folder.checkpoints)  # once: encoder and bank of one step, though the run may still train
     encoder = checkpoint.load_encoder(run, saved).to(place)
     assert saved is not None  # load_encoder refuses that

@@ -104,8 +104,7 @@ def _train(
     overrides: Mapping[str, Any],
 ) -> Run:
     place = ranks.device(asked_device)
-    if place.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(place.type)
     source = _open_in_turn(findable(given), labels=labels, split=split, limit=limit)
     if len(source) < FEWEST:
         raise InputError(f"{source.name} has {len(source)} pictures: at least {FEWEST} are needed to tell apart.")

@@ -140,20 +140,20 @@ class Training:
         """
         self._set_learning_rate()
         filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
+        counting = [name for name in self.terms if name == "views" or not filling]
         shares = {name: torch.zeros((), device=self.device) for name in self.terms}
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, part in enumerate(parts):
             indices = part.indices.repeat(self.settings.views)
-            self._read_ahead(part.indices, filling)
+            self._read_ahead(part.indices, counting)
             images = self._views(part)
             last = number == self.settings.accumulate - 1
             with nullcontext() if last else self._no_sync():
                 with self._autocast:
                     features = self._forward(images)
                 losses = {
-                    name: self.weights[name] * term(features, indices, self.bank)
-                    for name, term in self._parallel_terms.items()
-                    if name == "views" or not filling
+                    name: self.weights[name] * self._parallel_terms[name](features, indices, self.bank)
+                    for name in counting
                 }
                 share = len(part.indices) / planned
                 # data-parallel averaging divides by the ranks; a picture that could not be read counts as zero
@@ -259,15 +259,15 @@ class Training:
         self.metrics.count(len(part.indices), part.waited)
         return views[0] if len(views) == 1 else torch.cat(views)
 
-    def _read_ahead(self, indices: torch.Tensor, filling: bool) -> None:
-        """Have the rows that all ranks will ask for come from the disk while the encoder works."""
+    def _read_ahead(self, indices: torch.Tensor, terms: Sequence[str]) -> None:
+        """Have the rows that these terms will ask for, on all ranks, come from the disk while the encoder works."""
         if self.rows.storage != "disk":
             return
         everyones = ranks.gather(indices)
         self.bank.expect(everyones)
-        for name, term in self.terms.items():
-            noise = getattr(term, "noise", None)
-            if isinstance(noise, Noise) and (name == "views" or not filling):
+        for name in terms:
+            noise = getattr(self.terms[name], "noise", None)
+            if isinstance(noise, Noise):
                 self.bank.expect(noise.indices(everyones, self.bank))
 
     def _set_learning_rate(self) -> None:
