@@ -24,7 +24,8 @@ first=${hosts[0]}
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
 for host in "${hosts[@]}"; do
-    words=("${PYTHON:-python3}" -m torch.distributed.run
+    # The variable: else a store for the processes, which torchrun keeps on the host of rank 0, would be lost with that host.
+    words=(env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "${PYTHON:-python3}" -m torch.distributed.run
         --nnodes "${MIN_HOSTS:-${#hosts[@]}}:${#hosts[@]}" --nproc-per-node "${PROCESSES:-gpu}" --max-restarts 100
         --rdzv-backend c10d --rdzv-endpoint "$first:${PORT:-29400}" --rdzv-id "instdisc-$$" --local-addr "$host"
         --rdzv-conf "is_host=$([[ $host == "$first" ]] && echo 1 || echo 0)"

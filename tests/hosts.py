@@ -102,13 +102,15 @@ def hosts(count: int) -> Iterator[list[Host]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def torchrun(everyone: Sequence[Host], nodes: str, words: Sequence[str]) -> list[subprocess.Popen[bytes]]:
-    """Start an agent of torchrun on every host, with one process `words` under it; they meet at the first host.
+def torchrun(
+    everyone: Sequence[Host], nodes: str, words: Sequence[str], meeting: int = 0
+) -> list[subprocess.Popen[bytes]]:
+    """Start an agent of torchrun on every host, with one process `words` under it; they meet at host `meeting`.
 
     nodes: how many hosts a group has, as in "3" or "2:4". Lost ones are noticed after ten seconds: on a machine that is
     busy a shorter time would take living ones for lost.
     """
-    return [_agent(host, everyone[0], nodes, words) for host in everyone]
+    return [_agent(host, everyone[meeting], nodes, words) for host in everyone]
 
 
 def _agent(host: Host, meeting: Host, nodes: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -125,7 +127,10 @@ def _agent(host: Host, meeting: Host, nodes: str, words: Sequence[str]) -> subpr
         "local-addr": host.address,
     }
     given = [word for name, value in options.items() for word in (f"--{name}", value)]
-    return host.start([sys.executable, "-m", "torch.distributed.run", *given, *words])
+    # As runs/on_hosts.sh has it: torchrun's own store for the processes would go with the host of rank 0.
+    return host.start(
+        [sys.executable, "-m", "torch.distributed.run", *given, *words], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"
+    )
 
 
 def _require() -> None:

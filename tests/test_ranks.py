@@ -105,6 +105,7 @@ def test_start_joins_the_group_that_torchrun_made(monkeypatch: pytest.MonkeyPatc
     joined = []
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **settings: joined.append(backend))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ranks, "_meet", lambda timeout: {})
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with ranks.together():
         assert joined == [], "an ordinary start is one process"
@@ -114,6 +115,45 @@ def test_start_joins_the_group_that_torchrun_made(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     ranks.start()
     assert joined == ["gloo"]
+
+
+SUM = """
+import os, sys, time, torch
+from instdisc import ranks
+time.sleep(float(sys.argv[1]))
+ranks.start()
+print(ranks.total(torch.tensor(ranks.rank() + 1)).item(), flush=True)
+os._exit(0)  # as if killed: nothing is taken back from the store
+"""
+
+
+def test_who_is_started_anew_does_not_meet_the_dead() -> None:
+    """One store for three starts, as torchrun keeps it; from the second on rank 1 is early, then rank 0."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = os.environ | {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2",
+    }
+    for waits in ((0, 0), (2, 0), (0, 2)):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", SUM, str(wait)],
+                env=environment | {"RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(3 * rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank, wait in enumerate(waits)
+        ]
+        try:
+            said = [process.communicate(timeout=60)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [text.split()[-1] for text in said] == ["3", "3"], said
 
 
 def test_nothing_of_the_group_outlives_it(tmp_path: Path) -> None:

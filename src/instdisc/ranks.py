@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,35 @@ def start() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local())
-        join("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+        timeout = timedelta(minutes=30)
+        join("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, **_meet(timeout))
+
+
+def _meet(timeout: timedelta) -> dict[str, Any]:
+    """Where the processes of this start find each other, for init_process_group.
+
+    torchrun keeps one store for all the starts of a group, so a process that is early can read there what one of the
+    start before had written: the address of a process that is dead. It fails, all are started anew, and so on. Hence each
+    start has keys of its own: rank 0 invents a name for them, and another believes it when rank 0, under that name, says
+    the very word that this one had left there.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    word = uuid.uuid4().hex
+    if rank == 0:
+        name = word
+        store.set("start", name)
+        store.set(f"{name}/met", " ".join(store.get(f"{name}/{other}").decode() for other in range(1, world)))
+    else:
+        name, met, pause, until = "", "", 0.05, time.monotonic() + timeout.total_seconds()
+        while word not in met:
+            if time.monotonic() > until:
+                raise InputError(f"The process of rank 0 has not come in {timeout}: start the command again.")
+            name = store.get("start").decode()
+            store.set(f"{name}/{rank}", word)
+            time.sleep(pause)
+            pause = min(1.5 * pause, 1.0)
+            met = store.get(f"{name}/met").decode() if store.check([f"{name}/met"]) else ""
+    return {"store": dist.PrefixStore(name, store), "rank": rank, "world_size": world}
 
 
 def join(backend: str, **settings: Any) -> None:
