@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from instdisc.errors import InputError
 from instdisc.shapes import Tensor
@@ -43,7 +45,7 @@ def _meet(timeout: timedelta) -> dict[str, Any]:
     each start has keys of its own: rank 0 invents a name for them, and another believes it when rank 0, under that
     name, says the very word that this one had left there.
     """
-    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
     word = uuid.uuid4().hex
     if rank == 0:
         name = word
@@ -59,7 +61,7 @@ def _meet(timeout: timedelta) -> dict[str, Any]:
             time.sleep(pause)
             pause = min(1.5 * pause, 1.0)
             met = store.get(f"{name}/met").decode() if store.check([f"{name}/met"]) else ""
-    return {"store": dist.PrefixStore(name, store), "rank": rank, "world_size": world}
+    return {"store": PrefixStore(name, store), "rank": rank, "world_size": world}
 
 
 def join(backend: str, **settings: Any) -> None:
