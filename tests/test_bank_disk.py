@@ -168,14 +168,34 @@ def test_rows_are_chosen_by_size(dtype: str, storage: str, free: float, expected
     assert ("free" in found.why) == ((expected[1] == "disk" and storage == "auto") or "float16" in expected)
 
 
-def test_a_gpu_keeps_its_rows_in_its_memory() -> None:
-    with mock.patch("instdisc.bank.choice.free_memory", return_value=300_000):
-        assert choose_rows(1000, 128, torch.device("cuda"), "auto", "auto").dtype == torch.int8
-        assert choose_rows(1000, 128, torch.device("cuda"), "float32", "auto").dtype == torch.float32
-    with pytest.raises(InputError, match="for training on a CPU"):
-        choose_rows(1000, 128, torch.device("cuda"), "auto", "disk")
-    with pytest.raises(InputError, match="are for a CPU"):
-        MemoryBank(10, storage="disk", device="meta")
+@pytest.mark.parametrize(
+    ("dtype", "storage", "gpu", "host", "expected"),
+    [
+        ("auto", "auto", 2.0, 0.1, ("float32", "memory")),
+        ("auto", "auto", 1.0, 9.0, ("float16", "memory")),
+        ("auto", "auto", 0.6, 9.0, ("int8", "memory")),
+        ("auto", "auto", 0.4, 2.0, ("float32", "host")),
+        ("auto", "auto", 0.4, 1.0, ("float16", "host")),
+        ("auto", "auto", 0.4, 0.9, ("float32", "disk")),
+        ("float32", "auto", 1.9, 2.0, ("float32", "host")),
+        ("auto", "host", 9.0, 1.0, ("float16", "host")),
+        ("int8", "host", 9.0, 0.1, ("int8", "host")),
+        ("auto", "disk", 9.0, 9.0, ("float32", "disk")),
+    ],
+)
+def test_beside_a_gpu_the_host_and_the_disk_come_last(
+    dtype: str, storage: str, gpu: float, host: float, expected: tuple[str, str]
+) -> None:
+    free = {"cuda": gpu, "cpu": host}
+    with mock.patch("instdisc.bank.choice.free_memory", lambda device: int(free[device.type] * 1000 * 128 * 4)):
+        found = choose_rows(1000, 128, torch.device("cuda"), dtype, storage)
+    assert (str(found.dtype).removeprefix("torch."), found.storage) == expected
+    assert {"memory": "in memory", "host": "in the host's memory", "disk": "mapped file"}[expected[1]] in found.why
+
+
+def test_a_cpu_has_no_other_memory() -> None:
+    with pytest.raises(InputError, match="for training on a GPU"):
+        choose_rows(1000, 128, CPU, "auto", "host")
 
 
 def test_the_run_says_what_it_chose_and_a_resumed_one_keeps_the_dtype(tmp_path: Path) -> None:

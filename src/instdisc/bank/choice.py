@@ -10,6 +10,7 @@ from instdisc import ranks
 from instdisc.data.budgets import free_memory, readable_bytes
 from instdisc.errors import InputError
 
+_ON = {"memory": "in memory", "host": "in the host's memory", "disk": "in a memory-mapped file"}
 _COMFORTABLE = 0.5  # of what is free: the encoder, its optimizer and the batches come after the bank
 
 
@@ -25,29 +26,34 @@ class RowsChoice:
 def choose_rows(instances: int, dim: int, device: torch.device, dtype: str, storage: str) -> RowsChoice:
     """What was asked for; where that is "auto", the first that takes at most half of what is free on every rank.
 
-    dtype "auto": float32 in memory, float16 in memory, then float32 on disk, where the numbers stay what they are; a
-    GPU's rows are in its memory, and the last resort is int8. Any other dtype is never changed.
+    dtype "auto": float32 in the device's memory, then float16; on disk the numbers stay float32. Beside a GPU, int8 in
+    its memory comes before the slower ways, float32 and float16 in the host's memory. Any other dtype is never changed.
     """
     host = device.type == "cpu"
-    if storage == "disk" and not host:
-        raise InputError(f"Rows on disk are for training on a CPU, not on {device.type}: leave bank_storage to auto.")
-    smaller = ["float16"] if host else ["float16", "int8"]
-    ways = [(kind, "memory") for kind in (["float32", *smaller] if dtype == "auto" else [dtype])]
+    if storage == "host" and host:
+        raise InputError("Rows in the host's memory are for training on a GPU: leave bank_storage to auto.")
+    kinds = {"memory": ["float32", "float16"], "host": ["float32", "float16"], "disk": ["float32"]}
     if host:
-        ways.append(("float32" if dtype == "auto" else dtype, "disk"))
-    ways = [way for way in ways if storage in ("auto", way[1])]
+        del kinds["host"]
+    else:
+        kinds["memory"].append("int8")
+    ways = [
+        (kind, where)
+        for where in (kinds if storage == "auto" else [storage])
+        for kind in (kinds[where] if dtype == "auto" else [dtype])
+    ]
     first, last = ranks.share(instances, of=0)  # the largest share: all ranks choose alike
-    free, passed = free_memory(device), ""
+    passed = ""
     for kind, where in ways:
         chosen = getattr(torch, kind)
         size = (last - first) * (dim * chosen.itemsize + (4 if chosen == torch.int8 else 0))
         each = " a process" if ranks.world() > 1 else ""
+        free = free_memory(device if where == "memory" else torch.device("cpu"))
         fits = where == "disk" or not ranks.any_rank(size > _COMFORTABLE * free)
         if fits or (kind, where) == ways[-1]:
-            on = "in memory" if where == "memory" else "in a memory-mapped file"
-            asked = " as asked for" if len(ways) == 1 else ""
+            on = _ON[where] + (" as asked for" if len(ways) == 1 else "")
             return RowsChoice(
-                chosen, where, f"{instances:,} rows in {kind}, {readable_bytes(size)}{each}, {on}{asked}{passed}."
+                chosen, where, f"{instances:,} rows in {kind}, {readable_bytes(size)}{each}, {on}{passed}."
             )
         passed = passed or f", as {kind} in memory would take {readable_bytes(size)} of {readable_bytes(free)} free"
     raise AssertionError("there is always a way")

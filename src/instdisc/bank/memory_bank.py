@@ -25,7 +25,9 @@ class MemoryBank:
     seed: the rows at the start are random directions, functions of (seed, row) alone, the same for any number of ranks.
     dtype: float32, or float16/bfloat16 for half the memory, or int8 for a quarter (`scales` has the rows' scales then);
         arithmetic is in float32 always, and what an update writes is rounded.
-    storage: "disk" keeps the rows in a memory-mapped file without a name in `folder` (bank/disk.py), for a CPU.
+    storage: "memory" keeps the rows on `device`; beside a GPU "host" keeps them in the host's memory, and "disk",
+        beside any device, in a memory-mapped file without a name in `folder` (bank/disk.py). What is asked of them
+        comes to `device` all the same: rows that are looked up, or for the exact sum all of them, a block at a time.
     """
 
     def __init__(
@@ -46,31 +48,27 @@ class MemoryBank:
             raise InputError(f"The bank's momentum must be in [0, 1), not {momentum}: with 1 no row would ever change.")
         if dtype not in DTYPES:
             raise InputError(f"A bank's rows are float32, float16, bfloat16 or int8, not {dtype}.")
-        if storage not in ("memory", "disk"):
-            raise InputError(f'A bank\'s rows are in "memory" or on "disk", not "{storage}".')
+        if storage not in ("memory", "host", "disk"):
+            raise InputError(f'A bank\'s rows are in "memory", in that of the "host" or on "disk", not "{storage}".')
         self.instances, self.dim, self.momentum, self.seed = instances, dim, momentum, seed
         self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
         self.start, self.stop = ranks.share(instances)
         local = self.stop - self.start
         self._disk: DiskRows | None = None
-        if storage == "disk" and torch.device(device).type != "cpu":
-            raise InputError(f"Rows on disk are for a CPU, not for {device}: keep them in memory.")
         if storage == "disk":
             self._disk = DiskRows(local, dim, dtype, None if folder is None else Path(folder))
+        place = torch.device(device if storage == "memory" else "cpu")
         self.rows: Tensor = (
-            torch.empty(local, dim, dtype=dtype, device=device) if self._disk is None else self._disk.rows
+            torch.empty(local, dim, dtype=dtype, device=place) if self._disk is None else self._disk.rows
         )
-        self.scales: Tensor | None = torch.empty(local, device=device) if dtype == torch.int8 else None
-        at_once = 4_096 if self.device.type == "cpu" else 65_536  # on a CPU the draws of a part stay in its cache
+        self.scales: Tensor | None = torch.empty(local, device=place) if dtype == torch.int8 else None
+        # where features are, and what is looked up; "cuda" is this process's GPU
+        self.device = self.rows.device if storage == "memory" else torch.empty(0, device=device).device
+        at_once = 4_096 if place.type == "cpu" else 65_536  # on a CPU the draws of a part stay in its cache
         for first in range(self.start, self.stop, at_once):
             last = min(first + at_once, self.stop)
-            drawn = random_directions(first, last, dim, seed, self.device)
+            drawn = random_directions(first, last, dim, seed, self.rows.device)
             self._write(slice(first - self.start, last - self.start), *rounded(drawn, dtype))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the rows are."""
-        return self.rows.device
 
     @property
     def kept(self) -> Rows:
@@ -147,7 +145,7 @@ class MemoryBank:
         """Say which instances' rows a step will ask for: where rows are on disk, this rank's are read meanwhile."""
         if self._disk is not None:
             mine, here = self._here(indices)
-            self._disk.want(mine[here])
+            self.want(mine[here])
 
     @torch.no_grad()
     def update(self, indices: Int[Tensor, " batch"], features: Float[Tensor, "batch dim"]) -> None:
@@ -186,6 +184,7 @@ class MemoryBank:
     def to(self, device: torch.device | str) -> MemoryBank:
         """Move the rows to a device, in place; from a file into memory, if it is another device."""
         self.rows = self.rows.to(device)
+        self.device = self.rows.device
         self._disk = self._disk if self.device.type == "cpu" else None
         self.scales = None if self.scales is None else self.scales.to(device)
         return self
@@ -208,16 +207,20 @@ class MemoryBank:
     def want(self, positions: Tensor) -> None:
         """Have these of this rank's rows read ahead, where they are on disk."""
         if self._disk is not None:
-            self._disk.want(positions)
+            self._disk.want(positions.to(self.rows.device))
 
     def _gathered(self, positions: Tensor) -> Tensor:
+        """Rows on `device`, in float32; they travel as they are kept."""
+        positions = positions.to(self.rows.device)
         self.want(positions)
-        return self.kept[positions]
+        return self.kept.picked(positions, self.device)
 
     def _write(self, where: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
-        self.rows[where] = values
+        place = self.rows.device
+        where = where if isinstance(where, slice) else where.to(place)
+        self.rows[where] = values.to(place)
         if self.scales is not None and scales is not None:
-            self.scales[where] = scales
+            self.scales[where] = scales.to(place)
 
     def _here(self, indices: Int[Tensor, "*any"]) -> tuple[Tensor, Tensor]:
         """Positions in `rows` (0 for what another rank holds) and whether this rank holds each."""

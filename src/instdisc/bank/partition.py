@@ -75,7 +75,8 @@ def _sums_over_rows(
     columns = queries.T.to(products).contiguous()
     block = min(chunks * size, len(rows))
     buffer = torch.empty(block + 1, batch, dtype=products, device=device)  # the last row: where nothing is left out
-    near = torch.empty(block, dim, dtype=products, device=device) if host or rows.dtype != products else None
+    stays = not host and rows.dtype == products and rows.device == device
+    near = None if stays else torch.empty(block, dim, dtype=products, device=device)
     partial = None if products == torch.float32 else torch.empty(chunks, batch, dim, dtype=products, device=device)
     reference = torch.full((1, batch), 0.0 if fixed else _LOWEST, device=device)
     sums, weighted = queries.new_zeros(1, batch), queries.new_zeros(chunks, batch, dim)
@@ -86,7 +87,7 @@ def _sums_over_rows(
         if near is not None:
             part = near[:count].copy_(part)
             if scales is not None:
-                part.mul_(scales[first : first + count, None])
+                part.mul_(scales[first : first + count, None].to(device))
         chunk = chunks if count == chunks * size else 1
         keys = part.view(chunk, count // chunk, dim)
         scores = buffer[:count].view(chunk, count // chunk, batch)

@@ -48,8 +48,12 @@ class Rows:
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def __getitem__(self, which: Any) -> Float[Tensor, "*any dim"]:
-        values = self.values[which].float()
-        return values if self.scales is None else values.mul_(self.scales[which][..., None])
+        return self.picked(which, self.values.device)
+
+    def picked(self, which: Any, device: torch.device) -> Float[Tensor, "*any dim"]:
+        """The same, on another device."""
+        values = self.values[which].to(device).float()
+        return values if self.scales is None else values.mul_(self.scales[which].to(device)[..., None])
 
 
 def rounded(rows: Float[Tensor, "rows dim"], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -39,7 +39,7 @@ def make_monitor(
     def vote(training: Training, known: np.ndarray, vectors: Tensor, asked: np.ndarray) -> float:
         """kNN accuracy by the rows of the bank: each rank has its rows vote, and brings a share of the queries."""
         bank, mine = training.bank, slice(*ranks.share(len(vectors)))
-        knn = KNN(neighbours).fit(bank.rows, known[bank.start : bank.stop], sharded=True)
+        knn = KNN(neighbours, device=bank.device).fit(bank.rows, known[bank.start : bank.stop], sharded=True)
         return knn.score(vectors[mine], asked[mine])
 
     def measure(training: Training) -> Measurement:

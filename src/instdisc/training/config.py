@@ -77,7 +77,7 @@ class Settings:
     fill_epochs: float = 0.0
     bank_momentum: float = 0.5
     bank_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "float32"
-    bank_storage: Literal["auto", "memory", "disk"] = "auto"
+    bank_storage: Literal["auto", "memory", "host", "disk"] = "auto"
     batch: int = 128
     accumulate: int = 1
     optimizer: Literal["sgd", "muon"] = "sgd"
