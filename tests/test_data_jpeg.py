@@ -126,3 +126,6 @@ def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("instdisc.data.jpeg.simplejpeg.decode_jpeg", none_left)
     with pytest.raises(decoding.UnreadableError, match="needs more memory than there is"):
         decode(encoded(photograph(60, 40)))
+    monkeypatch.setattr(decoding, "_LITTLE", 1 << 62)  # as where nothing is left for anybody: not the picture's fault
+    with pytest.raises(MemoryError):
+        decode(encoded(photograph(60, 40)))

@@ -35,6 +35,7 @@ _SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 # What libraries say where memory, a thread or a file is refused: not all of it is a MemoryError or an OSError.
 _MEMORY = re.compile(
     "allocate memory|out of memory|not enough memory|bad_alloc|start new thread|launch worker thread|create a primitive"
+    "|error return without exception set"  # CPython's, where it is refused memory while it compiles
 )
 _FILES = "Too many open files"
 

@@ -10,6 +10,7 @@ Worker processes import this file, so it imports torch only when the first large
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import threading
@@ -69,6 +70,7 @@ _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _MOST_EXIF = 100  # blocks; Pillow copies all that it has with each one more, so 12 MB of small ones take a minute
 _MOST_SCANNED = 10_000_000_000  # pixels x scans of a progressive JPEG, some ten seconds; real ones have ten scans
+_LITTLE = 2**26  # bytes: where not even that is left, no picture is to blame
 _LARGE = 2**15  # pixels; larger pictures are resized by torch, to within one grey level of Pillow's result
 
 
@@ -80,6 +82,22 @@ class UnreadableError(Exception):
         self.reason = reason
 
 
+def _is_shortage(error: Exception) -> bool:
+    """Whether a decoder failed for want of files, or of memory where there is little for anybody.
+
+    A picture can ask for more than there is, and is then left out; else a whole one would be, and nobody would be told
+    that the machine was the reason.
+    """
+    number = error.errno if isinstance(error, OSError) else None  # never the words: they may be the picture's own
+    if not isinstance(error, MemoryError) and number != errno.ENOMEM:
+        return number in (errno.EMFILE, errno.ENFILE)
+    try:
+        bytearray(_LITTLE)
+    except MemoryError:
+        return True
+    return False
+
+
 def decode(
     data: Encoded, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -88,7 +106,8 @@ def decode(
     Arrays are (h, w), (h, w, 1), (h, w, 3) or (h, w, 4 with alpha): uint8, uint16 (high byte), bool, or floats in 0..1.
     With `at_least`, a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter side
     keeps that many pixels: four times faster on a photograph that is stored small anyway.
-    Raises UnreadableError for everything else, whatever the bytes are.
+    Raises UnreadableError for everything else, whatever the bytes are; but MemoryError or OSError where the machine has
+    next to no memory or files left.
     """
     if isinstance(data, np.ndarray):
         return _rgb_of_array(data)
@@ -144,9 +163,11 @@ def _rgb_of_picture(
         raise
     except Image.DecompressionBombError as error:  # only from frames larger than the header says, and from huge WebP
         raise UnreadableError(f"the {kind} has more pixels than can be decoded safely") from error
-    except MemoryError as error:
-        raise UnreadableError(f"the {kind} needs more memory than there is") from error
     except Exception as error:
+        if _is_shortage(error):
+            raise
+        if isinstance(error, MemoryError):
+            raise UnreadableError(f"the {kind} needs more memory than there is") from error
         # Decoders raise whatever their parsers run into on hostile bytes: OSError, SyntaxError, ValueError, KeyError,
         # struct.error, EOFError, ZeroDivisionError, OverflowError ... Each of them says: this picture is broken.
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
@@ -230,7 +251,9 @@ def _ends_in_zeros(jpeg: bytes) -> bool:
 def _orientation(picture: Image.Image) -> int:
     try:
         return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block is no reason to lose a picture whose pixels are whole
+    except Exception as error:  # a broken EXIF block is no reason to lose a picture whose pixels are whole
+        if _is_shortage(error):
+            raise
         return 1
 
 

@@ -39,7 +39,7 @@ from instdisc.data.decode import UnreadableError, decode_stored
 from instdisc.data.patience import trouble
 from instdisc.data.shared import Block, Mapped, Shared
 from instdisc.data.source import Source
-from instdisc.errors import InputError
+from instdisc.errors import InputError, refusal
 
 _LENGTH = struct.Struct("<q")
 _LARGEST_PICKLE = 256 << 20  # a source that carries more than this with it is not sent to other processes
@@ -323,11 +323,10 @@ def main() -> None:
                 rows, slots = np.array(numbers, np.int64).reshape(2, -1)
                 pixels = shared.block(offset, length)[: count * 3 * size**2].reshape(count, 3, size, size)
                 fetched = fetch(source, rows, slots, pixels)
-            except InputError as error:
-                _send(outgoing, json.dumps({"refused": str(error)}).encode())
-                continue
-            except Exception:
-                _send(outgoing, json.dumps({"error": traceback.format_exc()}).encode())
+            except Exception as error:
+                sentence = str(error) if isinstance(error, InputError) else refusal(error)
+                told = {"error": traceback.format_exc()} if sentence is None else {"refused": sentence}
+                _send(outgoing, json.dumps(told).encode())
                 continue
             answer = {
                 "rows": fetched.rows.tolist(),
