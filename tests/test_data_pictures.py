@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib
 import io
 import os
 import signal
@@ -465,6 +466,20 @@ def test_a_worker_that_dies_gives_one_clear_error(folder: Path) -> None:
         with pytest.raises(InputError, match=r"ended by signal SIGKILL, which often means that the memory was full"):
             list(batches)
         assert time.monotonic() - started < 10
+
+
+def test_a_worker_that_has_no_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no_room.py").write_text(
+        "import instdisc.data.arrays as arrays\n"
+        "class Crowded(arrays.SequenceSource):\n"
+        "    def read(self, row):\n"
+        "        raise MemoryError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    source = importlib.import_module("no_room").Crowded([np.zeros((4, 4), np.uint8)] * 3)
+    with Pool(source, SIZE, 1) as pool, pytest.raises(InputError, match="There is not enough memory"):
+        list(pool.stream([np.arange(3)]))
 
 
 def test_workers_need_no_main_guard_and_survive_ctrl_c(folder: Path, tmp_path: Path) -> None:
