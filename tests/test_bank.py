@@ -311,7 +311,7 @@ def test_state_says_what_the_rows_do_not() -> None:
         ({"instances": 5, "dim": 0}, "at least one instance and one dimension"),
         ({"instances": 5, "momentum": 1.0}, "no row would ever change"),
         ({"instances": 5, "momentum": -0.1}, "momentum"),
-        ({"instances": 5, "storage": "tape"}, 'in "memory" or on "disk", not "tape"'),
+        ({"instances": 5, "storage": "tape"}, '"memory", "host" or "disk", not "tape"'),
         ({"instances": 5, "dtype": torch.float64}, "bfloat16 or int8"),
     ],
 )

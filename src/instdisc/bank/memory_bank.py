@@ -49,7 +49,7 @@ class MemoryBank:
         if dtype not in DTYPES:
             raise InputError(f"A bank's rows are float32, float16, bfloat16 or int8, not {dtype}.")
         if storage not in ("memory", "host", "disk"):
-            raise InputError(f'A bank\'s rows are in "memory", in that of the "host" or on "disk", not "{storage}".')
+            raise InputError(f'A bank\'s rows are kept in "memory", "host" or "disk", not "{storage}".')
         self.instances, self.dim, self.momentum, self.seed = instances, dim, momentum, seed
         self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
         self.start, self.stop = ranks.share(instances)
