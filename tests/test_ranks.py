@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,22 @@ def test_who_is_started_anew_does_not_meet_the_dead() -> None:
             for process in processes:
                 process.kill()
         assert [text.split()[-1] for text in said] == ["3", "3"], said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_is_left_alone_is_told(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 finds what a rank 0 that is dead had left."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("start", "before")
+    store.set("before/met", "another")
+    told = {"WORLD_SIZE": "2", "RANK": str(rank), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in (told | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"2 processes have not met .*: start them all with torchrun"):
+        ranks._meet(timedelta(seconds=1))
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(InputError, match=r"MASTER_ADDR.*or one alone without WORLD_SIZE"):
+        ranks._meet(timedelta(seconds=1))
 
 
 def test_nothing_of_the_group_outlives_it(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from instdisc.errors import InputError
@@ -45,23 +45,33 @@ def _meet(timeout: timedelta) -> dict[str, Any]:
     each start has keys of its own: rank 0 invents a name for them, and another believes it when rank 0, under that
     name, says the very word that this one had left there.
     """
-    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=timeout))
+        name = _name_of_start(store, rank, world, timeout)
+    except (dist.DistError, ValueError) as error:  # ValueError: a variable of torchrun's is missing
+        expected, why = os.environ["WORLD_SIZE"], str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"WORLD_SIZE is {expected}, but {expected} processes have not met ({why}): start them all with torchrun, "
+            "or one alone without WORLD_SIZE."
+        ) from error
+    return {"store": PrefixStore(name, store), "rank": rank, "world_size": world}
+
+
+def _name_of_start(store: Store, rank: int, world: int, timeout: timedelta) -> str:
     word = uuid.uuid4().hex
     if rank == 0:
-        name = word
-        store.set("start", name)
-        store.set(f"{name}/met", " ".join(store.get(f"{name}/{other}").decode() for other in range(1, world)))
-    else:
-        name, met, pause, until = "", "", 0.05, time.monotonic() + timeout.total_seconds()
-        while word not in met:
-            if time.monotonic() > until:
-                raise InputError(f"The process of rank 0 has not come in {timeout}: start the command again.")
-            name = store.get("start").decode()
-            store.set(f"{name}/{rank}", word)
-            time.sleep(pause)
-            pause = min(1.5 * pause, 1.0)
-            met = store.get(f"{name}/met").decode() if store.check([f"{name}/met"]) else ""
-    return {"store": PrefixStore(name, store), "rank": rank, "world_size": world}
+        store.set("start", word)
+        store.set(f"{word}/met", " ".join(store.get(f"{word}/{other}").decode() for other in range(1, world)))
+        return word
+    pause, until = 0.05, time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < until:
+        name = store.get("start").decode()
+        store.set(f"{name}/{rank}", word)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 1.0)
+        if store.check([f"{name}/met"]) and word in store.get(f"{name}/met").decode():
+            return name
+    raise dist.DistStoreError(f"rank 0 has not come in {timeout}")
 
 
 def join(backend: str, **settings: Any) -> None:

@@ -29,14 +29,12 @@ def choose_rows(instances: int, dim: int, device: torch.device, dtype: str, stor
     dtype "auto": float32 in the device's memory, then float16; on disk the numbers stay float32. Beside a GPU, int8 in
     its memory comes before the slower ways, float32 and float16 in the host's memory. Any other dtype is never changed.
     """
-    host = device.type == "cpu"
-    if storage == "host" and host:
-        raise InputError("Rows in the host's memory are for training on a GPU: leave bank_storage to auto.")
-    kinds = {"memory": ["float32", "float16"], "host": ["float32", "float16"], "disk": ["float32"]}
-    if host:
-        del kinds["host"]
+    if device.type == "cpu":
+        if storage == "host":
+            raise InputError("Rows in the host's memory are for training on a GPU: leave bank_storage to auto.")
+        kinds = {"memory": ["float32", "float16"], "disk": ["float32"]}
     else:
-        kinds["memory"].append("int8")
+        kinds = {"memory": ["float32", "float16", "int8"], "host": ["float32", "float16"], "disk": ["float32"]}
     ways = [
         (kind, where)
         for where in (kinds if storage == "auto" else [storage])

@@ -145,7 +145,7 @@ class MemoryBank:
         """Say which instances' rows a step will ask for: where rows are on disk, this rank's are read meanwhile."""
         if self._disk is not None:
             mine, here = self._here(indices)
-            self.want(mine[here])
+            self.want(mine[here].to(self.rows.device))
 
     @torch.no_grad()
     def update(self, indices: Int[Tensor, " batch"], features: Float[Tensor, "batch dim"]) -> None:
@@ -207,7 +207,7 @@ class MemoryBank:
     def want(self, positions: Tensor) -> None:
         """Have these of this rank's rows read ahead, where they are on disk."""
         if self._disk is not None:
-            self._disk.want(positions.to(self.rows.device))
+            self._disk.want(positions)
 
     def _gathered(self, positions: Tensor) -> Tensor:
         """Rows on `device`, in float32; they travel as they are kept."""

@@ -82,7 +82,7 @@ class UnreadableError(Exception):
         self.reason = reason
 
 
-def _is_shortage(error: Exception) -> bool:
+def _machine_is_short(error: Exception) -> bool:
     """Whether a decoder failed for want of files, or of memory where there is little for anybody.
 
     A picture can ask for more than there is, and is then left out; else a whole one would be, and nobody would be told
@@ -164,7 +164,7 @@ def _rgb_of_picture(
     except Image.DecompressionBombError as error:  # only from frames larger than the header says, and from huge WebP
         raise UnreadableError(f"the {kind} has more pixels than can be decoded safely") from error
     except Exception as error:
-        if _is_shortage(error):
+        if _machine_is_short(error):
             raise
         if isinstance(error, MemoryError):
             raise UnreadableError(f"the {kind} needs more memory than there is") from error
@@ -252,7 +252,7 @@ def _orientation(picture: Image.Image) -> int:
     try:
         return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception as error:  # a broken EXIF block is no reason to lose a picture whose pixels are whole
-        if _is_shortage(error):
+        if _machine_is_short(error):
             raise
         return 1
 
