@@ -66,6 +66,7 @@ MEASUREMENTS = {
         _packages("kornia"),
     ),
     "decode": Measurement("--out {}/decode.json", "--out {}/decode.json --repeats 1 --limit 24 --sizes 96"),
+    "embedding": Measurement("--out {}/embedding.json", "--out {}/embedding.json --repeats 1 --count 16 --sizes 32"),
     "evaluation": Measurement(
         "--out {}/evaluation.json", "--out {}/evaluation.json --repeats 1 --train 3000 --test 300"
     ),
