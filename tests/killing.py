@@ -161,7 +161,7 @@ class Killer:
         faults: list[str] = []
         sentences: dict[str, int] = {}
         act = {"kill": self._kill, "interrupt": self._interrupt}.get(trial, self._hardship)
-        while counts["hit"] < times and counts["tried"] < 3 * times:
+        while counts["hit"] < times and counts["tried"] < 8 * times:
             counts["tried"] += 1
             with self.folder(life, mounted=self.mounts and trial in ("full disk", "read-only")) as (folder, said):
                 try:
