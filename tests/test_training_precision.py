@@ -3,45 +3,75 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from tiny_encoders import tiny
 
-from instdisc.encoder import Encoder
 from instdisc.training import choose_precision
 from instdisc.training.precision import _images_per_second
+from instdisc.training.trial import Trial
 
 
-def slow(float32: float, bfloat16: float, busy: int = 0) -> Encoder:
-    """An encoder that takes so many milliseconds more, and 60 again while the machine is busy: in `busy` passes."""
-    encoder, passes = tiny(), iter(range(10_000))
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Steps that take so many milliseconds in place of real ones, whose times are the processor's own.
 
-    def wait(*_: Any) -> None:
-        own = (float32, bfloat16)[torch.is_autocast_enabled("cpu")]
-        time.sleep((own + 60 * (next(passes) < busy)) / 1000)
+    each: milliseconds a picture more in bfloat16. busy: in so many steps the machine takes 60 again. Answers the
+    numbers of pictures of all steps, a list that grows.
+    """
 
-    encoder.register_forward_pre_hook(wait)
-    return encoder
+    def made(float32: float, bfloat16: float, busy: int = 0, each: float = 0) -> list[int]:
+        seen: list[int] = []
+
+        def step(trial: Trial, precision: str, module: Any = None) -> None:
+            own = float32 if precision == "float32" else bfloat16 + each * len(trial.images)
+            time.sleep((own + 60 * (len(seen) < busy)) / 1000)
+            seen.append(len(trial.images))
+
+        monkeypatch.setattr(Trial, "step", step)
+        return seen
+
+    return made
 
 
 @pytest.mark.parametrize("busy", [0, 5, 9])
 @pytest.mark.parametrize("faster", ["float32", "bfloat16"])
-def test_the_faster_is_chosen_though_the_machine_was_busy(faster: str, busy: int) -> None:
-    times = (0, 30) if faster == "float32" else (30, 0)
-    chosen = choose_precision(slow(*times, busy), torch.device("cpu"), "auto", 8)
+def test_the_faster_is_chosen_though_the_machine_was_busy(
+    slow: Callable[..., list[int]], faster: str, busy: int
+) -> None:
+    slow(*((20, 50) if faster == "float32" else (50, 20)), busy)
+    chosen = choose_precision(tiny(), torch.device("cpu"), "auto", 8)
     assert chosen.precision == faster
     assert chosen.why.startswith(faster)
 
 
-def test_what_is_alike_is_tried_more_often_but_not_for_ever() -> None:
+def test_what_is_alike_is_tried_more_often_but_not_for_ever(slow: Callable[..., list[int]]) -> None:
+    seen = slow(20, 20)
     started = time.monotonic()
-    speeds = _images_per_second(slow(20, 20), torch.device("cpu"), 8)
+    speeds = _images_per_second(tiny(), torch.device("cpu"), 8)
     assert max(speeds.values()) < 1.3 * min(speeds.values())
     assert time.monotonic() - started < 5
+    assert seen.count(8) > 0
 
 
-def test_what_was_asked_for_is_taken_untried() -> None:
-    chosen = choose_precision(slow(1000, 1000), torch.device("cpu"), "float32", 8)
+def test_what_is_hopeless_is_tried_with_few_pictures_only(slow: Callable[..., list[int]]) -> None:
+    """A processor without bfloat16 instructions, where 64 pictures would take three seconds and more in each round."""
+    seen = slow(5, 5, each=50)
+    chosen = choose_precision(tiny(), torch.device("cpu"), "auto", 256)
     assert chosen.precision == "float32"
+    assert set(seen) == {4}
+
+
+def test_a_real_step_runs_in_both() -> None:
+    speeds = _images_per_second(tiny(), torch.device("cpu"), 8)
+    assert min(speeds.values()) > 0
+
+
+def test_what_was_asked_for_is_taken_untried(slow: Callable[..., list[int]]) -> None:
+    seen = slow(0, 0)
+    chosen = choose_precision(tiny(), torch.device("cpu"), "float32", 8)
+    assert chosen.precision == "float32"
+    assert not seen

@@ -38,9 +38,18 @@ def choose_precision(encoder: Encoder, device: torch.device, asked: str, batch: 
 
 
 _PRECISIONS = ("float32", "bfloat16")
+# Processors without bfloat16 instructions take twenty times as long in it, minutes for some networks: a few pictures
+# show that, and only what they leave open is tried with many.
+_FEW, _HOPELESS = 4, 4.0
 
 
 def _images_per_second(encoder: Encoder, device: torch.device, batch: int) -> dict[str, float]:
-    trial = Trial(encoder, device, batch)
-    seconds = fastest({precision: partial(trial.step, precision) for precision in _PRECISIONS})
-    return {precision: batch / least for precision, least in seconds.items()}
+    def tried(pictures: int, *, more: bool) -> dict[str, float]:
+        trial = Trial(encoder, device, pictures)
+        return fastest({precision: partial(trial.step, precision) for precision in _PRECISIONS}, more=more)
+
+    pictures = min(batch, _FEW)
+    seconds = tried(pictures, more=False)
+    if max(seconds.values()) < _HOPELESS * min(seconds.values()):
+        pictures, seconds = batch, tried(batch, more=True)
+    return {precision: pictures / least for precision, least in seconds.items()}

@@ -39,8 +39,11 @@ class Trial:
             torch.mps.synchronize()
 
 
-def fastest(ways: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """The least seconds of each. In turns: what else the machine does slows all alike."""
+def fastest(ways: dict[str, Callable[[], None]], *, more: bool = True) -> dict[str, float]:
+    """The least seconds of each. In turns: what else the machine does slows all alike.
+
+    more: try again and again, for some seconds, where none is clearly the slowest.
+    """
     least = dict.fromkeys(ways, float("inf"))
     began = time.perf_counter()
     for number in range(_MORE_ROUNDS + 1):
@@ -49,7 +52,7 @@ def fastest(ways: dict[str, Callable[[], None]]) -> dict[str, float]:
             way()
             if number:  # the first one pays for allocations and kernel choice
                 least[name] = min(least[name], time.perf_counter() - started)
-        clear = len(ways) == 1 or max(least.values()) > _CLEAR * min(least.values())
+        clear = not more or len(ways) == 1 or max(least.values()) > _CLEAR * min(least.values())
         if number >= _ROUNDS and (clear or time.perf_counter() - began > _MORE_SECONDS):
             break
     return least
