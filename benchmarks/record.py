@@ -28,7 +28,9 @@ def device_name() -> str:
         else iter([platform.processor()]),
         platform.machine(),
     )
-    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    capability = torch.backends.cpu.get_cpu_capability()  # processors of one name differ in it, and by times in speed
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    return f"{model} with {capability}, {cores} cores, torch {torch.__version__}, {threads} threads"
 
 
 def commit() -> str:
