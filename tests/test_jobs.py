@@ -437,6 +437,18 @@ def test_embed_writes_the_vectors_of_the_encoder(trained: tuple[Path, Path], tmp
     assert table["label"].to_pylist() == source.labels.tolist()
 
 
+def test_embed_in_another_precision(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """Near the vectors in float32 and not those; a name that is none is refused before anything is written."""
+    pictures, run = trained
+    exact = embed(run, pictures, tmp_path / "v.npy", device="cpu", say=None)
+    near = embed(run, pictures, tmp_path / "w.npy", device="cpu", precision="bfloat16", say=None)
+    vectors, others = np.load(exact.path), np.load(near.path)
+    assert not np.array_equal(vectors, others)
+    assert (vectors * others).sum(1).min() > 0.99
+    assert 'not "half"' in refused(embed, run, pictures, tmp_path / "x.npy", precision="half", say=None)
+    assert not list(tmp_path.glob("x.*"))
+
+
 def test_embed_goes_on_where_it_was_cut_off(
     copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

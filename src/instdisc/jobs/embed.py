@@ -15,6 +15,7 @@ from instdisc.allocator import keep_freed_memory
 from instdisc.data.source import Source, open_source
 from instdisc.embeddings import Embedded, Written, write_embeddings
 from instdisc.encoder import Encoder
+from instdisc.encoder.embed import autocast
 
 
 def embed(
@@ -26,18 +27,20 @@ def embed(
     limit: int | None = None,
     device: str = "auto",
     batch: int = 256,
+    precision: str = "auto",
     restart: bool = False,
     say: Callable[[str], None] | None = print,
 ) -> Written:
     """Embed every picture of `source` with a run's encoder into `out` (.parquet or .npy); an interrupted job goes on.
 
-    restart: throw away what an interrupted job had done. Raises InputError for what can't be.
+    precision: as `Encoder.embed` takes it. restart: throw away what an interrupted job had done.
+    Raises InputError for what can't be.
     """
     with ranks.together():
         place = ranks.device(device)
         encoder = checkpoint.load_encoder(run)
         pictures = open_source(source, labels=labels, limit=limit)
-        return embed_to(out, encoder, pictures, place, batch=batch, restart=restart, say=say)
+        return embed_to(out, encoder, pictures, place, batch=batch, precision=precision, restart=restart, say=say)
 
 
 def embed_to(
@@ -47,6 +50,7 @@ def embed_to(
     place: torch.device,
     *,
     batch: int = 256,
+    precision: str = "auto",
     restart: bool | Literal["other"] = False,
     say: Callable[[str], None] | None = None,
 ) -> Written:
@@ -54,9 +58,12 @@ def embed_to(
 
     restart: "other" throws away only the work of another job.
     """
+    autocast(place, precision)  # a name that is none is refused before anything is read
     digest = hashlib.sha256(repr(encoder.describe()).encode())
     for name, values in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + values.contiguous().cpu().numpy().tobytes())
+    if precision != "auto":  # vectors of two precisions never stand in one file
+        digest.update(precision.encode())
     encoder.to(place)
     keep_freed_memory(place.type)
     if say is not None and ranks.is_main():
@@ -68,6 +75,7 @@ def embed_to(
         chunks = encoder.embed_stream(
             pictures,
             batch,
+            precision=precision,
             on_unreadable=lambda row, name, reason: unreadable.append((row, reason)),
             rows=rows,
         )
