@@ -254,6 +254,7 @@ def sentence(result: tuple[int, str, str]) -> str:
         ("train NOWHERE --out OUT", "NOWHERE does not exist"),
         ("train EMPTY --out OUT", "holds no pictures"),
         ("train FEW --out OUT", "at least 16 are needed"),
+        ("train TORN --out OUT", "TORN/00.jpg: the last part of the JPEG is missing"),
         ("train PICTURES --out OUT --preset paper_cifar11", 'There is no preset "paper_cifar11"'),
         ("train PICTURES --out OUT --set lr=fast", "lr is a number"),
         ("train PICTURES --out OUT --set lr", "--set takes NAME=VALUE"),
@@ -294,6 +295,9 @@ def test_what_can_not_be(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
     picture_folder(tmp_path / "FEW", 5)
+    (tmp_path / "TORN").mkdir()
+    for number in range(20):
+        (tmp_path / f"TORN/{number:02}.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(99))
     places = {"PICTURES": str(pictures), "RUN": str(run)}
     assert says in sentence(command(*(places.get(word, word) for word in words.split())))
     assert not RunFolder("OUT").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
@@ -220,6 +221,18 @@ def test_clear_sentences_for_what_cannot_be_opened(tmp_path: Path) -> None:
         open_source(tmp_path / "folder", limit=0)
     with pytest.raises(InputError, match="no folder test"):
         open_source(tmp_path / "folder", split="test")
+
+
+def test_a_folder_where_no_more_files_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by benchmarks/kill.py: people were told to check the path."""
+
+    def refuse(folder: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"with .*Too many open files.*ulimit -n") as error:
+        open_source(tmp_path)
+    assert "check the path" not in str(error.value)
 
 
 def test_driver_that_is_not_installed() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from instdisc.data.patience import patiently
 from instdisc.data.places import filesystem, is_url, reason, size_of, version_of
-from instdisc.errors import InputError, is_shortage
+from instdisc.errors import InputError, is_shortage, refusal
 
 Listed = Iterator[tuple[bytes, int, int]]  # path below the root, size in bytes, version (mtime in ns)
 
@@ -67,7 +67,8 @@ def list_local(root: bytes, unopened: list[bytes]) -> Listed:
     try:
         os.scandir(root).close()
     except OSError as error:
-        raise InputError(f"{os.fsdecode(root)} cannot be opened ({error.strerror}): check the path.") from error
+        sentence = f"{os.fsdecode(root)} cannot be opened ({error.strerror}): check the path."
+        raise InputError(refusal(error) or sentence) from error
     while waiting:
         top, below_top = waiting.pop()
         real_top = os.path.realpath(top)

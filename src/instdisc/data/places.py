@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from instdisc.data.index import cache_folder
 from instdisc.data.patience import LONG, patiently
-from instdisc.errors import InputError
+from instdisc.errors import InputError, refusal
 
 # Protocols whose fsspec driver is inside fsspec itself but stands on a package of another name.
 _DRIVERS = {"http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub", "sftp": "paramiko", "ssh": "paramiko"}
@@ -70,7 +70,8 @@ def describe(place: str) -> tuple[int, int]:
         try:
             status = os.stat(place)
         except OSError as error:
-            raise InputError(f"{place} cannot be opened ({error.strerror}): check the path.") from error
+            sentence = f"{place} cannot be opened ({error.strerror}): check the path."
+            raise InputError(refusal(error) or sentence) from error
         return status.st_size, status.st_mtime_ns
     system, path = filesystem(place)
     try:

@@ -52,16 +52,21 @@ def look_at(source: Source) -> Look:
     """Decode a few pictures, spread evenly over the source."""
     rows = np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int))
     sizes: list[tuple[int, int]] = []
-    for _, content in source.iterate(rows):
+    reasons: list[str] = []
+    for row, content in source.iterate(rows):
         try:
             if isinstance(content, UnreadableError):
                 raise content
             height, width = decode(content).shape[:2]
-        except UnreadableError:
+        except UnreadableError as error:
+            reasons.append(f"{source.location(row)}: {error.reason}")
             continue
         sizes.append((width, height))
     if not sizes:
-        raise InputError(f"None of the {len(rows)} pictures tried in {source.name} can be read: is it the right place?")
+        raise InputError(
+            f"None of the {len(rows)} pictures tried in {source.name} can be read: is it the right place? The first, "
+            f"{reasons[0]}."
+        )
     by_area = sorted(sizes, key=lambda size: size[0] * size[1])
     side = int(np.median([min(size) for size in sizes]))
     return Look(side, by_area[0], by_area[-1], len(rows), len(rows) - len(sizes))
