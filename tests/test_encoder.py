@@ -53,6 +53,26 @@ def test_resnet18_on_small_pictures_is_the_cifar_network(width: int | None) -> N
     assert maps["layer4"][2:] == (4, 4)
 
 
+def test_narrow_shortcuts_give_what_convolutions_give_and_train_on_every_processor() -> None:
+    """Where AVX2 is all, the weights' gradient of such a convolution kills the process (oneDNN's issue 6035)."""
+    encoder = build_encoder({"backbone": "resnet18", "image_size": 32, "width": 4})
+    shortcuts = [module for name, module in encoder.backbone.named_modules() if name.endswith("downsample.0")]
+    assert [module.in_channels for module in shortcuts] == [4, 8, 16]
+    for shortcut in shortcuts:
+        pictures = torch.randn(3, shortcut.in_channels, 9, 9, requires_grad=True)
+        found = shortcut(pictures)
+        expected = torch.nn.functional.conv2d(pictures.double(), shortcut.weight.double(), stride=2)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+        given = torch.randn_like(found)
+        ours = torch.autograd.grad(found, [pictures, shortcut.weight], given)
+        theirs = torch.autograd.grad(expected, [pictures, shortcut.weight], given.double())
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    encoder = encoder.to(memory_format=torch.channels_last).train()
+    for _ in range(3):
+        encoder(torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert all(torch.isfinite(shortcut.weight.grad).all() for shortcut in shortcuts)
+
+
 def test_large_pictures_keep_timms_own_stem() -> None:
     plain = build_encoder({"backbone": "resnet18", "image_size": 128})
     assert plain.backbone.conv1.kernel_size == (7, 7)

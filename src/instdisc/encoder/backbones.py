@@ -33,7 +33,32 @@ def make_backbone(config: EncoderConfig) -> nn.Module:
             raise InputError(f"{config.backbone} has no other stem: leave small_stem at auto.")
         make = SMALL_ENCODERS[config.backbone]
         return make() if config.width is None else make(config.width)
-    return _make_timm(config)
+    backbone = _make_timm(config)
+    for module in backbone.modules():
+        if type(module) is nn.Conv2d and _Subsampling.wanted(module):
+            module.__class__ = _Subsampling  # it holds nothing more: weights, names and hooks stay
+    return backbone
+
+
+class _Subsampling(nn.Conv2d):
+    """A 1 × 1 convolution with a stride, of few channels: every second place is taken first, which gives the same.
+
+    On CPUs with AVX2 and channels_last, oneDNN writes past its workspace in the weights' gradient of such a one with
+    fewer input channels than its block (8, or 16 with AVX-512): the process dies (its issue 6035).
+    """
+
+    @staticmethod
+    def wanted(convolution: nn.Conv2d) -> bool:
+        return (
+            convolution.kernel_size == (1, 1)
+            and convolution.stride != (1, 1)
+            and convolution.padding == (0, 0)
+            and convolution.in_channels < 16
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        down, across = self.stride
+        return nn.functional.conv2d(input[..., ::down, ::across], self.weight, self.bias, groups=self.groups)
 
 
 def output_channels(backbone: nn.Module, config: EncoderConfig) -> int:
