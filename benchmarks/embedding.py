@@ -13,6 +13,7 @@ at another scale and resized from there, so that they are near, and not equal.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -33,8 +34,6 @@ BATCH = 128
 
 def make_pictures(folder: Path, size: int, count: int) -> None:
     """PNG of 32 pixels cut from photographs, or the photographs themselves."""
-    import io
-
     from decode import photographs
     from PIL import Image
 
@@ -141,7 +140,8 @@ def main() -> None:
     record(
         settings.out,
         name="embedding",
-        command=f"python benchmarks/embedding.py --count {settings.count} --repeats {settings.repeats}",
+        command=f"python benchmarks/embedding.py --sizes {' '.join(map(str, settings.sizes))} --count {settings.count} "
+        f"--repeats {settings.repeats}",
         unit="times as fast as the DataLoader loop, one value a size and repeat; `images_per_second` has all",
         values=[round(value, 3) for found in ratios.values() for value in found],
         seeds=list(range(settings.repeats)),

@@ -148,16 +148,30 @@ def test_readme_file_map_agrees_with_the_files() -> None:
 # ------------------------------------------------------------ what may be done where
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-@pytest.mark.fault("pickle: loading a stranger's checkpoint runs their code")
-def test_no_pickle(path: Path) -> None:
-    picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+def pickling(path: Path) -> set[str]:
+    """What a file imports and calls that writes or reads pickles."""
+    picklers = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     used = {name for name in imports_of(path) if name.partition(".")[0] in picklers}
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call):
             if dotted(node.func) in {"torch.load", "torch.save", "torch.package"}:
                 used.add(dotted(node.func))
             used.update("allow_pickle" for word in node.keywords if word.arg == "allow_pickle" and not is_false(word))
+    return used
+
+
+def test_picklers_are_found(tmp_path: Path) -> None:
+    file = tmp_path / "some.py"
+    file.write_text(
+        "import torch\ntorch.load('x')\nimport pickle\nload('x', allow_pickle=True)\nsee(allow_pickle=False)\n"
+    )
+    assert pickling(file) == {"torch.load", "pickle", "allow_pickle"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@pytest.mark.fault("pickle: loading a stranger's checkpoint runs their code")
+def test_no_pickle(path: Path) -> None:
+    used = pickling(path)
     if name_of(path) in PICKLE_ALLOWED:
         assert used, f"{name_of(path)} no longer needs its exception: take it out of PICKLE_ALLOWED"
     else:
