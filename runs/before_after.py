@@ -36,20 +36,23 @@ def main() -> None:
     settings = parser.parse_args()
     found = {}
     for name in ("before", "after"):
-        place = checkout(getattr(settings, name), settings.out.resolve() / name)
-        words = ["--train", *_given(settings.train), "--minutes", str(settings.minutes), "--seed", str(settings.seed)]
-        words += ["--test", *_given(settings.test)] if settings.test else []
-        words += ["--out", str(place.parent / f"run of {name}"), "--results", str(place.parent / f"results of {name}")]
-        command = [sys.executable, str(place / "runs/laptop_cifar10.py"), *words]
-        done = subprocess.run(command, cwd=place, env=os.environ | {"PYTHONPATH": str(place / "src")})
-        result = place.parent / f"results of {name}/laptop_cifar10.json"
+        commit = resolved(getattr(settings, name))
+        place = settings.out.resolve() / commit  # by commit: what went before of another one is never taken for it
+        words = ["--train", _given(settings.train), "--minutes", str(settings.minutes), "--seed", str(settings.seed)]
+        words += ["--test", _given(settings.test)] if settings.test else []
+        words += ["--out", str(place / "run"), "--results", str(place / "results")]
+        script = checkout(commit, place / "files") / "runs/laptop_cifar10.py"
+        paths = {"PYTHONPATH": str(script.parents[1] / "src")}
+        done = subprocess.run([sys.executable, str(script), *words], cwd=script.parents[1], env=os.environ | paths)
+        result = place / "results/laptop_cifar10.json"
         if done.returncode or not result.is_file():
-            sys.exit(f"The run of {getattr(settings, name)} did not end: start again to go on.")
+            sys.exit(f"The run of {commit} did not end: start again to go on.")
         found[name] = json.loads(result.read_text(encoding="utf-8"))
     record(
         settings.results / "before_after.json",
         name="before_after",
-        command=f"python runs/before_after.py --before {settings.before} --minutes {settings.minutes:g}",
+        command=f"python runs/before_after.py --before {settings.before} --after {found['after']['commit']} "
+        f"--minutes {settings.minutes:g} --seed {settings.seed}",
         unit="kNN top-1 on the 10,000 test pictures, %, before and after, at the end of equal minutes",
         values=[one["values"][0] for one in found.values()],
         seeds=[settings.seed],
@@ -62,17 +65,26 @@ def main() -> None:
     draw(found, settings.results / "before_after.png")
 
 
-def _given(source: str) -> list[str]:
+def _given(source: str) -> str:
     """A path as it is found from another folder; a name stays."""
-    return [str(Path(source).resolve()) if Path(source).exists() else source]
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def resolved(name: str) -> str:
+    """The hash of a commit that was named in some way."""
+    words = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"There is no commit {name} in {ROOT}.")
+    return done.stdout.strip()
 
 
 def checkout(commit: str, place: Path) -> Path:
     """The files of a commit at `place`, as git knows them."""
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
-        subprocess.run(["git", "-C", str(place), "checkout", "--quiet", commit], check=True)
+        subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(place)], check=True)
+    subprocess.run(["git", "-C", str(place), "checkout", "--quiet", commit], check=True)
     return place
 
 
