@@ -5,9 +5,9 @@
 All do the same: random resized crop of 20 to 100 %, flip, colour jitter 0.4 / 0.4 / 0.4 / hue 0.4 in random order,
 grey 0.2, normalise; from uint8 pictures in memory to float32 batches. Sizes: 32 pixels from 32, 224 from 256. Crops are
 antialiased, save kornia's (at these sizes it matters little: few crops shrink, none by more than 1.15). Kornia draws
-one order of the jitter a batch, the others one a picture. The contestants take turns within each repeat, so that a slow
-spell of the machine meets all of them; torchvision is measured on tensors and on PIL images, kornia on both of its ways
-to crop. Needs the extra `benchmarks`.
+one order of the jitter a batch, the others one a picture. "By torch" is ours where Numba is not installed. The
+contestants take turns within each repeat, so that a slow spell of the machine meets all of them; torchvision is
+measured on tensors and on PIL images, kornia on both of its ways to crop. Needs the extras `fast` and `benchmarks`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from record import record_contestants
 from torch.utils.data import DataLoader, Dataset
 
 from instdisc.allocator import keep_freed_memory
+from instdisc.data import augment
 from instdisc.data.augment import Augmentation
 
 WORKERS = 2
@@ -78,7 +80,7 @@ def loader_pass(images: np.ndarray, size: int, batch: int, kind: str) -> Callabl
     return run
 
 
-def batch_pass(augment: Callable[[int], torch.Tensor], batch: int, threads: int, seconds: float) -> Callable[[], float]:
+def batch_pass(views: Callable[[int], torch.Tensor], batch: int, threads: int, seconds: float) -> Callable[[], float]:
     """A function that augments batches for `seconds` with `threads` threads and answers images a second."""
 
     def run() -> float:
@@ -87,7 +89,7 @@ def batch_pass(augment: Callable[[int], torch.Tensor], batch: int, threads: int,
         start = time.perf_counter()
         steps = 0
         while time.perf_counter() - start < seconds:
-            augment(steps)
+            views(steps)
             steps += 1
         finish()
         return steps * batch / (time.perf_counter() - start)
@@ -107,6 +109,16 @@ def ours(images: torch.Tensor, size: int) -> Callable[[int], torch.Tensor]:
     indices = torch.arange(len(images), device=images.device)
     aspects = torch.ones(len(images), device=images.device)
     return lambda step: settings(images, indices, aspects, seed=0, step=step)
+
+
+def by_torch(call: Callable[[int], torch.Tensor]) -> Callable[[int], torch.Tensor]:
+    """The same as it goes where Numba is not installed."""
+
+    def run(step: int) -> torch.Tensor:
+        with patch.object(augment, "_fused", lambda: None):
+            return call(step)
+
+    return run
 
 
 def kornia(images: torch.Tensor, size: int, cropping: str) -> Callable[[int], torch.Tensor]:
@@ -135,7 +147,10 @@ def contestants(size: int, device: str, seconds: float, count: int | None) -> di
     runs: dict[str, Callable[[], float]] = {}
     for threads in thread_counts:
         named = f"{threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device
-        runs[f"ours, {named}"] = batch_pass(ours(images if size > 48 else planar, size), batch, threads, seconds)
+        mine = ours(images if size > 48 else planar, size)
+        runs[f"ours, {named}"] = batch_pass(mine, batch, threads, seconds)
+        if device == "cpu":
+            runs[f"ours by torch, {named}"] = batch_pass(by_torch(mine), batch, threads, seconds)
         for cropping in ("slice", "resample"):
             runs[f"kornia {cropping}, {named}"] = batch_pass(kornia(planar, size, cropping), batch, threads, seconds)
     for kind in ("tensors", "PIL"):

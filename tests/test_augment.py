@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import functional as reference
 from torchvision.transforms.v2 import functional as reference_v2  # resizes uint8 without a detour over floats
 
-from instdisc.data import colour
+from instdisc.data import augment, colour
 from instdisc.data.augment import Augmentation, centre
 from instdisc.data.augment_blur import gaussian_blur, kernel_length
 from instdisc.data.augment_draws import BOX_COLUMNS, ORDERS, Draws, draw_boxes
@@ -204,9 +204,19 @@ def by_torchvision(settings: Augmentation, image: torch.Tensor, draws: Draws, pl
     return reference.normalize(result, list(settings.mean), list(settings.std))
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways on a CPU: by Numba, and by torch where that is not installed."""
+    if request.param == "torch":
+        monkeypatch.setattr(augment, "_fused", lambda: None)
+    else:
+        assert augment._fused() is not None
+    return str(request.param)
+
+
 @pytest.mark.parametrize(("stored", "size"), [(32, 32), (40, 32), (128, 112)])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_whole_augmentation_equals_torchvision(stored: int, size: int, shuffle: bool) -> None:
+def test_whole_augmentation_equals_torchvision(stored: int, size: int, shuffle: bool, way: str) -> None:
     settings = Augmentation(size, flip=0.5, jitter=0.8, blur=0.5, shuffle=shuffle)
     images = noise(40, stored, stored)
     draws = settings.draw(torch.arange(40), torch.linspace(0.5, 2, 40), stored, stored, seed=1, step=2)
@@ -217,7 +227,7 @@ def test_whole_augmentation_equals_torchvision(stored: int, size: int, shuffle: 
         assert (ours[place] - by_torchvision(settings, images[place], draws, place)).abs().max() < tolerance
 
 
-def test_uint8_all_the_way_differs_by_its_rounding() -> None:
+def test_uint8_all_the_way_differs_by_its_rounding(way: str) -> None:
     """torchvision cuts off to whole levels after each operation, half a level on average; ours never does."""
     settings = Augmentation(32, mean=(0.0,) * 3, std=(1.0,) * 3, grey=0.0)
     images = noise(60, 32, 32)
@@ -231,14 +241,14 @@ def test_uint8_all_the_way_differs_by_its_rounding() -> None:
     assert difference.mean() < 2 and difference.max() <= 10
 
 
-def test_result_is_float32_and_channels_last() -> None:
+def test_result_is_float32_and_channels_last(way: str) -> None:
     settings = Augmentation(16)
     result = settings(noise(5, 20, 20), torch.arange(5), torch.ones(5), seed=0, step=0)
     assert result.shape == (5, 3, 16, 16) and result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_memory_layout_of_the_pictures_changes_nothing() -> None:
+def test_memory_layout_of_the_pictures_changes_nothing(way: str) -> None:
     for stored, size in ((32, 32), (96, 80)):
         images, indices, aspects = noise(6, stored, stored), torch.arange(6), torch.ones(6)
         other = images.contiguous(memory_format=torch.channels_last)
@@ -247,7 +257,7 @@ def test_memory_layout_of_the_pictures_changes_nothing() -> None:
         assert torch.equal(first, settings(other, indices, aspects, seed=0, step=0))
 
 
-def test_empty_batch() -> None:
+def test_empty_batch(way: str) -> None:
     nothing = torch.empty(0, dtype=torch.long)
     assert Augmentation(16)(noise(0, 20, 20), nothing, torch.ones(0), seed=0, step=0).shape == (0, 3, 16, 16)
     assert centre(noise(0, 20, 20), torch.ones(0), size=16).shape == (0, 3, 16, 16)

@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 
 from instdisc.data import colour
 from instdisc.data.augment_blur import gaussian_blur, kernel_length
 from instdisc.data.augment_draws import BOX_COLUMNS, Draws, draw_boxes, draw_order
-from instdisc.data.resample import resized_centre, resized_crop
+from instdisc.data.resample import by_kernel, resized_centre, resized_crop
 from instdisc.draws import uniforms
 from instdisc.errors import InputError
 from instdisc.shapes import Float, Int, Tensor, UInt8
@@ -127,6 +129,11 @@ class Augmentation:
         height, width = images.shape[2:]
         return self.apply(images, self.draw(indices, aspects, height, width, seed=seed, step=step, view=view))
 
+    def prepare(self, side: int) -> None:
+        """Have compiled what the first batch of pictures stored at `side` pixels on the CPU would wait for."""
+        blank = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+        self(blank, torch.arange(2), torch.ones(2), seed=0, step=0)
+
     def draw(
         self,
         indices: Int[Tensor, " batch"],
@@ -162,8 +169,14 @@ class Augmentation:
     def apply(self, images: UInt8[Tensor, "batch 3 height width"], draws: Draws) -> Float[Tensor, "batch 3 size size"]:
         """Crop and resize, mirror, jitter, grey, blur, normalise: with the given draws nothing is random."""
         result = _empty_result(images, self.size)
-        for start, stop in _chunks(images, self.size):
+        fused = _fused() if images.device.type == "cpu" else None
+        whole = fused is not None and by_kernel(images, self.size)
+        for start, stop in [(0, len(images))] if whole else _chunks(images, self.size):
             mine = draws.part(start, stop)
+            if fused is not None:
+                words = (kernel_length(self.size), self.mean, self.std, result[start:stop])
+                fused.augmented(images[start:stop], mine, *words)
+                continue
             planes = resized_crop(images[start:stop], mine.boxes, mine.flip, self.size)
             if self.jitter > 0:
                 planes = colour.jitter(planes, mine.factors, mine.order)
@@ -207,6 +220,23 @@ def centre(
     for start, stop in _chunks(images, size):
         _normalise(resized_centre(images[start:stop], resized[start:stop], size), mean, std, result[start:stop])
     return result
+
+
+def way_on_cpu() -> str:
+    """How pictures are augmented on a CPU here: a sentence for a person."""
+    if _fused() is None:
+        return "by torch; a CPU needs a third of the time for it with Numba (pip install 'instdisc[fast]')."
+    return "compiled for this processor by Numba, which takes some ten seconds the first time."
+
+
+@cache
+def _fused() -> ModuleType | None:
+    """The compiled way on CPUs, `augment_fused`, where Numba is installed and works with the other packages."""
+    try:
+        from instdisc.data import augment_fused
+    except (ImportError, OSError):
+        return None
+    return augment_fused
 
 
 def _empty_result(images: Tensor, size: int) -> Tensor:

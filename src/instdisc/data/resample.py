@@ -18,6 +18,8 @@ Two ways to the same numbers:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import interpolate
 
@@ -36,7 +38,7 @@ def resized_crop(
 ) -> Float[Tensor, "3 batch {size} {size}"]:
     """Cut `boxes` (top, left, height, width in whole stored pixels), resize them to a square, mirror where `flip`."""
     height, width = images.shape[2:]
-    if images.device.type == "cpu" and size * height * (width + size) > MATRIX_WORK:
+    if by_kernel(images, size):
         return _one_by_one(images, boxes, flip, size)
     top, left, tall, wide = boxes.to(torch.float32).unbind(1)
     step = wide / size
@@ -50,6 +52,19 @@ def resized_crop(
         length=width,
     )
     return _product(images, rows, columns)
+
+
+def by_kernel(images: UInt8[Tensor, "batch 3 height width"], size: int) -> bool:
+    """Whether these pictures are cut and resized one by one, by torch's uint8 kernel."""
+    height, width = images.shape[2:]
+    return images.device.type == "cpu" and size * height * (width + size) > MATRIX_WORK
+
+
+def cut(image: UInt8[Tensor, "3 height width"], box: Sequence[int], size: int) -> UInt8[Tensor, "3 {size} {size}"]:
+    """One picture's box (top, left, height, width), resized to a square by torch's uint8 kernel."""
+    top, left, tall, wide = box
+    part = image[None, :, top : top + tall, left : left + wide]
+    return interpolate(part, size=(size, size), mode="bilinear", antialias=True)[0]
 
 
 def resized_centre(
@@ -119,8 +134,6 @@ def _one_by_one(
     """Picture by picture through torch's uint8 kernel, which is fastest on channels_last pictures."""
     planes = torch.empty(3, images.shape[0], size, size)
     for place, (box, mirrored) in enumerate(zip(boxes.tolist(), flip.tolist(), strict=True)):
-        top, left, tall, wide = box
-        cut = images[place : place + 1, :, top : top + tall, left : left + wide]
-        pixels = interpolate(cut, size=(size, size), mode="bilinear", antialias=True)[0]
+        pixels = cut(images[place], box, size)
         planes[:, place].copy_(pixels.flip(2) if mirrored else pixels)
     return planes.mul_(1 / 255)

@@ -18,6 +18,7 @@ import torch
 from instdisc import __version__, ranks
 from instdisc.allocator import keep_freed_memory
 from instdisc.checkpoint import load_encoder
+from instdisc.data.augment import way_on_cpu
 from instdisc.data.cache import fingerprint_of
 from instdisc.data.order import Order, check_order, choose_order
 from instdisc.data.pictures import Pictures, open_pictures
@@ -161,6 +162,9 @@ def _train(
         + f", {settings.dim} numbers a picture."
     )
     say(f"Bank: {training.rows.why}")
+    if place.type == "cpu":
+        say(f"Augmentation: {way_on_cpu()}")
+        training.augment.prepare(settings.stored_side)
     if order.by == "shards":
         say(f"Order: {order.why}")
     if ranks.world() > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):

@@ -1,0 +1,147 @@
+"""The augmentation that Numba compiles: torchvision's operations, whatever the threads; and where there is no Numba."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+import torch
+from tiny_runs import made_pictures, tiny
+from torchvision.transforms import functional as reference
+
+from instdisc.data import augment, augment_fused, colour
+from instdisc.data.augment import Augmentation, kernel_length
+from instdisc.data.augment_draws import Draws
+from instdisc.jobs.train import train
+
+# float32 operations in another sequence: a few roundings of 2⁻²⁴ each.
+ROUNDING = 2e-6
+NONE = colour.NOTHING
+
+
+def pictures(size: int) -> torch.Tensor:
+    """Independent pixels, and what is hard: black, white, grey, pure colours, faint ones."""
+    images = torch.randint(0, 256, (10, 3, size, size), dtype=torch.uint8, generator=torch.manual_seed(0))
+    images[1], images[2], images[3] = 0, 255, images[3, :1].clone()
+    images[4] = images[4] // 128 * 255
+    images[5] = images[5] // 64 + 100
+    return images
+
+
+def drawn(count: int, size: int, **changed: Any) -> Draws:
+    """Nothing happens to whole pictures, save what is changed."""
+    nothing = {
+        "boxes": torch.tensor([[0, 0, size, size]]).repeat(count, 1),
+        "flip": torch.zeros(count, dtype=torch.bool),
+        "factors": torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(count, 1),
+        "order": torch.full((count, 4), NONE),
+        "grey": torch.zeros(count, dtype=torch.bool),
+        "blur": torch.zeros(count),
+    }
+    return Draws(**(nothing | changed))
+
+
+def plain(size: int, **changed: Any) -> Augmentation:
+    return Augmentation(size, mean=(0.0,) * 3, std=(1.0,) * 3, **changed)
+
+
+@pytest.mark.parametrize("size", [19, 64])  # through the products, and through the uint8 kernel
+@pytest.mark.parametrize(
+    ("number", "theirs", "low", "high"),
+    [
+        (0, reference.adjust_brightness, 0.0, 2.0),
+        (1, reference.adjust_contrast, 0.0, 2.0),
+        (2, reference.adjust_saturation, 0.0, 2.0),
+        (3, reference.adjust_hue, -0.5, 0.5),
+    ],
+)
+def test_colour_operation_equals_torchvision(size: int, number: int, theirs: Any, low: float, high: float) -> None:
+    images, factors, order = pictures(size), torch.zeros(10, 4), torch.full((10, 4), NONE)
+    factors[:, number] = torch.linspace(low, high, 10)
+    order[:, 2] = number
+    ours = plain(size).apply(images, drawn(10, size, factors=factors, order=order))
+    for place in range(10):
+        expected = theirs(images[place] / 255, factors[place, number].item())
+        assert (ours[place] - expected).abs().max() < ROUNDING
+
+
+def test_grey_and_mirrored_pictures() -> None:
+    for size in (19, 64):
+        images, wanted = pictures(size), torch.arange(10) % 2 == 0
+        ours = plain(size).apply(images, drawn(10, size, grey=wanted, flip=wanted))
+        for place in range(10):
+            expected = images[place] / 255
+            if wanted[place]:
+                expected = reference.hflip(reference.rgb_to_grayscale(expected, num_output_channels=3))
+            assert (ours[place] - expected).abs().max() < ROUNDING
+
+
+@pytest.mark.parametrize("size", [7, 32, 96, 224])
+def test_blur_equals_torchvision(size: int) -> None:
+    sigma = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.8, 1.0, 1.3, 1.7, 1.9, 2.0])
+    images, taps = pictures(size), kernel_length(size)
+    ours = plain(size, blur=0.5).apply(images, drawn(10, size, blur=sigma))
+    assert (ours[0] - images[0] / 255).abs().max() < ROUNDING
+    for place in range(1, 10):
+        expected = reference.gaussian_blur(images[place] / 255, [taps, taps], [sigma[place].item()] * 2)
+        assert (ours[place] - expected).abs().max() < ROUNDING
+
+
+@pytest.mark.parametrize(("stored", "size"), [(40, 32), (112, 96)])
+def test_threads_change_nothing(stored: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (23, 3, stored, stored), dtype=torch.uint8, generator=torch.manual_seed(1))
+    settings = Augmentation(size, flip=0.5, blur=0.5)
+    draws = settings.draw(torch.arange(23), torch.ones(23), stored, stored, seed=0, step=0)
+    found = []
+    for threads in (1, 2, 5, 40):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(settings.apply(images, draws))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_what_goes_wrong_in_a_thread_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def fails(start: int, stop: int) -> None:
+        if start:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        augment_fused._shared(fails, 10)
+
+
+def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "instdisc.data.augment_fused")
+    monkeypatch.delattr("instdisc.data.augment_fused")
+    augment._fused.cache_clear()
+    try:
+        assert "instdisc[fast]" in augment.way_on_cpu()
+        images = pictures(19)
+        assert (plain(19).apply(images, drawn(10, 19)) - images / 255).abs().max() < ROUNDING
+    finally:
+        augment._fused.cache_clear()
+
+
+def test_without_a_place_for_machine_code_it_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = numba.njit
+
+    def njit(function: Any, cache: bool = False, **words: Any) -> Any:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(function, **words)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert augment_fused._compiled(lambda number: number + 1)(2) == 3
+    assert asked[:2] == [True, False]  # more: Numba compiles parts of its own
+
+
+def test_training_says_how_it_augments(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(made_pictures(32), tmp_path / "run", tiny(), say=said.append)
+    assert sum(line.startswith("Augmentation: compiled for this processor by Numba") for line in said) == 1
