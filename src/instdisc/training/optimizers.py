@@ -78,16 +78,22 @@ def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows col
     a polynomial of its Gram matrix, so the rounds are run on that small square alone and X is multiplied once: half of
     the time for convolutions, whose matrices are nine times as long as high.
     """
-    a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).float()
     x = x / (x.norm() + 1e-7)  # the Frobenius norm bounds the largest singular value
     gram = x @ x.T
-    product = torch.eye(len(x), device=x.device)
-    for _ in range(_ROUNDS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor @ product
+    product = factor = _polynomial(gram)
+    for _ in range(_ROUNDS - 1):
         gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
     x = product @ x
     return x.T.contiguous() if tall else x
+
+
+def _polynomial(gram: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
+    """a + b·gram + c·gram²: what a round of the quintic multiplies its argument by."""
+    a, b, c = _QUINTIC
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
