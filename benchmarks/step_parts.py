@@ -7,7 +7,7 @@ The real loop, with a clock around what it calls: augmentation, encoder forward,
 optimizer, update of the bank, and the wait for pictures. On a GPU every clock waits for the device, so that the parts
 are right and their sum is above the time of an undisturbed step, which stands beside it. The recipes: the paper's on
 CIFAR-10, the laptop's, and `default` on photographs of 500 x 375, held as pixels, and decoded anew by two processes
-on the same cores.
+on the same cores; the former also as it goes where Numba is not installed.
 
 In the same run, the machine: products of large matrices and copies of memory. The encoder's arithmetic (counted by
 torch, forward and backward) over its time is set against the rate of such products in its precision. The operators that
@@ -21,10 +21,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from instdisc.allocator import keep_freed_memory
+from instdisc.data import augment
 from instdisc.data.pictures import open_pictures
 from instdisc.data.source import open_source
 from instdisc.encoder import build_encoder
@@ -43,6 +45,7 @@ from instdisc.training import DataFacts, Settings, Training, choose_precision, p
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WARM = 3
+WITHOUT = ", without Numba"
 PARTS = (
     "waiting for pictures",
     "augmentation",
@@ -64,6 +67,7 @@ def recipes(count: int, photos: int) -> dict[str, tuple[Settings, Any, str]]:
         "paper_cifar10": (preset("paper_cifar10", facts), small, "memory"),
         "laptop_cifar10": (replace(preset("laptop_cifar10", facts), minutes=None, fill_epochs=0.0), small, "memory"),
         "default, photographs": (photo, encoded, "memory"),
+        f"default, photographs{WITHOUT}": (photo, encoded, "memory"),
         "default, photographs decoded in each epoch": (photo, encoded, "workers"),
     }
 
@@ -204,12 +208,11 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as `instdisc train` does
     machine = [limits()]
-    chosen = recipes(arguments.count, arguments.photographs)
-    found = {
-        name: measured(*words, arguments.steps)
-        for name, words in chosen.items()
-        if arguments.only is None or name == arguments.only
-    }
+    found = {}
+    for name, words in recipes(arguments.count, arguments.photographs).items():
+        if arguments.only is None or name == arguments.only:
+            with patch.object(augment, "_fused", lambda: None) if name.endswith(WITHOUT) else nullcontext():
+                found[name] = measured(*words, arguments.steps)
     machine.append(limits())  # after: another job beside it would show
     first = next(iter(found.values()))
     record(
