@@ -4,8 +4,8 @@
     images = augment(batch.images, batch.indices, aspects, seed=0, step=17)     # (batch, 3, 32, 32), channels_last
 
 Drawing and doing are apart: `draw` says what happens to each picture, `apply` does it, equal to torchvision's
-functional operations one after the other (see `resample`, `colour` and `augment_blur` for how equal). The evaluation
-view is `centre`.
+functional operations one after the other (see `resample`, `colour` and `augment_blur` for how equal). On a CPU
+`augment_fused` does it where Numba is installed. The evaluation view is `centre`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ STREAM = 0xA06_000
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, BLUR, BLUR_SIGMA, COLUMNS = range(
     BOX_COLUMNS, BOX_COLUMNS + 11
 )
-# Bytes of float planes worked on at a time. On a CPU a longer chunk hides the cost of calling an operation, and lets
-# two threads share it; a shorter one stays in the cache. At 32 pixels on two cores this one is 1.75 times as fast as a
+# Bytes of float planes worked on at a time. On a CPU a longer chunk hides the cost of calling torch's operations, and
+# lets two threads share them; a shorter one stays in the cache. At 32 pixels on two cores this one is 1.75 times as fast as a
 # quarter of it, at 96 pixels 1.5 times (where freed memory is kept, see `allocator`). On a GPU it bounds the memory.
 CPU_CHUNK = 3_200_000
 GPU_CHUNK = 256_000_000
