@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -204,21 +205,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--count", type=int, default=50_000, help="small pictures, rows of their bank")
     parser.add_argument("--photographs", type=int, default=4_000)
-    parser.add_argument("--only", help="one of the recipes")
+    parser.add_argument("--only", nargs="+", help="some of the recipes")
     arguments = parser.parse_args()
     keep_freed_memory()  # as `instdisc train` does
     machine = [limits()]
     found = {}
     for name, words in recipes(arguments.count, arguments.photographs).items():
-        if arguments.only is None or name == arguments.only:
+        if arguments.only is None or name in arguments.only:
             with patch.object(augment, "_fused", lambda: None) if name.endswith(WITHOUT) else nullcontext():
                 found[name] = measured(*words, arguments.steps)
+            print(f"{name}: {found[name]['images_per_second']} images/s", file=sys.stderr)
     machine.append(limits())  # after: another job beside it would show
     first = next(iter(found.values()))
+    only = ["--only", *(f'"{name}"' for name in arguments.only)] if arguments.only else []
     record(
         arguments.out,
         name="step_parts",
-        command=f"python benchmarks/step_parts.py --steps {arguments.steps}",
+        command=" ".join(["python benchmarks/step_parts.py --steps", str(arguments.steps), *only]),
         unit="ms of a step of the first recipe; `recipes` has all",
         values=[first["step_ms"]["median"]],
         seeds=[0],
