@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,7 @@ def test_blur_equals_torchvision(size: int) -> None:
 def test_threads_change_nothing(stored: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randint(0, 256, (23, 3, stored, stored), dtype=torch.uint8, generator=torch.manual_seed(1))
     settings = Augmentation(size, flip=0.5, blur=0.5)
+    monkeypatch.setattr(augment_fused, "_PIXELS", 1)
     draws = settings.draw(torch.arange(23), torch.ones(23), stored, stored, seed=0, step=0)
     found = []
     for threads in (1, 2, 5, 40):
@@ -110,7 +113,22 @@ def test_what_goes_wrong_in_a_thread_is_heard(monkeypatch: pytest.MonkeyPatch) -
             raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        augment_fused._shared(fails, 10)
+        augment_fused._shared(fails, 10, 1000)
+
+
+# 2026-11-26: Python 3.12 warns of every fork beside threads; that the threads are not taken over is what is tried here
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_augments_with_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(augment_fused, "_PIXELS", 1)
+    images, settings = pictures(19), Augmentation(19)
+    draws = settings.draw(torch.arange(10), torch.ones(10), 19, 19, seed=0, step=0)
+    expected = settings.apply(images, draws)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # threads that are not there would be waited for without end
+        os._exit(0 if torch.equal(settings.apply(images, draws), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:

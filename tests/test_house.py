@@ -302,12 +302,14 @@ def test_every_requirement_is_pinned_to_a_version_it_allows() -> None:
 
 
 def test_every_import_is_a_declared_requirement() -> None:
-    """At the top of a file: a requirement of the package. Inside a function: one of an extra will do."""
+    """At the top of a file: a requirement of the package. Inside a function: one of an extra will do, and so will a
+    file of ours that is for those who have the extra."""
     module_names = {"pillow": "PIL", "scikit-learn": "sklearn", "opentsne": "openTSNE"}
     groups = {
         group: {module_names.get(item.name, item.name.replace("-", "_")) for item in items}
         for group, items in declared().items()
     }
+    only_with = {"data/augment_fused.py": "fast"}
     ours = {"instdisc", *sys.stdlib_module_names}
     anywhere = set().union(ours, *groups.values())
     for path in SOURCES:
@@ -319,7 +321,9 @@ def test_every_import_is_a_declared_requirement() -> None:
                 at_top |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 at_top.add(node.module.partition(".")[0])
-        extra = at_top - ours - groups[""]
+                named = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                assert not named & {f"instdisc.{name[:-3].replace('/', '.')}" for name in only_with}, name_of(path)
+        extra = at_top - ours - groups[""] - groups.get(only_with.get(name_of(path), ""), set())
         assert not extra, f"{name_of(path)} imports {sorted(extra)} at the top, which only an extra installs"
 
 

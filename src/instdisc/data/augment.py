@@ -36,8 +36,9 @@ FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, BLUR, BLUR_SIG
     BOX_COLUMNS, BOX_COLUMNS + 11
 )
 # Bytes of float planes worked on at a time. On a CPU a longer chunk hides the cost of calling torch's operations, and
-# lets two threads share them; a shorter one stays in the cache. At 32 pixels on two cores this one is 1.75 times as fast as a
-# quarter of it, at 96 pixels 1.5 times (where freed memory is kept, see `allocator`). On a GPU it bounds the memory.
+# lets two threads share them; a shorter one stays in the cache. At 32 pixels on two cores this one is 1.75 times as
+# fast as a quarter of it, at 96 pixels 1.5 times (by torch, where freed memory is kept, see `allocator`). On a GPU it
+# bounds the memory.
 CPU_CHUNK = 3_200_000
 GPU_CHUNK = 256_000_000
 

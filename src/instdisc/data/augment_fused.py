@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numba
@@ -32,6 +35,7 @@ _Three: TypeAlias = tuple[np.float32, np.float32, np.float32]
 _RED, _GREEN, _BLUE = (_F(weight) for weight in LUMA)
 _NO_CHROMA, _SIXTH = _F(NO_CHROMA), _F(1 / 6)
 _ZERO, _HALF, _ONE, _TWO, _SIX, _LEVEL = _F(0), _F(0.5), _F(1), _F(2), _F(6), _F(1 / 255)
+_PIXELS = 100_000  # that a thread is woken for: a millisecond's work, about
 # Sums may be taken in another sequence, so that they run over vectors; no number here is infinite or none.
 _FAST = {"reassoc", "contract", "nnan", "ninf", "nsz"}
 
@@ -259,18 +263,33 @@ def augmented(
 
     if by_kernel(images, size):
         boxes, mirrored = draws.boxes.tolist(), draws.flip.numpy()
-        _shared(one_by_one, count)
+        _shared(one_by_one, count, size)
     else:
         pictures = resized_crop(images, draws.boxes, draws.flip, size).numpy()
-        _shared(whole, count)
+        _shared(whole, count, size)
 
 
-def _shared(work: Callable[[int, int], None], count: int) -> None:
-    """Let as many threads as torch would use do `work(start, stop)` on equal parts of so many pictures."""
-    threads = min(torch.get_num_threads(), count)
+def _shared(work: Callable[[int, int], None], count: int, size: int) -> None:
+    """Let this thread and others do `work(start, stop)` on equal parts of so many pictures of `size` pixels."""
+    threads = min(torch.get_num_threads(), count, count * size * size // _PIXELS)
     if threads <= 1:
         work(0, count)
         return
     edges = [count * thread // threads for thread in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, edges[:-1], edges[1:]))
+    others = [_pool(threads - 1).submit(work, *part) for part in pairwise(edges[1:])]
+    try:
+        work(edges[0], edges[1])
+    finally:
+        wait(others)  # nobody writes into a batch that is given up
+    for other in others:
+        other.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: where they were made anew for each batch, two of them were no faster than one."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="augment")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
