@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +94,44 @@ def test_blur_equals_torchvision(size: int) -> None:
         assert (ours[place] - expected).abs().max() < ROUNDING
 
 
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Sets torch's threads, any part of which is worth waking; afterwards they are as before."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(augment_fused, "_PIXELS", 1)
+    yield torch.set_num_threads
+    augment_fused._pool.cache_clear()
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("stored", "size"), [(40, 32), (112, 96)])
-def test_threads_change_nothing(stored: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_change_nothing(stored: int, size: int, threads: Callable[[int], None]) -> None:
     images = torch.randint(0, 256, (23, 3, stored, stored), dtype=torch.uint8, generator=torch.manual_seed(1))
     settings = Augmentation(size, flip=0.5, blur=0.5)
-    monkeypatch.setattr(augment_fused, "_PIXELS", 1)
     draws = settings.draw(torch.arange(23), torch.ones(23), stored, stored, seed=0, step=0)
     found = []
-    for threads in (1, 2, 5, 40):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for number in (1, 2, 5, 3):
+        threads(number)
         found.append(settings.apply(images, draws))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-def test_what_goes_wrong_in_a_thread_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_torch_has_no_further_threads_in_ours_and_elsewhere_as_many_as_before(threads: Callable[[int], None]) -> None:
+    threads(3)
+    seen = set()
+
+    def work(start: int, stop: int) -> None:
+        if start:
+            seen.add(torch.get_num_threads())
+
+    augment_fused._shared(work, 30, 1)
+    assert seen == {1} and torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(torch.get_num_threads).result() == 3
+
+
+def test_what_goes_wrong_in_a_thread_is_heard(threads: Callable[[int], None]) -> None:
+    threads(2)
 
     def fails(start: int, stop: int) -> None:
         if start:
@@ -118,16 +143,19 @@ def test_what_goes_wrong_in_a_thread_is_heard(monkeypatch: pytest.MonkeyPatch) -
 
 # 2026-11-26: Python 3.12 warns of every fork beside threads; that the threads are not taken over is what is tried here
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_process_augments_with_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(augment_fused, "_PIXELS", 1)
-    images, settings = pictures(19), Augmentation(19)
-    draws = settings.draw(torch.arange(10), torch.ones(10), 19, 19, seed=0, step=0)
-    expected = settings.apply(images, draws)
+def test_a_forked_process_has_threads_of_its_own(threads: Callable[[int], None]) -> None:
+    threads(3)
+    done: list[int] = []
+
+    def work(start: int, stop: int) -> None:
+        done.extend(range(start, stop))
+
+    augment_fused._shared(work, 10, 1)
     child = os.fork()
     if child == 0:
         signal.alarm(60)  # threads that are not there would be waited for without end
-        os._exit(0 if torch.equal(settings.apply(images, draws), expected) else 1)
+        augment_fused._shared(work, 10, 1)
+        os._exit(0 if sorted(done) == sorted(2 * list(range(10))) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

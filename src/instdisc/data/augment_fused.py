@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
+from threading import Barrier
 from typing import Any, TypeAlias
 
 import numba
@@ -287,8 +288,23 @@ def _shared(work: Callable[[int, int], None], count: int, size: int) -> None:
 
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: where they were made anew for each batch, two of them were no faster than one."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="augment")
+    """Threads that stay: where they were made anew for each batch, two of them were no faster than one.
+
+    In them torch's operations use no further threads: OpenMP, with more threads than cores, lets all of them sleep
+    between two operations, and the encoder's then took one and a half times as long.
+    """
+    wanted, started = torch.get_num_threads(), Barrier(threads + 1)
+    pool = ThreadPoolExecutor(threads, "augment", initializer=_alone)
+    for _ in range(threads):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(wanted)  # what a thread sets counts for itself, and for those that ask later
+    return pool
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # the first operation of a thread takes over the number that was set last, anywhere
 
 
 if hasattr(os, "register_at_fork"):
