@@ -277,7 +277,8 @@ def _shared(work: Callable[[int, int], None], count: int, size: int) -> None:
         work(0, count)
         return
     edges = [count * thread // threads for thread in range(threads + 1)]
-    others = [_pool(threads - 1).submit(work, *part) for part in pairwise(edges[1:])]
+    pool = _pool(torch.get_num_threads() - 1)
+    others = [pool.submit(work, *part) for part in pairwise(edges[1:])]
     try:
         work(edges[0], edges[1])
     finally:
@@ -295,8 +296,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     """
     wanted, started = torch.get_num_threads(), Barrier(threads + 1)
     pool = ThreadPoolExecutor(threads, "augment", initializer=_alone)
-    for _ in range(threads):
-        pool.submit(started.wait)
+    try:
+        for _ in range(threads):
+            pool.submit(started.wait)
+    except BaseException:  # the system gives no more threads
+        started.abort()
+        raise
     started.wait()
     torch.set_num_threads(wanted)  # what a thread sets counts for itself, and for those that ask later
     return pool
