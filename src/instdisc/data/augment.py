@@ -226,7 +226,7 @@ def centre(
 def way_on_cpu() -> str:
     """How pictures are augmented on a CPU here: a sentence for a person."""
     if _fused() is None:
-        return "by torch; a CPU needs a third of the time for it with Numba (pip install 'instdisc[fast]')."
+        return "by torch; a CPU needs half of the time for it with Numba (pip install 'instdisc[fast]')."
     return "compiled for this processor by Numba, which takes some ten seconds the first time."
 
 
