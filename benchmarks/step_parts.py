@@ -187,9 +187,11 @@ def limits() -> dict[str, float]:
     """What this machine does in large products and in copies."""
     found = {}
     for kind in (torch.float32, torch.bfloat16):
-        side = 2048 if DEVICE.type == "cpu" else 8192
-        left, right = torch.randn(2, side, side, device=DEVICE).to(kind)
-        seconds = typical_seconds(lambda left=left, right=right: left @ right)  # type: ignore[misc]
+        side, seconds, largest = 128, 0.0, 2048 if DEVICE.type == "cpu" else 8192
+        while seconds < 0.05 and side < largest:  # no larger than it takes: without vectors for it, 2048 takes 20 s
+            side *= 2
+            left, right = torch.randn(2, side, side, device=DEVICE).to(kind)
+            seconds = typical_seconds(lambda left=left, right=right: left @ right)  # type: ignore[misc]
         found[f"products_gflop_per_second_{str(kind).removeprefix('torch.')}"] = round(2e-9 * side**3 / seconds, 1)
     source = torch.ones(1 << 26, device=DEVICE)
     target = torch.empty_like(source)
