@@ -223,7 +223,8 @@ def main() -> None:
     record(
         arguments.out,
         name="step_parts",
-        command=" ".join(["python benchmarks/step_parts.py --steps", str(arguments.steps), *only]),
+        command=f"python benchmarks/step_parts.py --steps {arguments.steps} --count {arguments.count} "
+        + " ".join(["--photographs", str(arguments.photographs), *only]),
         unit="ms of a step of the first recipe; `recipes` has all",
         values=[first["step_ms"]["median"]],
         seeds=[0],
