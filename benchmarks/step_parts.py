@@ -222,7 +222,7 @@ def main() -> None:
     only = ["--only", *(f'"{name}"' for name in arguments.only)] if arguments.only else []
     record(
         arguments.out,
-        name="step_parts",
+        name=arguments.out.stem if arguments.out else "step_parts",
         command=f"python benchmarks/step_parts.py --steps {arguments.steps} --count {arguments.count} "
         + " ".join(["--photographs", str(arguments.photographs), *only]),
         unit="ms of a step of the first recipe; `recipes` has all",
