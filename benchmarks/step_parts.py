@@ -116,6 +116,9 @@ def clocked(training: Training, clock: Clock) -> Iterator[None]:
     try:
         yield
     finally:
+        clock.running = (
+            False  # what was put around the training's parts stays there: steps after these count for nothing
+        )
         torch.Tensor.backward = backward
 
 
