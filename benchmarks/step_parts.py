@@ -63,10 +63,11 @@ def recipes(count: int, photos: int) -> dict[str, tuple[Settings, Any, str]]:
     """name -> settings, pictures, and how they are held."""
     small = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     facts, large = DataFacts(count, 32, DEVICE.type), DataFacts(photos, 375, DEVICE.type)
-    photo, encoded = replace(preset("default", large), fill_epochs=0.0), photographs(photos)
+    whole = {"fill_epochs": 0.0, "early_sizes": (), "grow_at": ()}  # a step as it is at the end of a run
+    photo, encoded = replace(preset("default", large), **whole), photographs(photos)
     return {
         "paper_cifar10": (preset("paper_cifar10", facts), small, "memory"),
-        "laptop_cifar10": (replace(preset("laptop_cifar10", facts), minutes=None, fill_epochs=0.0), small, "memory"),
+        "laptop_cifar10": (replace(preset("laptop_cifar10", facts), minutes=None, **whole), small, "memory"),
         "default, photographs": (photo, encoded, "memory"),
         f"default, photographs{WITHOUT}": (photo, encoded, "memory"),
         "default, photographs decoded in each epoch": (photo, encoded, "workers"),
@@ -104,7 +105,9 @@ class Clock:
 def clocked(training: Training, clock: Clock) -> Iterator[None]:
     """The training with clocks around its parts; backward is what `Tensor.backward` takes."""
     backward = torch.Tensor.backward
-    training.augment = clock.around("augmentation", training.augment)
+    training.augmentations = {
+        size: clock.around("augmentation", augment) for size, augment in training.augmentations.items()
+    }
     training._forward = clock.around("encoder forward", training._forward)
     training._parallel_terms = {
         name: clock.around("objective", term) for name, term in training._parallel_terms.items()

@@ -1,15 +1,16 @@
-"""Schedules against the paper's table, and against torch's own schedulers."""
+"""Schedules against the paper's table and torch's own; growing views against their cost, added up step by step."""
 
 from __future__ import annotations
 
 import inspect
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from instdisc.errors import InputError
-from instdisc.schedule import Schedule
+from instdisc.schedule import Growth, Schedule
 
 
 def test_the_paper_drops_the_rate_at_epochs_120_and_160_of_200() -> None:
@@ -68,3 +69,53 @@ def test_mistakes_are_told() -> None:
     for warmup in (-0.1, 1.0):
         with pytest.raises(InputError, match="warm-up"):
             Schedule(warmup=warmup)
+
+
+GROWTHS = [
+    Growth((0.5,), (0.5,)),
+    Growth((0.5, 0.75), (0.4, 0.7)),
+    Growth((0.25, 0.5, 1.0), (0.1, 0.2, 0.9)),
+    Growth((1.0,), (0.3,)),
+]
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_progress_is_the_share_of_the_work_done_step_by_step(growth: Growth) -> None:
+    """Each step costs the square of its side: added up, and the side of the next step looked up from it."""
+    steps, done, costs, at = 100_000, 0.0, [], []
+    for step in range(steps):
+        at.append(growth.progress(step / steps))
+        costs.append(growth.share(at[-1]) ** 2)
+    work = sum(costs)
+    for step in range(steps):
+        assert at[step] == pytest.approx(done / work, abs=1e-4)
+        done += costs[step]
+    assert growth.progress(1.0) == pytest.approx(1.0)
+    assert growth.mean_cost == pytest.approx(work / steps, rel=1e-3)
+    for share, (start, end) in zip((*growth.shares, 1.0), pairwise((0.0, *growth.until, 1.0)), strict=True):
+        assert {growth.share(start), growth.share((start + end) / 2), growth.share(end - 1e-6)} == {share}
+    assert growth.share(1.0) == 1.0
+
+
+def test_without_growth_progress_is_the_share_of_the_steps_to_the_bit() -> None:
+    assert [Growth().progress(step / 77) for step in range(78)] == [step / 77 for step in range(78)]
+    assert (Growth().share(0.0), Growth().mean_cost) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "until", "words"),
+    [
+        ((0.5,), (), "go together"),
+        ((), (0.5,), "go together"),
+        ((0.0,), (0.5,), "shares of the size"),
+        ((1.5,), (0.5,), "shares of the size"),
+        ((math.nan,), (0.5,), "shares of the size"),
+        ((0.5,), (1.0,), "fractions of the run"),
+        ((0.5,), (0.0,), "fractions of the run"),
+        ((0.5, 0.7), (0.6, 0.5), "fractions of the run"),
+        ((0.5,), (math.nan,), "fractions of the run"),
+    ],
+)
+def test_growth_that_can_not_be_is_refused(shares: tuple[float, ...], until: tuple[float, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Growth(shares, until)

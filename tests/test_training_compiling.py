@@ -59,10 +59,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compiler:
     return made
 
 
-def choose(steps: int, seconds: float = 0.0, batch: int = 16) -> compiling.Compilation:
+def choose(steps: int, seconds: float = 0.0, batch: int = 16, sizes: int = 1) -> compiling.Compilation:
     encoder = build_encoder(tiny().encoder, seed=0)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    found = choose_compile(encoder, CPU, "float32", batch, steps, seconds)
+    found = choose_compile(encoder, CPU, "float32", batch, steps, seconds, sizes)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items()), "it leaves no trace"
     return found
 
@@ -96,7 +96,8 @@ def test_what_was_tried_before_serves_a_short_run_too(compiler: Compiler, monkey
     clock = iter(range(0, 10**6, 30))  # compiling takes 30 s
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     assert choose(steps=100_000).compiled
-    assert choose(steps=4_000).compiled  # saves 80 s, and costs 60 for two sizes
+    assert choose(steps=4_000).compiled  # saves 80 s, and costs 60 for two lengths of a batch
+    assert not choose(steps=4_000, sizes=2).compiled
     assert not choose(steps=2_000).compiled
 
 

@@ -54,6 +54,7 @@ def refused(act: Any, *arguments: Any, **options: Any) -> str:
         ("drops", "", ()),
         ("drops", [0.5], (0.5,)),
         ("crop_scale", "0.1 0.9", (0.1, 0.9)),
+        ("early_sizes", "", ()),
         ("crop_scale", (0.1, 0.9), (0.1, 0.9)),
         ("backbone", "convnext_tiny", "convnext_tiny"),
     ],
@@ -92,6 +93,8 @@ def test_values_are_read_as_their_field_is(name: str, text: Any, value: Any) -> 
         ("crop_scale", "0.9,0.1", "is a range"),
         ("crop_scale", "0.5,2", "cannot be larger than its picture"),
         ("crop_scale", 3, "crop_scale is a list of numbers"),
+        ("early_sizes", "0.5", "early_sizes and grow_at go together"),
+        ("grow_at", "half", "grow_at is a list of numbers"),
         ("temperature", "0", "temperature must be positive"),
         ("temperature", "-0.1", "temperature must be positive"),
         ("negatives", "0", "negatives must be at least 1"),
@@ -152,7 +155,7 @@ def test_every_field_goes_to_json_and_back() -> None:
 
 @pytest.mark.fault("resume with other settings silently mixes two runs")
 def test_every_difference_counts_except_operational_ones() -> None:
-    settings = Settings(views=2, view_share=0.5)
+    settings = Settings(views=2, view_share=0.5, early_sizes=(0.5,), grow_at=(0.5,))
     other: dict[str, Any] = {
         "backbone": "conv6", "width": 8, "head": "mlp", "hidden": 9, "dim": 64, "size": 64, "pretrained": "x",
             "stored": 70,
@@ -162,6 +165,7 @@ def test_every_difference_counts_except_operational_ones() -> None:
         "vector_lr": 0.2, "momentum": 0.8, "nesterov": True, "weight_decay": 0.0, "schedule": "cosine", "drops": (0.5,),
         "warmup": 1.0, "epochs": 100.0, "minutes": 5.0, "crop_scale": (0.3, 1.0), "flip": 0.5, "jitter": 0.5,
         "brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.1, "grey": 0.1, "blur": 0.5,
+        "early_sizes": (0.75,), "grow_at": (0.6,),
         "precision": "float32", "compile": True, "sync_batchnorm": True, "seed": 1, "order": "shards",
         "storage": "cache", "workers": 2, "strict": True, "monitor_epochs": 1,
         "checkpoint_minutes": 1.0, "keep_checkpoints": 5,
@@ -196,6 +200,17 @@ def test_parts_are_built_from_their_fields() -> None:
     assert (augment.mean, augment.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur"):
         assert getattr(augment, name) == getattr(settings, name)
+
+
+def test_views_grow_in_steps_of_four_pixels() -> None:
+    grown = {"early_sizes": "0.5 0.74", "grow_at": "0.4 0.7"}
+    settings = Settings(size=32).with_overrides(grown)
+    assert [settings.view_size(at) for at in (0.0, 0.39, 0.4, 0.69, 0.7, 1.0)] == [16, 16, 24, 24, 32, 32]
+    assert settings.view_sizes == [16, 24, 32]
+    assert Settings(size=28).with_overrides(grown).view_sizes == [16, 20, 28]
+    assert Settings(size=5).with_overrides(grown).view_sizes == [4, 5]
+    assert Settings(size=3).with_overrides(grown).view_sizes == [3]
+    assert Settings(size=30).view_sizes == [30]
 
 
 def test_terms_and_their_weights() -> None:

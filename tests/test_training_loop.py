@@ -263,6 +263,62 @@ def test_ctrl_c_ends_after_the_step_in_hand_and_is_saved(
     assert tiny_runs.losses_of(tmp_path / "run") == tiny_runs.losses_of(tmp_path / "through")
 
 
+@pytest.mark.parametrize("length", [{"epochs": 6}, {"minutes": 60.0}])
+def test_views_grow_over_the_run(tmp_path: Path, length: dict[str, float]) -> None:
+    """What the encoder sees, step by step: by the work where steps are counted, by the clock where that counts."""
+    settings = tiny(size=16, early_sizes="0.5 0.75", grow_at="0.3 0.6", lr=0.01, views=2, **length)
+    training = training_in(tmp_path, settings)
+    sides: list[int] = []
+    training.encoder.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    if "minutes" in length:
+        parts, planned = next(training._steps_of(0, 0))
+        for minute in (0, 17, 19, 35, 37, 59):
+            training.progress = minute / 60
+            training.step(iter([*parts]) if minute == 0 else next(training._steps_of(0, 0))[0], planned)
+        assert sides == [8, 8, 12, 12, 16, 16]
+        training.seconds = 120.5
+        assert training.done == (120, 3600, "s")
+        return
+    training.fit()
+    assert sides == sorted(sides) and len(sides) == training.total_steps == 30
+    pixels = {side: side**2 * sides.count(side) for side in (8, 12, 16)}
+    for side, share in {8: 0.3, 12: 0.3, 16: 0.4}.items():  # of the pixels, to within two steps
+        assert pixels[side] / sum(pixels.values()) == pytest.approx(share, abs=2 * 16**2 / sum(pixels.values()))
+    lines = [line for line in read_metrics(training.run) if "loss" in line]
+    assert [line["size"] for line in lines] == [sides[line["step"] - 1] for line in lines]
+    assert training.done == (100, 100, "%")
+
+
+def test_growing_views_go_on_where_they_were(tmp_path: Path) -> None:
+    settings = tiny(size=16, early_sizes="0.5 0.75", grow_at="0.3 0.6", epochs=6, lr=0.01)
+    through = training_in(tmp_path / "through", settings)
+    through.fit()
+    for stop in (3, 16, 25):
+        stopped = training_in(tmp_path / str(stop), settings)
+        step = stopped.step
+
+        def interrupted(*arguments: Any, training: Training = stopped, step: Any = step, stop: int = stop) -> Any:
+            training._asked_to_stop = training.step_number == stop - 1
+            return step(*arguments)
+
+        stopped.step = interrupted  # type: ignore[method-assign]
+        stopped.fit()
+        again = training_in(tmp_path / str(stop), settings)
+        assert again.resume() and again.step_number == stop
+        again.fit()
+        for name, values in outcome(through).items():
+            assert torch.equal(outcome(again)[name], values), name
+
+
+def test_a_backbone_that_takes_one_size_only_is_refused_before_the_pictures_are_read(tmp_path: Path) -> None:
+    pictures = picture_folder(tmp_path / "pictures", 20)
+    growing = {"early_sizes": "0.5", "grow_at": "0.5", "epochs": 1, "storage": "cache"}
+    vit = tiny(backbone="vit_tiny_patch16_224", width=None, size=32, **growing)
+    with pytest.raises(InputError, match="can't take pictures of 16 × 16 px"):
+        train(pictures, tmp_path / "run", vit, say=None)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.fault("random states missing from a checkpoint")
 def test_the_random_state_of_torch_goes_on(tmp_path: Path) -> None:
     """A backbone with dropout draws from it."""

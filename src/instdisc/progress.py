@@ -70,7 +70,7 @@ class Bar:
         rate = (self.done - self._before) / max(now - self._started, 1e-9)
         count = f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"
         parts = [f"{self.description}: {count} {self.unit}".rstrip()]
-        if self.unit != "s":  # seconds pass at one a second
+        if self.unit not in ("s", "%"):  # seconds pass at one a second
             parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
         if self.total is not None and rate > 0:
             parts.append(f"{duration((self.total - self.done) / rate)} left")

@@ -9,7 +9,7 @@ While training, the module itself is called: normalised pictures in, unit vector
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +62,12 @@ class Encoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """The encoder's choices as plain JSON values; `build_encoder` takes them back."""
         return self.config.to_dict()
+
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """Raise InputError if the backbone can't take pictures of one of these sides, in pixels."""
+        for size in sizes:
+            if size != self.config.image_size:
+                output_channels(self.backbone, replace(self.config, image_size=size))
 
     def embed(
         self,

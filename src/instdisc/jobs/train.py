@@ -122,6 +122,7 @@ def _train(
     check_order(settings.order, source.groups(), source.name)
 
     encoder = build_encoder(settings.encoder, seed=settings.seed)  # an unknown name is refused before all is read
+    encoder.check_sizes(settings.view_sizes)
     quarantine = Quarantine(run.quarantine, strict=settings.strict)
 
     def opened(storage: str) -> Pictures:
@@ -164,7 +165,8 @@ def _train(
     say(f"Bank: {training.rows.why}")
     if place.type == "cpu":
         say(f"Augmentation: {way_on_cpu()}")
-        training.augment.prepare(settings.stored_side)
+        for augment in training.augmentations.values():
+            augment.prepare(settings.stored_side)
     if order.by == "shards":
         say(f"Order: {order.why}")
     if ranks.world() > 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
@@ -280,9 +282,10 @@ def _compiled(
         return earlier["chosen"]["compile"] is True
     if settings.compile != "auto":
         return bool(settings.compile)
-    steps = round(settings.epochs * count / settings.batch)
+    steps = round(settings.epochs * count / settings.batch * settings.growth.mean_cost)  # as many of whole views
     batch = max(2, settings.batch * settings.views // (settings.accumulate * ranks.world()))
-    choice = choose_compile(encoder, place, precision, batch, steps, 60 * (settings.minutes or 0))
+    seconds, sizes = 60 * (settings.minutes or 0), len(settings.view_sizes)
+    choice = choose_compile(encoder, place, precision, batch, steps, seconds, sizes)
     say(f"Encoder: {choice.why}")
     return choice.compiled
 
@@ -344,10 +347,11 @@ def _say_source(say: Callable[[str], None], source: Source, look: Look) -> None:
 def _say_settings(say: Callable[[str], None], settings: Settings) -> None:
     length = f"{settings.minutes:g} minutes" if settings.minutes is not None else f"{settings.epochs:g} epochs"
     views = "1 view" if settings.views == 1 else f"{settings.views} views"
+    sizes = ", then ".join(map(str, settings.view_sizes))
     sampled = f" with {settings.negatives:,} negatives" if settings.objective in ("nce", "sampled") else ""
     say(
         f"Recipe: preset {settings.preset}: {settings.objective}{sampled}, temperature {settings.temperature:g}, "
-        f"{views} of {settings.size} px, batch {settings.batch}, lr {settings.lr:g} ({settings.schedule}), {length}."
+        f"{views} of {sizes} px, batch {settings.batch}, lr {settings.lr:g} ({settings.schedule}), {length}."
     )
 
 

@@ -33,18 +33,18 @@ class Compilation:
 
 
 def choose_compile(
-    encoder: Encoder, device: torch.device, precision: str, batch: int, steps: int, seconds: float
+    encoder: Encoder, device: torch.device, precision: str, batch: int, steps: int, seconds: float, sizes: int = 1
 ) -> Compilation:
     """What a trial on this device shows to be sooner done over so many steps. Rank 0 decides.
 
-    seconds: of the run where that is known, else 0. What a trial gave is remembered for this device, torch, encoder,
-    precision and batch, in the cache folder.
+    seconds: of the run where that is known, else 0. sizes: that views have in the run, each compiled by itself. What
+    a trial gave is remembered for this device, torch, encoder, precision and batch, in the cache folder.
     """
-    return ranks.on_main(lambda: _choose(encoder, device, precision, batch, steps, seconds))
+    return ranks.on_main(lambda: _choose(encoder, device, precision, batch, steps, seconds, sizes))
 
 
 def _choose(
-    encoder: Encoder, device: torch.device, precision: str, batch: int, steps: int, seconds: float
+    encoder: Encoder, device: torch.device, precision: str, batch: int, steps: int, seconds: float, sizes: int
 ) -> Compilation:
     file = _file_of(encoder, device, precision, batch)
     found: dict[str, float] = {}
@@ -74,8 +74,8 @@ def _choose(
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, found)
     steps = steps if not seconds else round(seconds / found["eager"])
-    # Batches come in two sizes, and each is compiled.
-    pays = steps * (found["eager"] - found["compiled"]) > 2 * found["compiling"]
+    # Batches come in two lengths, and each is compiled.
+    pays = steps * (found["eager"] - found["compiled"]) > 2 * sizes * found["compiling"]
     rates = f"{batch / found['compiled']:,.0f} images/s in a trial, and {batch / found['eager']:,.0f} without"
     return Compilation(pays, f"{'compiled' if pays else 'not compiled'}: {rates}.")
 

@@ -18,7 +18,7 @@ from instdisc.data.augment import Augmentation
 from instdisc.encoder import EncoderConfig
 from instdisc.encoder.config import SMALL_PICTURES
 from instdisc.errors import InputError
-from instdisc.schedule import Schedule
+from instdisc.schedule import Growth, Schedule
 
 Objective = Literal["softmax", "sampled", "nce", "parametric"]
 # They change what a run costs or shows and not its numbers, so a run may be resumed with others.
@@ -50,6 +50,9 @@ class Settings:
     warmup: epochs over which the learning rate rises; drops: fractions of the run where a step schedule falls.
     epochs, or minutes of wall clock for the whole run (then the schedule follows the clock).
     Augmentation: crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur: see Augmentation.
+    early_sizes: sides of the views, as shares of `size`, before they are whole: each until its fraction of the run in
+        grow_at (progressive resizing). A step costs about as many pixels as it has. A run by epochs is counted in
+        work then, for its learning rate and warm-up too, so that it goes as one by minutes.
     precision: "auto" tries float32 and bfloat16 on the device for a moment and takes the faster.
     order: "pictures" draws every batch from all of them, "shards" goes through the files of the source in parts, each
         rank its own (see data/order.py); "auto" takes shards where single pictures are dear to read.
@@ -100,6 +103,8 @@ class Settings:
     hue: float = 0.4
     grey: float = 0.2
     blur: float = 0.0
+    early_sizes: tuple[float, ...] = ()
+    grow_at: tuple[float, ...] = ()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool | Literal["auto"] = False
     sync_batchnorm: bool = False
@@ -113,7 +118,7 @@ class Settings:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("drops", "crop_scale"):
+        for name in ("drops", "crop_scale", "early_sizes", "grow_at"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, hint in get_type_hints(Settings).items():
             if get_origin(hint) is Literal:
@@ -147,7 +152,7 @@ class Settings:
         self._check(self.workers is None or self.workers >= 0, "workers must not be negative")
         self._check(self.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative")
         # The parts refuse what they can't do, and here: before the pictures are read, which can take hours.
-        _ = self.encoder, self.augmentation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        _ = self.encoder, [self.augmentation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), size) for size in self.view_sizes]
 
     def _check(self, holds: bool, rule: str) -> None:
         if not holds:
@@ -159,6 +164,22 @@ class Settings:
         if self.stored is not None:
             return self.stored
         return self.size if self.size <= SMALL_PICTURES else round(self.size * 8 / 7)
+
+    @property
+    def growth(self) -> Growth:
+        """How the views grow over the run."""
+        return Growth(self.early_sizes, self.grow_at)
+
+    def view_size(self, progress: float) -> int:
+        """Side of the views at this fraction of the run, pixels: in steps of 4, as strides and memory like them."""
+        share = self.growth.share(progress)
+        return self.size if share == 1 else min(self.size, max(4, 4 * round(share * self.size / 4)))
+
+    @property
+    def view_sizes(self) -> list[int]:
+        """The sides that views have, in their order."""
+        sizes = [self.view_size(progress) for progress in (0.0, *self.grow_at)]
+        return list(dict.fromkeys(sizes))
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -173,10 +194,10 @@ class Settings:
             pretrained=self.pretrained,
         )
 
-    def augmentation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Augmentation:
-        """The augmentation's part, normalising with the encoder's numbers."""
+    def augmentation(self, mean: tuple[float, ...], std: tuple[float, ...], size: int | None = None) -> Augmentation:
+        """The augmentation's part, normalising with the encoder's numbers; to `size` pixels, or whole views."""
         return Augmentation(
-            size=self.size,
+            size=self.size if size is None else size,
             scale=(self.crop_scale[0], self.crop_scale[1]),
             flip=self.flip,
             jitter=self.jitter,

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,13 +87,14 @@ class Training:
             folder=run.path,
         )
         preprocessing = encoder.preprocessing
-        self.augment = settings.augmentation(preprocessing.mean, preprocessing.std)
+        self.augment = settings.augmentation(preprocessing.mean, preprocessing.std)  # to whole views
+        self.augmentations = {size: replace(self.augment, size=size) for size in settings.view_sizes}
         self.schedule, self.weights = settings.learning_rate(), settings.weights()
         self.optimizer = make_optimizer(settings, self.encoder, self.terms)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._parallel = ranks.data_parallel(self.encoder)
         self._parallel_terms = {name: ranks.data_parallel(term) for name, term in self.terms.items()}
-        # Batches come in two sizes at most: a static graph for each is faster than one for any size.
+        # Batches come in two lengths at most: a static graph for each is faster than one for any length.
         self._forward = torch.compile(self._parallel, dynamic=False) if compiled else self._parallel
         self.metrics = Metrics(run, list(self.terms))
         self.step_number, self.seconds, self.progress = 0, 0.0, 0.0
@@ -171,6 +173,20 @@ class Training:
     def epoch(self) -> int:
         """Whole epochs done."""
         return self.step_number // self.batches_per_epoch
+
+    @property
+    def view_size(self) -> int:
+        """Side of the views of the step in hand, pixels."""
+        return self.settings.view_size(self.progress)
+
+    @property
+    def done(self) -> tuple[int, int, str]:
+        """How far the run is, of how much, in which unit: seconds, steps, or work where steps differ in that."""
+        if self.settings.minutes is not None:
+            return int(self.seconds), round(60 * self.settings.minutes), "s"
+        if self.settings.early_sizes:
+            return int(100 * self.progress), 100, "%"
+        return self.step_number, self.total_steps, "steps"
 
     @property
     def finished(self) -> bool:
@@ -252,8 +268,9 @@ class Training:
 
     def _views(self, part: Batch) -> torch.Tensor:
         aspects = self.pictures.aspects[part.indices]
+        augment = self.augmentations[self.view_size]
         views = [
-            self.augment(part.images, part.indices, aspects, seed=self.settings.seed, step=self.step_number, view=view)
+            augment(part.images, part.indices, aspects, seed=self.settings.seed, step=self.step_number, view=view)
             for view in range(self.settings.views)
         ]
         self.metrics.count(len(part.indices), part.waited)
@@ -272,7 +289,7 @@ class Training:
 
     def _set_learning_rate(self) -> None:
         if self.settings.minutes is None:
-            self.progress = self.step_number / self.total_steps
+            self.progress = self.settings.growth.progress(self.step_number / self.total_steps)
         factor = self.schedule.factor(self.progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
@@ -302,7 +319,7 @@ class Training:
             self.progress = min(1.0, together[-2])
         elif self.finished:
             self.progress = 1.0
-        self.metrics.add(values, self.optimizer.param_groups[0]["lr"], self.seconds)
+        self.metrics.add(values, self.optimizer.param_groups[0]["lr"], self.done[0])
         save = together[-1] > 0 or self.finished or self.interrupted
         if not all(math.isfinite(value) for value in values.values()) or (save and not self._weights_are_finite()):
             self.metrics.diagnose(self, values)

@@ -1,7 +1,8 @@
 """What a run shows and writes while it goes: a bar, a line an epoch, metrics.jsonl, TensorBoard, a diagnosis of a NaN.
 
 One line of metrics.jsonl holds step, epoch, seconds, learning rate, each term of the loss and their sum, images a
-second and the share of time spent waiting for data; a line with `measured` holds a measurement of quality instead.
+second, the share of time spent waiting for data and, where views grow, their side; a line with `measured` holds a
+measurement of quality instead.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ class Metrics:
         self._steps, self._rate, self._images, self._waited = 0, 0.0, 0, 0.0
         self._clock = time.monotonic()
         self._bar: Bar | None = None
-        self._by_clock = False
         self._board: Any = None
         self._warned = False
 
@@ -50,14 +50,14 @@ class Metrics:
         self._images += pictures
         self._waited += waited
 
-    def add(self, losses: dict[str, float], rate: float, seconds: float) -> None:
-        """The terms of one step, over all ranks."""
+    def add(self, losses: dict[str, float], rate: float, done: int) -> None:
+        """The terms of one step, over all ranks; done: how far the bar is then."""
         for name in self.terms:
             self._sums[name] += losses[name]
         self._steps, self._rate = self._steps + 1, rate
         if self._bar is not None:
             shown = ", ".join(f"{name} {losses[name]:.3f}" for name in self.terms)
-            self._bar.advance(int(seconds) - self._bar.done if self._by_clock else 1, shown)
+            self._bar.advance(done - self._bar.done, shown)
 
     def state(self) -> dict[str, Any]:
         """The sums, for a checkpoint between two lines."""
@@ -76,14 +76,12 @@ class Metrics:
 
     @contextmanager
     def showing(self, training: Training) -> Iterator[None]:
-        """Show a bar while the run goes: of steps, or of seconds for a run by the clock."""
-        minutes = training.settings.minutes
-        self._by_clock = minutes is not None
-        total, unit = (training.total_steps, "steps") if minutes is None else (round(60 * minutes), "s")
+        """Show a bar while the run goes."""
+        done, total, unit = training.done
         self._board = _open_board(self.run, training.step_number) if ranks.is_main() else None
         self._clock = time.monotonic()
         with Bar(total, "Training", unit, enabled=ranks.is_main()) as bar:
-            bar.start_from(int(training.seconds) if self._by_clock else training.step_number)
+            bar.start_from(done)
             self._bar = bar
             try:
                 yield
@@ -116,6 +114,8 @@ class Metrics:
             "images_per_second": round(self._images * ranks.world() / took, 1),
             "waiting": round(self._waited / took, 4),
         }
+        if training.settings.early_sizes:
+            line["size"] = training.view_size
         if "nce" in training.terms:
             log_partition = float(training.terms["nce"].get_buffer("log_partition"))
             if math.isfinite(log_partition):  # the exact partition has no one number
