@@ -108,6 +108,7 @@ def test_without_growth_progress_is_the_share_of_the_steps_to_the_bit() -> None:
         ((0.5,), (), "go together"),
         ((), (0.5,), "go together"),
         ((0.0,), (0.5,), "shares of the size"),
+        ((0.75, 0.5), (0.3, 0.5), "smaller ones first"),
         ((1.5,), (0.5,), "shares of the size"),
         ((math.nan,), (0.5,), "shares of the size"),
         ((0.5,), (1.0,), "fractions of the run"),

@@ -252,7 +252,7 @@ def recipe(settings: Settings) -> dict[str, Any]:
         "objective", "negatives", "noise", "partition", "temperature", "mask_own", "proximal", "bank_momentum",
         "optimizer", "momentum", "nesterov", "weight_decay", "batch", "accumulate", "epochs", "minutes", "views",
         "view_share", "fill_epochs", "crop_scale", "jitter", "brightness", "contrast", "saturation", "hue", "grey",
-        "flip", "blur", "size", "backbone", "width", "head", "dim", "pretrained",
+        "flip", "blur", "size", "early_sizes", "grow_at", "backbone", "width", "head", "dim", "pretrained",
     )  # fmt: skip
     return {"rates": pytest.approx(rates), **{name: getattr(settings, name) for name in names}}
 
@@ -283,6 +283,8 @@ _PUBLISHED = {
     "hue": 0.4,
     "grey": 0.2,
     "blur": 0,
+    "early_sizes": (),
+    "grow_at": (),
     "backbone": "resnet18",
     "width": None,
     "head": "linear",

@@ -310,6 +310,16 @@ def test_growing_views_go_on_where_they_were(tmp_path: Path) -> None:
             assert torch.equal(outcome(again)[name], values), name
 
 
+def test_a_run_says_which_views_it_takes(tmp_path: Path) -> None:
+    said: list[str] = []
+    growing = {"early_sizes": "0.5 0.75", "grow_at": "0.3 0.6"}
+    for name, changes, words in (("one", {}, "1 view of 16 px,"), ("grow", growing, "1 view of 8, 12, then 16 px,")):
+        run = train(made_pictures(32), tmp_path / name, tiny(epochs=1, **changes), say=said.append)
+        assert words in " ".join(said)
+        assert run.encoder().preprocessing.size == 16
+        said.clear()
+
+
 def test_a_backbone_that_takes_one_size_only_is_refused_before_the_pictures_are_read(tmp_path: Path) -> None:
     pictures = picture_folder(tmp_path / "pictures", 20)
     growing = {"early_sizes": "0.5", "grow_at": "0.5", "epochs": 1, "storage": "cache"}

@@ -35,7 +35,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "softmax_masked_accumulated": {"mask_own": True, "accumulate": 2},
     "nce": {"objective": "nce", "temperature": 0.3, "partition": "moving_average", "proximal": 1.0},
     "nce_private": {"objective": "nce", "temperature": 0.3, "noise": "private"},
-    "sampled_with_views": {"objective": "sampled", "views": 2, "view_share": 0.5, "proximal": 1.0},
+    "sampled_with_views": {
+        "objective": "sampled",
+        "views": 2,
+        "view_share": 0.5,
+        "proximal": 1.0,
+        "early_sizes": "0.5 0.75",
+        "grow_at": "0.4 0.7",
+    },
     "parametric": {"objective": "parametric", "schedule": "cosine", "warmup": 1},
 }
 ON_FOUR = ("nce", "sampled_with_views")

@@ -66,8 +66,8 @@ class Growth:
                 f"early_sizes and grow_at go together, a fraction of the run for each size: {len(self.shares)} and "
                 f"{len(self.until)} were given."
             )
-        if not all(0 < share <= 1 for share in self.shares):
-            raise InputError("early_sizes are shares of the size: numbers above 0, up to 1.")
+        if not all(0 < share <= 1 for share in self.shares) or list(self.shares) != sorted(self.shares):
+            raise InputError("early_sizes are shares of the size, smaller ones first: numbers above 0, up to 1.")
         ends = (0.0, *self.until, 1.0)
         if not all(earlier < later for earlier, later in pairwise(ends)):
             raise InputError("grow_at are fractions of the run between 0 and 1, each larger than the one before.")

@@ -347,7 +347,8 @@ def _say_source(say: Callable[[str], None], source: Source, look: Look) -> None:
 def _say_settings(say: Callable[[str], None], settings: Settings) -> None:
     length = f"{settings.minutes:g} minutes" if settings.minutes is not None else f"{settings.epochs:g} epochs"
     views = "1 view" if settings.views == 1 else f"{settings.views} views"
-    sizes = ", then ".join(map(str, settings.view_sizes))
+    *early, whole = settings.view_sizes
+    sizes = f"{', '.join(map(str, early))}, then {whole}" if early else str(whole)
     sampled = f" with {settings.negatives:,} negatives" if settings.objective in ("nce", "sampled") else ""
     say(
         f"Recipe: preset {settings.preset}: {settings.objective}{sampled}, temperature {settings.temperature:g}, "
