@@ -65,9 +65,8 @@ class Encoder(nn.Module):
 
     def check_sizes(self, sizes: Sequence[int]) -> None:
         """Raise InputError if the backbone can't take pictures of one of these sides, in pixels."""
-        for size in sizes:
-            if size != self.config.image_size:
-                output_channels(self.backbone, replace(self.config, image_size=size))
+        for size in set(sizes) - {self.config.image_size}:
+            output_channels(self.backbone, replace(self.config, image_size=size))
 
     def embed(
         self,

@@ -122,7 +122,10 @@ def _train(
     check_order(settings.order, source.groups(), source.name)
 
     encoder = build_encoder(settings.encoder, seed=settings.seed)  # an unknown name is refused before all is read
-    encoder.check_sizes(settings.view_sizes)
+    try:
+        encoder.check_sizes(settings.view_sizes)
+    except InputError as error:  # of a preset perhaps, and the backbone of the person
+        raise InputError(f"{error} Or add --set early_sizes= --set grow_at= for views of one size.") from None
     quarantine = Quarantine(run.quarantine, strict=settings.strict)
 
     def opened(storage: str) -> Pictures:
