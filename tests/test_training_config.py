@@ -315,6 +315,7 @@ def test_default_fits_any_data(count: int, side: int, device: str) -> None:
     assert settings.batch * 2 <= count
     assert settings.negatives <= max(count, 1)
     assert settings.minutes is not None or 1 <= settings.epochs <= 1000
+    assert settings.view_sizes[0] >= 16 and len(settings.view_sizes) == (3 if settings.size >= 32 else 1)
     assert settings.size <= 224
     settings.with_overrides({"epochs": 0.5}).terms(20)
 

@@ -119,8 +119,10 @@ def default(facts: DataFacts | None = None) -> Settings:
         raise InputError("The preset default needs to look at the data: give it their facts.")
     gpu = facts.device != "cpu"
     small = facts.side <= 64
+    size = _nearest_side(facts.side) if small else (224 if gpu else 96)
+    growing = _GROWING if size >= 32 else {}  # half of less shows too little
     # The run sees about this many pictures: hours on a GPU, half an hour or so on two cores.
-    seen = 40_000_000 if gpu else 3_000_000 if small else 240_000
+    seen = (20_000_000 if gpu else 1_500_000 if small else 120_000) * (2 if growing else 1)
     epochs = max(5, min(400, round(seen / facts.count)))
     return replace(
         _TWO_VIEWS,
@@ -128,7 +130,7 @@ def default(facts: DataFacts | None = None) -> Settings:
         backbone="resnet18" if gpu or not small else _TWO_VIEWS.backbone,
         width=None if gpu else 32,
         hidden=512,
-        size=_nearest_side(facts.side) if small else (224 if gpu else 96),
+        size=size,
         # Exact up to ten million rows on a GPU: beyond, a shared sample costs a thousandth and loses little.
         objective="softmax" if gpu and facts.count <= 10_000_000 else "sampled",
         negatives=4096 if facts.count >= 8192 else max(1, facts.count // 2),
@@ -137,7 +139,7 @@ def default(facts: DataFacts | None = None) -> Settings:
         epochs=epochs,
         blur=0.0 if small else 0.5,
         monitor_epochs=max(1, round(epochs / 20)),
-        **_GROWING,
+        **growing,
     )
 
 
