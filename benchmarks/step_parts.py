@@ -119,9 +119,7 @@ def clocked(training: Training, clock: Clock) -> Iterator[None]:
     try:
         yield
     finally:
-        clock.running = (
-            False  # what was put around the training's parts stays there: steps after these count for nothing
-        )
+        clock.running = False  # the clocks stay around the training's parts: later steps count for nothing
         torch.Tensor.backward = backward
 
 

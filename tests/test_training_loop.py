@@ -263,22 +263,19 @@ def test_ctrl_c_ends_after_the_step_in_hand_and_is_saved(
     assert tiny_runs.losses_of(tmp_path / "run") == tiny_runs.losses_of(tmp_path / "through")
 
 
-@pytest.mark.parametrize("length", [{"epochs": 6}, {"minutes": 60.0}])
-def test_views_grow_over_the_run(tmp_path: Path, length: dict[str, float]) -> None:
-    """What the encoder sees, step by step: by the work where steps are counted, by the clock where that counts."""
-    settings = tiny(size=16, early_sizes="0.5 0.75", grow_at="0.3 0.6", lr=0.01, views=2, **length)
-    training = training_in(tmp_path, settings)
+GROWING = {"early_sizes": "0.5 0.75", "grow_at": "0.3 0.6", "lr": 0.01}  # views of 8, 12, then 16 px
+
+
+def sides_seen(training: Training) -> list[int]:
+    """The sides of the views that the encoder will be shown, a number a step."""
     sides: list[int] = []
     training.encoder.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
-    if "minutes" in length:
-        parts, planned = next(training._steps_of(0, 0))
-        for minute in (0, 17, 19, 35, 37, 59):
-            training.progress = minute / 60
-            training.step(iter([*parts]) if minute == 0 else next(training._steps_of(0, 0))[0], planned)
-        assert sides == [8, 8, 12, 12, 16, 16]
-        training.seconds = 120.5
-        assert training.done == (120, 3600, "s")
-        return
+    return sides
+
+
+def test_views_grow_with_the_work_done(tmp_path: Path) -> None:
+    training = training_in(tmp_path, tiny(views=2, epochs=6, **GROWING))
+    sides = sides_seen(training)
     training.fit()
     assert sides == sorted(sides) and len(sides) == training.total_steps == 30
     pixels = {side: side**2 * sides.count(side) for side in (8, 12, 16)}
@@ -289,8 +286,19 @@ def test_views_grow_over_the_run(tmp_path: Path, length: dict[str, float]) -> No
     assert training.done == (100, 100, "%")
 
 
+def test_views_grow_by_the_clock_of_a_run_by_minutes(tmp_path: Path) -> None:
+    training = training_in(tmp_path, tiny(minutes=60, **GROWING))
+    sides = sides_seen(training)
+    for minute in (0, 17, 19, 35, 37, 59):
+        training.progress = minute / 60
+        training.step(*next(training._steps_of(0, 0)))
+    assert sides == [8, 8, 12, 12, 16, 16]
+    training.seconds = 120.5
+    assert training.done == (120, 3600, "s")
+
+
 def test_growing_views_go_on_where_they_were(tmp_path: Path) -> None:
-    settings = tiny(size=16, early_sizes="0.5 0.75", grow_at="0.3 0.6", epochs=6, lr=0.01)
+    settings = tiny(epochs=6, **GROWING)
     through = training_in(tmp_path / "through", settings)
     through.fit()
     for stop in (3, 16, 25):
@@ -312,8 +320,7 @@ def test_growing_views_go_on_where_they_were(tmp_path: Path) -> None:
 
 def test_a_run_says_which_views_it_takes(tmp_path: Path) -> None:
     said: list[str] = []
-    growing = {"early_sizes": "0.5 0.75", "grow_at": "0.3 0.6"}
-    for name, changes, words in (("one", {}, "1 view of 16 px,"), ("grow", growing, "1 view of 8, 12, then 16 px,")):
+    for name, changes, words in (("one", {}, "1 view of 16 px,"), ("grow", GROWING, "1 view of 8, 12, then 16 px,")):
         run = train(made_pictures(32), tmp_path / name, tiny(epochs=1, **changes), say=said.append)
         assert words in " ".join(said)
         assert run.encoder().preprocessing.size == 16

@@ -152,7 +152,8 @@ class Settings:
         self._check(self.workers is None or self.workers >= 0, "workers must not be negative")
         self._check(self.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative")
         # The parts refuse what they can't do, and here: before the pictures are read, which can take hours.
-        _ = self.encoder, [self.augmentation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), size) for size in self.view_sizes]
+        augment = self.augmentation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        _ = self.encoder, [replace(augment, size=size) for size in self.view_sizes]
 
     def _check(self, holds: bool, rule: str) -> None:
         if not holds:
@@ -194,10 +195,10 @@ class Settings:
             pretrained=self.pretrained,
         )
 
-    def augmentation(self, mean: tuple[float, ...], std: tuple[float, ...], size: int | None = None) -> Augmentation:
-        """The augmentation's part, normalising with the encoder's numbers; to `size` pixels, or whole views."""
+    def augmentation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Augmentation:
+        """The augmentation's part, to whole views, normalising with the encoder's numbers."""
         return Augmentation(
-            size=self.size if size is None else size,
+            size=self.size,
             scale=(self.crop_scale[0], self.crop_scale[1]),
             flip=self.flip,
             jitter=self.jitter,
