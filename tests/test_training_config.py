@@ -115,7 +115,7 @@ def test_values_are_read_as_their_field_is(name: str, text: Any, value: Any) -> 
         ("hue", "0.6", "colour circle"),
         ("brightness", "-1", "reach of a factor"),
         ("dim", "0", "dim must be at least 1"),
-        ("size", "0", "image_size must be at least 1"),
+        ("size", "0", "size must be at least 1 pixel"),
         ("width", "0", "width must be at least 1"),
         ("head", "deep", "head is one of linear, mlp"),
         ("workers", "-1", "workers must not be negative"),

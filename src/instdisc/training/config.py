@@ -124,6 +124,7 @@ class Settings:
             if get_origin(hint) is Literal:
                 _convert(name, getattr(self, name), hint)
         self._check(0 <= self.view_share < 1, "view_share is a share of the loss in [0, 1)")
+        self._check(self.size >= 1, "size must be at least 1 pixel")
         self._check(self.stored is None or self.stored >= 1, "stored must be at least 1 pixel")
         self._check(self.views >= 1, "views must be at least 1")
         self._check(self.fill_epochs >= 0, "fill_epochs must not be negative")
