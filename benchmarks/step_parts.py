@@ -6,8 +6,8 @@
 The real loop, with a clock around what it calls: augmentation, encoder forward, objective, the backward pass of both,
 optimizer, update of the bank, and the wait for pictures. On a GPU every clock waits for the device, so that the parts
 are right and their sum is above the time of an undisturbed step, which stands beside it. The recipes: the paper's on
-CIFAR-10, the laptop's, and `default` on photographs of 500 x 375, held as pixels, and decoded anew by two processes
-on the same cores; the former also as it goes where Numba is not installed.
+CIFAR-10; the laptop's, also while its views have half of the side; `default` on photographs of 500 x 375, held as
+pixels, and decoded anew by two processes on the same cores; held as pixels also as it goes without Numba.
 
 In the same run, the machine: products of large matrices and copies of memory. The encoder's arithmetic (counted by
 torch, forward and backward) over its time is set against the rate of such products in its precision. The operators that
@@ -64,10 +64,12 @@ def recipes(count: int, photos: int) -> dict[str, tuple[Settings, Any, str]]:
     small = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     facts, large = DataFacts(count, 32, DEVICE.type), DataFacts(photos, 375, DEVICE.type)
     whole = {"fill_epochs": 0.0, "early_sizes": (), "grow_at": ()}  # a step as it is at the end of a run
+    laptop = replace(preset("laptop_cifar10", facts), minutes=None, **whole)
     photo, encoded = replace(preset("default", large), **whole), photographs(photos)
     return {
         "paper_cifar10": (preset("paper_cifar10", facts), small, "memory"),
-        "laptop_cifar10": (replace(preset("laptop_cifar10", facts), minutes=None, **whole), small, "memory"),
+        "laptop_cifar10": (laptop, small, "memory"),
+        "laptop_cifar10, views of 16 px": (replace(laptop, size=16, stored=32), small, "memory"),
         "default, photographs": (photo, encoded, "memory"),
         f"default, photographs{WITHOUT}": (photo, encoded, "memory"),
         "default, photographs decoded in each epoch": (photo, encoded, "workers"),

@@ -75,6 +75,52 @@ def test_gradient_of_log_partition_by_finite_differences(temperature: float, mas
     )
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+@pytest.mark.parametrize("masked", [False, True])
+def test_some_rows_alone_as_often_as_they_are_named(temperature: float, masked: bool) -> None:
+    """The last picture finds none but its own; instances repeat in the rows and among the pictures."""
+    rows, features = unit_rows(60, 4, 0), unit_rows(4, 4, 1)
+    own, drawn = np.array([5, 5, 6, 59]), np.array([7, 5, 5, 59, 0, 6])
+    features[0] = rows[5]
+    without = tensor_of(own) if masked else None
+    bank = bank_of(rows)
+
+    def slow(asked: np.ndarray) -> np.ndarray:
+        kept = [[row for row in drawn if row != own[k] or not masked] for k in range(4)]
+        return np.array([slow_log_partition(asked[k : k + 1], rows[kept[k]], temperature)[0] for k in range(4)])
+
+    def weighted(asked: torch.Tensor, _: torch.Tensor, bank: MemoryBank) -> torch.Tensor:
+        found = bank.log_partition(asked, temperature, among=tensor_of(drawn), without=without)
+        return (found * torch.tensor([1.0, -2.0, 0.5, 1.0])).sum()
+
+    found = bank.log_partition(tensor_of(features), temperature, among=tensor_of(drawn), without=without)
+    np.testing.assert_allclose(found, slow(features), rtol=2e-6, atol=3e-6)
+    agrees_with(lambda asked: float(slow(asked) @ [1, -2, 0.5, 1]), weighted, features, own, bank)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_where_no_row_is_left_the_sum_is_nothing_and_pulls_nowhere(temperature: float) -> None:
+    bank, features = bank_of(unit_rows(9, 4, 0)), tensor_of(unit_rows(2, 4, 1)).requires_grad_()
+    found = bank.log_partition(features, temperature, among=torch.tensor([3, 3]), without=torch.tensor([3, 4]))
+    assert found[0] == -torch.inf and torch.isfinite(found[1])
+    found[1:].sum().backward()
+    assert features.grad is not None and torch.equal(features.grad[0], torch.zeros(4))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 1000), block=st.integers(1, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_what_a_cpu_looks_up_and_a_gpu_compares_is_the_same(seed: int, block: int, dtype: torch.dtype) -> None:
+    random = np.random.default_rng(seed)
+    drawn, own = tensor_of(random.integers(0, 6, 12)), tensor_of(random.integers(0, 6, 5))
+    for hide in (bank_room.hide_equal(drawn, own, dtype), bank_room.hide_compared(drawn, own)):
+        scores = torch.zeros(12, 5, dtype=dtype)
+        for first in range(0, 12, block):
+            buffer = torch.zeros(min(block, 12 - first) + 1, 5, dtype=dtype)
+            hide(buffer, first)
+            scores[first : first + block] = buffer[:-1]
+        assert torch.equal(scores == -torch.inf, drawn[:, None] == own)
+
+
 @pytest.mark.parametrize("temperature", [0.07, 0.005])
 def test_gradient_by_hand_is_that_of_autograd_through_the_whole_matrix(temperature: float) -> None:
     bank = MemoryBank(2 * BLOCK + 100, 16)

@@ -54,6 +54,13 @@ def test_one_picture_alone_has_nothing_to_be_told_from() -> None:
     assert np.array_equal(gradient, np.zeros((2, 6)))
 
 
+def test_nor_has_one_that_drew_only_itself() -> None:
+    alone = ViewSoftmax(0.2, 2, draw=lambda count: torch.full((count,), 3))
+    loss, gradient = ask(alone, unit_rows(2, 6, 1), np.array([3, 3]), bank_of(unit_rows(50, 6, 0)))
+    assert loss == 0
+    assert np.array_equal(gradient, np.zeros((2, 6)))
+
+
 def test_a_low_temperature_is_computed_in_log_space() -> None:
     features = unit_rows(6, 6, 1)
     features[3:] = -features[:3]  # the other view is as far away as can be: 400 nats

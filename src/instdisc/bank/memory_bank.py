@@ -10,7 +10,7 @@ import torch
 
 from instdisc import ranks
 from instdisc.bank.disk import DiskRows
-from instdisc.bank.partition import LogPartition
+from instdisc.bank.partition import LogPartition, LogSum, hide_equal
 from instdisc.bank.private import PrivateScores
 from instdisc.bank.rows import DTYPES, EPSILON, Rows, full_precision, random_directions, rounded
 from instdisc.errors import InputError
@@ -120,6 +120,7 @@ class MemoryBank:
         features: Float[Tensor, "batch dim"],
         temperature: float,
         *,
+        among: Int[Tensor, " shared"] | None = None,
         without: Int[Tensor, " batch"] | None = None,
         products: torch.dtype = torch.float32,
     ) -> Float[Tensor, " batch"]:
@@ -128,7 +129,8 @@ class MemoryBank:
         Computed in blocks of rows: the memory needed does not depend on the number of rows, and there is no
         (batch, instances) matrix. The gradient is (expected row) / temperature, the softmax-weighted mean of the rows,
         which the same pass accumulates.
-        without: leave one row out of each picture's sum (its own, for masking).
+        among: the sum over these rows alone, the same on every rank; a row counts as often as it is named.
+        without: leave this instance's row out of each picture's sum (its own, for masking); -inf where none is left.
         products: float32, or bfloat16 in two thirds of the time where the CPU has such products, with sums in
             float32. What that costs grows as few rows take most of the weight, for a score s is then off by up to
             |s| / 500: at temperature 0.07 the gradient of the softmax is off by 2e-4 of its length over a random bank,
@@ -139,7 +141,10 @@ class MemoryBank:
         if products not in (torch.float32, torch.bfloat16):
             raise InputError(f"The products over a bank are in float32 or bfloat16, not {products}.")
         with full_precision(features):
-            return LogPartition.apply(features, temperature, without, products, self.kept, self.start)
+            if among is None:
+                return LogPartition.apply(features, temperature, without, products, self.kept, self.start)
+            hide = None if without is None else hide_equal(among, without, products)
+            return LogSum.apply(features, temperature, self.lookup(among, common=True), products, hide)
 
     def expect(self, indices: Int[Tensor, "*any"]) -> None:
         """Say which instances' rows a step will ask for: where rows are on disk, this rank's are read meanwhile."""

@@ -1,8 +1,9 @@
-"""log Z over all rows of a bank, exact, in blocks, with its gradient: what `MemoryBank.log_partition` asks for."""
+"""log Z over rows of a bank, exact, in blocks, with its gradient: what `MemoryBank.log_partition` asks for."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ _LOG2_E = math.log2(math.e)
 # 2^-90 is a normal float32, and 2^38 times 2^90 is still finite: scores within it need no reference to be summed
 _SAFE_EXPONENT = 90.0
 _LOWEST = -1e30  # where the running maximum starts: not -inf, as the difference of two infinities is no number
+# hide(scores, first) sets scores of a block to -inf; its rows are those from `first` on, and one more for no use
+Hide = Callable[[Tensor, int], None]
 
 
 class LogPartition(torch.autograd.Function):
@@ -32,16 +35,20 @@ class LogPartition(torch.autograd.Function):
     ) -> Tensor:
         counts = ranks.sizes(len(features))
         queries = ranks.gather(features, counts).float() * (_LOG2_E / temperature)
-        left_out = None if without is None else ranks.gather(without, counts) - start
-        reference, sums, weighted = _sums_over_rows(queries, rows.values, left_out, products, rows.scales)
+        hide = None
+        if without is not None:
+            places = ranks.gather(without, counts) - start
+            hide = hide_pairs(places, torch.arange(len(places), device=places.device), products)
+        reference, sums, weighted = _sums_over_rows(queries, rows.values, hide, products, rows.scales)
         if ranks.world() > 1:
             common = ranks.largest(reference)
             rescale = (reference - common).exp2()
             sums, weighted = ranks.total(sums * rescale), ranks.total(weighted * rescale)
             reference = common
         mine = own_part(counts)
-        ctx.save_for_backward((weighted[mine] / sums[mine]) / temperature)
-        return ((reference[mine] + sums[mine].log2()) / _LOG2_E).squeeze(1)
+        log_z, slope = _log_and_slope(reference[mine], sums[mine], weighted[mine], temperature)
+        ctx.save_for_backward(slope)
+        return log_z
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -50,10 +57,65 @@ class LogPartition(torch.autograd.Function):
         return gradients[0][:, None] * slope, None, None, None, None, None
 
 
+class LogSum(torch.autograd.Function):
+    """The same over rows that every rank has at hand, for this rank's part of the batch alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, temperature: float, rows: Tensor, products: torch.dtype, hide: Hide | None
+    ) -> Tensor:
+        queries = features.float() * (_LOG2_E / temperature)
+        log_z, slope = _log_and_slope(*_sums_over_rows(queries, rows, hide, products), temperature)
+        ctx.save_for_backward(slope)
+        return log_z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return gradients[0][:, None] * slope, None, None, None, None
+
+
+def hide_pairs(places: Tensor, pictures: Tensor, dtype: torch.dtype) -> Hide:
+    """Leave row places[k] out of the sum of picture pictures[k], where it is one of the rows; scores are in `dtype`."""
+    nothing = torch.full((), -torch.inf, dtype=dtype, device=places.device)
+
+    def hide(scores: Tensor, first: int) -> None:
+        count, place = len(scores) - 1, places - first
+        scores[torch.where((place < 0) | (place >= count), count, place), pictures] = nothing
+
+    return hide
+
+
+def hide_equal(drawn: Tensor, own: Tensor, dtype: torch.dtype) -> Hide:
+    """Leave out where the instances of the rows, `drawn`, are those of the pictures, `own`; either may repeat."""
+    if drawn.device.type != "cpu":
+        return hide_compared(drawn, own)
+    hit = torch.isin(drawn, own).nonzero()[:, 0]  # few are, which saves to compare all with all
+    which, pictures = torch.eq(drawn[hit, None], own).nonzero(as_tuple=True)
+    return hide_pairs(hit[which], pictures, dtype)
+
+
+def hide_compared(drawn: Tensor, own: Tensor) -> Hide:
+    """The same for a GPU, which would have to wait for the host to count the pairs."""
+
+    def hide(scores: Tensor, first: int) -> None:
+        count = len(scores) - 1
+        scores[:count].masked_fill_(torch.eq(drawn[first : first + count, None], own), -torch.inf)
+
+    return hide
+
+
+def _log_and_slope(reference: Tensor, sums: Tensor, weighted: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log Z (batch,) and its gradient (batch, dim); -inf and zeros where no row is left."""
+    expected = weighted / sums.clamp_min(torch.finfo(sums.dtype).tiny)
+    return ((reference + sums.log2()) / _LOG2_E).squeeze(1), expected / temperature
+
+
 def _sums_over_rows(
     queries: Tensor,
     rows: Tensor,
-    left_out: Tensor | None,
+    hide: Hide | None,
     products: torch.dtype = torch.float32,
     scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +142,6 @@ def _sums_over_rows(
     partial = None if products == torch.float32 else torch.empty(chunks, batch, dim, dtype=products, device=device)
     reference = torch.full((1, batch), 0.0 if fixed else _LOWEST, device=device)
     sums, weighted = queries.new_zeros(1, batch), queries.new_zeros(chunks, batch, dim)
-    picture, nothing = torch.arange(batch, device=device), buffer.new_full((), -torch.inf)
     for first in range(0, len(rows), max(1, block)):
         part = rows[first : first + block]
         count = len(part)
@@ -92,9 +153,8 @@ def _sums_over_rows(
         keys = part.view(chunk, count // chunk, dim)
         scores = buffer[:count].view(chunk, count // chunk, batch)
         torch.bmm(keys, columns.expand(chunk, dim, batch), out=scores)
-        if left_out is not None:
-            place = left_out - first
-            buffer[torch.where((place < 0) | (place >= count), count, place), picture] = nothing
+        if hide is not None:
+            hide(buffer[: count + 1], first)
         if not fixed:
             raised = torch.maximum(reference, scores.amax((0, 1)))
             rescale = (reference - raised).exp2()

@@ -42,14 +42,21 @@ class SampledSoftmax(nn.Module):
     ) -> Float[Tensor, ""]:
         """The mean over the batch."""
         drawn = self.noise.indices(indices, bank)
-        positive = bank.positives(features, indices)[:, None]
-        scores = bank.scores(features, drawn)
-        alone = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-        if self.mask_own:
-            own = is_own(drawn, indices)
-            if self.decoupled:
-                alone = own.expand(scores.shape).all(1)  # nothing was drawn that repels: the positive alone attracts
-            scores = scores.masked_fill(own & ~alone[:, None], -torch.inf)
-        among = scores if self.decoupled else torch.cat([positive, scores], dim=1)
-        repelled = (among / self.temperature).logsumexp(1).masked_fill(alone, 0.0)
-        return (repelled - positive[:, 0] / self.temperature).mean()
+        positive = bank.positives(features, indices) / self.temperature
+        if drawn.dim() == 1:
+            own = indices if self.mask_own else None
+            repelled = bank.log_partition(features, self.temperature, among=drawn, without=own)
+        else:
+            repelled = self._over_private(bank.scores(features, drawn) / self.temperature, drawn, indices)
+        if not self.decoupled:
+            return nn.functional.softplus(repelled - positive).mean()
+        alone = torch.isneginf(repelled)  # nothing was drawn that repels: the positive alone attracts
+        return (repelled.masked_fill(alone, 0.0) - positive).mean()
+
+    def _over_private(self, scores: Tensor, drawn: Tensor, indices: Tensor) -> Float[Tensor, " batch"]:
+        """log of the sum of exp over each picture's own scores (batch, negatives); -inf where none is left."""
+        if not self.mask_own:
+            return scores.logsumexp(1)
+        own = is_own(drawn, indices)
+        alone = own.all(1)  # the gradient of a sum of nothing is no number: summed all the same, and then replaced
+        return scores.masked_fill(own & ~alone[:, None], -torch.inf).logsumexp(1).masked_fill(alone, -torch.inf)

@@ -8,7 +8,7 @@ from torch import nn
 from instdisc import ranks
 from instdisc.bank import MemoryBank, full_precision
 from instdisc.errors import InputError
-from instdisc.objectives.noise import Draw, Noise, is_own
+from instdisc.objectives.noise import Draw, Noise
 from instdisc.objectives.nonparametric_softmax import check_temperature
 from instdisc.shapes import Float, Int, Tensor
 
@@ -51,8 +51,9 @@ class ViewSoftmax(nn.Module):
         against = [scores.masked_fill(same, -torch.inf)]
         if self.noise is not None:
             drawn = self.noise.indices(indices, bank)
-            rows = bank.scores(features, drawn) / self.temperature
-            against.append(rows.masked_fill(is_own(drawn, indices), -torch.inf))
+            rows = bank.log_partition(features, self.temperature, among=drawn, without=indices)
+            # filled where it is -inf already: the gradient of a sum of nothing is no number, and stops there
+            against.append(rows.masked_fill(torch.isneginf(rows), -torch.inf)[:, None])
         others = torch.cat(against, dim=1).logsumexp(1)
         # for each other view p: -log(e^p / (e^p + e^others)) = softplus(others - p)
         terms = nn.functional.softplus(others[:, None] - scores).masked_fill(~other_view, 0.0)
