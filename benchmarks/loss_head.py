@@ -68,6 +68,7 @@ def ways(bank: MemoryBank, features: torch.Tensor, own: torch.Tensor) -> dict[st
     def both(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
         def step() -> None:
             features.grad = None
+            bank.updates += 1  # every step draws its own negatives
             loss().backward()
 
         return step

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from by_hand import agrees_with, bank_of, tensor_of, unit_rows
+from by_hand import Work, agrees_with, bank_of, tensor_of, unit_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from several_ranks import joined
@@ -105,6 +105,47 @@ def test_where_no_row_is_left_the_sum_is_nothing_and_pulls_nowhere(temperature: 
     assert found[0] == -torch.inf and torch.isfinite(found[1])
     found[1:].sum().backward()
     assert features.grad is not None and torch.equal(features.grad[0], torch.zeros(4))
+
+
+def test_two_terms_of_a_loss_that_ask_the_same_share_the_products_and_no_graph() -> None:
+    bank, features = bank_of(unit_rows(60, 4, 0)), tensor_of(unit_rows(3, 4, 1)).requires_grad_()
+    with Work() as work:
+        first, second = (bank.log_partition(features, 0.1, among=torch.arange(9)) for _ in range(2))
+        first.sum().backward()
+        second.sum().backward()
+    assert sum(count for name, count in work.operations.items() if "mm" in name) == 2
+    twice = features.grad
+    features.grad = None
+    bank_of(unit_rows(60, 4, 0)).log_partition(features, 0.1, among=torch.arange(9)).sum().backward()
+    assert features.grad is not None and twice is not None and torch.equal(twice, 2 * features.grad)
+
+
+@pytest.mark.parametrize(
+    "changed", ["features", "rows", "drawn", "without", "temperature", "dtype", "nothing left out"]
+)
+def test_what_is_kept_of_the_latest_sum_is_never_out_of_date(changed: str) -> None:
+    """Each is changed in place, behind what was asked for before."""
+    bank, asked = bank_of(unit_rows(60, 4, 0)), tensor_of(unit_rows(3, 4, 1))
+    drawn, own, temperature = torch.arange(9), torch.tensor([1, 2, 3]), 0.1
+    bank.log_partition(asked, temperature, among=drawn, without=own)
+    if changed == "features":
+        asked[1].neg_()
+    elif changed == "rows":
+        bank.rows[5].neg_()
+    elif changed == "drawn":
+        drawn[4] = 30
+    elif changed == "without":
+        own[0] = 8
+    elif changed == "dtype":
+        asked = asked.bfloat16()
+    elif changed == "temperature":
+        temperature = 0.2
+    without = None if changed == "nothing left out" else own
+    found = bank.log_partition(asked, temperature, among=drawn, without=without)
+    kept = [drawn.numpy()[(drawn != own[k]).numpy() | (without is None)] for k in range(3)]
+    rows, features = bank.rows.numpy(), asked.float().numpy()
+    slow = [slow_log_partition(features[k : k + 1], rows[kept[k]], temperature)[0] for k in range(3)]
+    np.testing.assert_allclose(found, slow, rtol=2e-6, atol=3e-6)
 
 
 @settings(deadline=None, max_examples=40)

@@ -10,7 +10,7 @@ import torch
 
 from instdisc import ranks
 from instdisc.bank.disk import DiskRows
-from instdisc.bank.partition import LogPartition, LogSum, hide_equal
+from instdisc.bank.partition import LogPartition, LogSum, SumsOverSome
 from instdisc.bank.private import PrivateScores
 from instdisc.bank.rows import DTYPES, EPSILON, Rows, full_precision, random_directions, rounded
 from instdisc.errors import InputError
@@ -52,6 +52,7 @@ class MemoryBank:
             raise InputError(f'A bank\'s rows are kept in "memory", "host" or "disk", not "{storage}".')
         self.instances, self.dim, self.momentum, self.seed = instances, dim, momentum, seed
         self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
+        self._over_some = SumsOverSome()
         self.start, self.stop = ranks.share(instances)
         local = self.stop - self.start
         self._disk: DiskRows | None = None
@@ -143,8 +144,8 @@ class MemoryBank:
         with full_precision(features):
             if among is None:
                 return LogPartition.apply(features, temperature, without, products, self.kept, self.start)
-            hide = None if without is None else hide_equal(among, without, products)
-            return LogSum.apply(features, temperature, self.lookup(among, common=True), products, hide)
+            rows = self.lookup(among, common=True)
+            return LogSum.apply(features, *self._over_some(features, rows, among, temperature, without, products))
 
     def expect(self, indices: Int[Tensor, "*any"]) -> None:
         """Say which instances' rows a step will ask for: where rows are on disk, this rank's are read meanwhile."""

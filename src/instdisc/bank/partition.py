@@ -58,22 +58,52 @@ class LogPartition(torch.autograd.Function):
 
 
 class LogSum(torch.autograd.Function):
-    """The same over rows that every rank has at hand, for this rank's part of the batch alone."""
+    """What `SumsOverSome` found, with its gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, temperature: float, rows: Tensor, products: torch.dtype, hide: Hide | None
-    ) -> Tensor:
-        queries = features.float() * (_LOG2_E / temperature)
-        log_z, slope = _log_and_slope(*_sums_over_rows(queries, rows, hide, products), temperature)
+    def forward(ctx: Any, features: Tensor, log_z: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(slope)
-        return log_z
+        return log_z.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return gradients[0][:, None] * slope, None, None, None, None
+        return gradients[0][:, None] * slope, None, None
+
+
+class SumsOverSome:
+    """log Z over rows that every rank has at hand, and its gradient, for this rank's part of the batch.
+
+    The latest answer is kept for who asks for the same: the terms of one loss do. It is compared by value, so it can't
+    be out of date; that takes a hundredth of the sum. Not on a GPU, where the host would have to wait.
+    """
+
+    def __init__(self) -> None:
+        self._latest: tuple[list[Tensor], tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        features: Tensor,
+        rows: Tensor,
+        drawn: Tensor,
+        temperature: float,
+        without: Tensor | None,
+        products: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """(batch,) and (batch, dim); rows (m, dim) are those of the instances `drawn` (m,)."""
+        host, latest = features.device.type == "cpu", self._latest
+        given = [features, rows, drawn] if without is None else [features, rows, drawn, without]
+        how = (temperature, products, features.dtype, len(given))
+        if host and latest is not None and how == latest[1] and all(map(torch.equal, given, latest[0])):
+            return latest[2]
+        hide = None if without is None else hide_equal(drawn, without, products)
+        queries = features.float() * (_LOG2_E / temperature)
+        answer = _log_and_slope(*_sums_over_rows(queries, rows, hide, products), temperature)
+        if host:
+            self._latest = [tensor.detach().clone() for tensor in given], how, answer
+        return answer
 
 
 def hide_pairs(places: Tensor, pictures: Tensor, dtype: torch.dtype) -> Hide:
