@@ -134,6 +134,23 @@ def test_panels_hold_the_numbers_of_the_metrics(tmp_path: Path) -> None:
     assert curve == [(epoch, pytest.approx(50 + epoch)) for epoch in (5, 10, 15, 20)]
 
 
+def test_where_views_grow_is_marked(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pictures = []
+    for sides in ([16, 16, 24, 24, 32], [32] * 5):
+        lines = [{"epoch": epoch + 1, "losses": {"nce": 9 - epoch}, "size": side} for epoch, side in enumerate(sides)]
+        (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        training_curves(tmp_path / "m.jsonl", tmp_path / "c.png")
+        pictures.append(drawn(tmp_path / "c.png"))
+    changed = (pictures[0] != pictures[1]).any(axis=2).sum(axis=0)  # pixels that differ, by column
+    columns = np.flatnonzero(changed > 100)
+    groups = np.split(columns, np.flatnonzero(np.diff(columns) > 5) + 1)
+    assert [len(group) < 5 for group in groups] == [True, True], "two upright lines"
+    blue = np.flatnonzero((pictures[1] == (0, 114, 178)).all(axis=2).any(axis=0))  # the curve goes from epoch 1 to 5
+    places = [1 + 4 * (group.mean() - blue[0]) / (blue[-1] - blue[0]) for group in groups]
+    assert places == [pytest.approx(3, abs=0.05), pytest.approx(5, abs=0.05)]
+
+
 def test_curves_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write_metrics(tmp_path / "m.jsonl")

@@ -9,6 +9,7 @@ Colours are Okabe and Ito's, which people with any colour vision can tell apart.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ def training_curves(metrics: Path | str, out_png: Path | str, *, title: str = ""
     """The loss terms, the kNN accuracy and the label-free health of a run against epochs, one panel each.
 
     metrics: the `metrics.jsonl` of a run; lines with `losses` and lines with `measured` are drawn, a line cut short
-    by a kill is left out. Raises InputError without matplotlib, without the file, or if it holds nothing to draw.
+    by a kill is left out. Where views grow a dotted line says to what side [px]: whole pictures are measured, so the
+    measurements rise there. Raises InputError without matplotlib, without the file, or if it holds nothing to draw.
     """
     lines = _read_lines(Path(metrics))
     panels = _panels(lines)
@@ -52,6 +54,18 @@ def training_curves(metrics: Path | str, out_png: Path | str, *, title: str = ""
         ax.set_title(heading, loc="left", fontsize=10)
         ax.set_xlabel("epoch", fontsize=9)
         _plain_axes(ax)
+        for epoch, side in _growth(lines):
+            ax.axvline(epoch, color="#888888", linewidth=0.9, linestyle=":")
+            ax.text(
+                epoch,
+                1,
+                f"{side} px ",
+                fontsize=7,
+                color="#666666",
+                ha="right",
+                va="top",
+                transform=ax.get_xaxis_transform(),
+            )
         if len(curves) > 1:
             ax.legend(frameon=False, fontsize=8)
     for ax in axes[len(panels) :]:
@@ -171,6 +185,12 @@ def _panels(lines: list[dict[str, Any]]) -> dict[str, Curves]:
             _add(found, panel, curve, line["epoch"], value, scale)
     order = ["Loss", *dict.fromkeys(panel for _, panel, _ in _MEASURED.values())]
     return {panel: found[panel] for panel in [*order, *found] if panel in found}
+
+
+def _growth(lines: list[dict[str, Any]]) -> list[tuple[float, int]]:
+    """The epochs at which the views had grown, and to what side; nothing where they have one size."""
+    sides = [(line["epoch"], line["size"]) for line in lines if "size" in line]
+    return [now for before, now in itertools.pairwise(sides) if before[1] != now[1]]
 
 
 def _add(found: dict[str, Curves], panel: str, curve: str, epoch: float, value: Any, scale: float = 1.0) -> None:
