@@ -5,7 +5,7 @@ Everything here is written from the equations of the paper, one picture and one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,12 @@ def unit_rows(count: int, dim: int, seed: int) -> np.ndarray:
     rows = np.random.default_rng(seed).standard_normal((count, dim))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows.astype(np.float32).astype(np.float64)
+
+
+def are_the_best(found: Sequence[int], scores: np.ndarray) -> None:
+    """Rows found, best first, each once; those whose scores differ by rounding alone may stand in either order."""
+    assert len(set(found)) == len(found)
+    np.testing.assert_allclose(scores[list(found)], -np.sort(-scores)[: len(found)], atol=1e-5)
 
 
 def bank_of(rows: np.ndarray, **settings: Any) -> MemoryBank:
