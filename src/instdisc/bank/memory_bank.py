@@ -10,7 +10,7 @@ import torch
 
 from instdisc import ranks
 from instdisc.bank.disk import DiskRows
-from instdisc.bank.partition import LogPartition, LogSum, SumsOverSome
+from instdisc.bank.partition import Known, SumsOverSome, sums_over_all
 from instdisc.bank.private import PrivateScores
 from instdisc.bank.rows import DTYPES, EPSILON, Rows, full_precision, random_directions, rounded
 from instdisc.errors import InputError
@@ -143,9 +143,11 @@ class MemoryBank:
             raise InputError(f"The products over a bank are in float32 or bfloat16, not {products}.")
         with full_precision(features):
             if among is None:
-                return LogPartition.apply(features, temperature, without, products, self.kept, self.start)
-            rows = self.lookup(among, common=True)
-            return LogSum.apply(features, *self._over_some(features, rows, among, temperature, without, products))
+                found = sums_over_all(features, self.kept, self.start, temperature, without, products)
+            else:
+                rows = self.lookup(among, common=True)
+                found = self._over_some(features, rows, among, temperature, without, products)
+            return Known.apply(features, *found)
 
     def expect(self, indices: Int[Tensor, "*any"]) -> None:
         """Say which instances' rows a step will ask for: where rows are on disk, this rank's are read meanwhile."""

@@ -20,50 +20,13 @@ _LOWEST = -1e30  # where the running maximum starts: not -inf, as the difference
 Hide = Callable[[Tensor, int], None]
 
 
-class LogPartition(torch.autograd.Function):
-    """Forward gives log Z and keeps the expected row of each query; backward is one multiplication."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        temperature: float,
-        without: Tensor | None,
-        products: torch.dtype,
-        rows: Rows,
-        start: int,
-    ) -> Tensor:
-        counts = ranks.sizes(len(features))
-        queries = ranks.gather(features, counts).float() * (_LOG2_E / temperature)
-        hide = None
-        if without is not None:
-            places = ranks.gather(without, counts) - start
-            hide = hide_pairs(places, torch.arange(len(places), device=places.device), products)
-        reference, sums, weighted = _sums_over_rows(queries, rows.values, hide, products, rows.scales)
-        if ranks.world() > 1:
-            common = ranks.largest(reference)
-            rescale = (reference - common).exp2()
-            sums, weighted = ranks.total(sums * rescale), ranks.total(weighted * rescale)
-            reference = common
-        mine = own_part(counts)
-        log_z, slope = _log_and_slope(reference[mine], sums[mine], weighted[mine], temperature)
-        ctx.save_for_backward(slope)
-        return log_z
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return gradients[0][:, None] * slope, None, None, None, None, None
-
-
-class LogSum(torch.autograd.Function):
-    """What `SumsOverSome` found, with its gradient."""
+class Known(torch.autograd.Function):
+    """log Z with its gradient in the features, which were found together: backward is one multiplication."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, log_z: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(slope)
-        return log_z.clone()
+        return log_z.clone()  # an answer may be given to several
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -72,8 +35,32 @@ class LogSum(torch.autograd.Function):
         return gradients[0][:, None] * slope, None, None
 
 
+@torch.no_grad()
+def sums_over_all(
+    features: Tensor, rows: Rows, start: int, temperature: float, without: Tensor | None, products: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """log Z (batch,) over the rows of all ranks, and its gradient (batch, dim), for this rank's part of the batch.
+
+    rows: this rank's, those of the instances from `start` on.
+    """
+    counts = ranks.sizes(len(features))
+    queries = ranks.gather(features, counts).float() * (_LOG2_E / temperature)
+    hide = None
+    if without is not None:
+        places = ranks.gather(without, counts) - start
+        hide = hide_pairs(places, torch.arange(len(places), device=places.device), products)
+    reference, sums, weighted = _sums_over_rows(queries, rows.values, hide, products, rows.scales)
+    if ranks.world() > 1:
+        common = ranks.largest(reference)
+        rescale = (reference - common).exp2()
+        sums, weighted = ranks.total(sums * rescale), ranks.total(weighted * rescale)
+        reference = common
+    mine = own_part(counts)
+    return _log_and_slope(reference[mine], sums[mine], weighted[mine], temperature)
+
+
 class SumsOverSome:
-    """log Z over rows that every rank has at hand, and its gradient, for this rank's part of the batch.
+    """The same over rows that every rank has at hand.
 
     The latest answer is kept for who asks for the same: the terms of one loss do. It is compared by value, so it can't
     be out of date; that takes a hundredth of the sum. Not on a GPU, where the host would have to wait.
