@@ -84,6 +84,13 @@ def test_seconds_have_no_speed(clock: Clock, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "Training: 15 of 60 s, 45 s left\n"
 
 
+def test_a_step_that_ends_after_the_time_leaves_none(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(total=18, description="Training", unit="s") as bar:
+        clock.now += 22
+        bar.advance(22)
+    assert capsys.readouterr().err == "Training: 22 of 18 s, 0 s left\n"
+
+
 def test_other_ranks_say_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Bar(total=10, enabled=False) as bar:
         clock.now += 100

@@ -73,7 +73,7 @@ class Bar:
         if self.unit not in ("s", "%"):  # seconds pass at one a second
             parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
         if self.total is not None and rate > 0:
-            parts.append(f"{duration((self.total - self.done) / rate)} left")
+            parts.append(f"{duration(max(0, self.total - self.done) / rate)} left")
         return ", ".join([*parts, self.note] if self.note else parts)
 
     def _show_bar(self) -> None:
