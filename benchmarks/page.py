@@ -53,6 +53,14 @@ TIMED = f"""async ([deed, selector, gone]) => {{
     }}
     return performance.now() - started;
 }}"""
+# What stands there instead, where it did not come.
+SEEN = """() => ({
+    address: location.hash,
+    text: document.getElementById('view').innerText.slice(0, 200),
+    cells: document.querySelectorAll('.cell').length,
+    broken: document.querySelectorAll('.broken').length,
+    coming: [...document.images].filter((image) => !image.complete).length,
+})"""
 # A wheel or a hand turns and drags the map in every frame: milliseconds of each redraw, and between frames.
 MOVED = """async (kind) => {
     const canvas = document.querySelector('canvas.map'), box = canvas.getBoundingClientRect();
@@ -146,7 +154,8 @@ def visits(page: Any, run: Path) -> dict[str, Any]:
 
     def timed(deed: str, selector: str, gone: str) -> float:
         spent = page.evaluate(TIMED, [deed, selector, gone])
-        assert spent is not None, deed
+        if spent is None:
+            sys.exit(f"After a minute the page has not drawn what `{deed}` should lead to: {page.evaluate(SEEN)}")
         return spent / 1000
 
     scroll = "const scroll = document.querySelector('.scroll'); scroll.scrollTop = {} * scroll.scrollHeight"

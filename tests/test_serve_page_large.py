@@ -108,6 +108,48 @@ def test_back_leads_to_the_place_in_the_grid(browser: playwright.Browser) -> Non
         page.close()
 
 
+@pytest.mark.parametrize(
+    ("view", "shown", "move"),
+    [
+        ("", ".scroll button.cell img", "document.querySelector('.scroll').scrollTop += 40"),
+        (
+            "map",
+            "canvas.map",
+            "document.querySelector('canvas.map').dispatchEvent(new WheelEvent('wheel', { deltaY: -60, cancelable: true }))",
+        ),
+    ],
+)
+def test_a_hand_that_rests_does_not_undo_what_it_did_next(
+    browser: playwright.Browser, view: str, shown: str, move: str
+) -> None:
+    """Place or region are told to the address once the hand rests; a picture may be opened in that very moment.
+
+    Every timer is held, and ends after the address has changed, but before the page has heard of that.
+    """
+    with served(Million()) as client:
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.add_init_script("""
+            const begin = setTimeout;
+            window.held = null;
+            window.setTimeout = (act, ...more) => (window.held ? (window.held.push(act), 0) : begin(act, ...more));
+        """)
+        page.goto(f"{client.address}/#/{view}")
+        page.wait_for_selector(shown, timeout=30_000)
+        page.evaluate(f"""async () => {{
+            window.held = [];
+            {move};
+            for (let turn = 0; turn < 4; turn++) await new Promise((go) => requestAnimationFrame(go));
+            const due = window.held;
+            window.held = null;
+            if (!due.length) throw new Error('nothing would be told');
+            location.hash = '#/picture/5';
+            due.forEach((act) => act());
+        }}""")
+        page.wait_for_selector(".one .subject", timeout=10_000)
+        assert page.url.endswith("#/picture/5")
+        page.close()
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_million_pictures_scroll(browser: playwright.Browser, width: int) -> None:
     """Few elements, whatever the number; the last one can be reached, by bar and by key."""

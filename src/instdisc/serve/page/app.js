@@ -1,5 +1,5 @@
 // The views, chosen by the address after "#": every state has one, so that Back works and a link can be kept.
-import { ask, empty, h, link, say, servedSince, stay } from "./dom.js";
+import { ask, empty, h, link, say, servedSince, standing, stay } from "./dom.js";
 import { Grid } from "./grid.js";
 import { picture, search } from "./look.js";
 import { duplicates, outliers } from "./clean.js";
@@ -13,6 +13,7 @@ let turn = 0; // a view that comes late is not shown
 let steps = 0; // of this tab within the page
 
 async function browse(parameters, keep) {
+  const tell = standing();
   const filter = { label: parameters.get("label") ?? "", tag: parameters.get("tag") ?? "", where: parameters.get("where") ?? "" };
   const at = Math.max(0, Math.floor(Number(parameters.get("at")) || 0));
   const listing = (start, count) => ask(`api/pictures?${new URLSearchParams({ start, count, ...filter })}`);
@@ -31,7 +32,7 @@ async function browse(parameters, keep) {
     return [bar, empty("No picture matches", "In names, * stands for any text and ? for one letter: *beach*.", h("a", { class: "button", href: "#/" }, "All pictures"))];
   }
   const grid = new Grid(first.total, async (start, count) => (await listing(start, count)).pictures, {
-    first: first.pictures, at, row: history.state?.row, moved: (place) => stay(link("", { ...filter, at: place || "" })) });
+    first: first.pictures, at, row: history.state?.row, moved: (place) => tell(link("", { ...filter, at: place || "" })) });
   keep(() => grid.close());
   return [bar, grid.host];
 }

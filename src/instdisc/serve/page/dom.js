@@ -59,6 +59,17 @@ export const link = (view, parameters = {}) => {
 // The address of the present state, without a step for Back; what only this browser needs to come back is beside it.
 export const stay = (address, more = {}) => history.replaceState({ ...history.state, ...more }, "", address);
 
+// The same for what a view tells when a hand rests: the address is the view's own only until the reader goes on, and it
+// has changed by then even where "hashchange" is still to come.
+export function standing() {
+  let here = location.href;
+  return (address) => {
+    if (location.href !== here) return;
+    stay(address);
+    here = location.href;
+  };
+}
+
 // Decisions outlive a look at a picture and a reload, but not the tab.
 export function recall(key) {
   try { return JSON.parse(sessionStorage.getItem(key)) ?? {}; } catch { return {}; }

@@ -24,6 +24,7 @@ export class Grid {
   static get page() { return PAGE; }
 
   close() {
+    this.closed = true; // a frame or a page that is still to come changes nothing
     this.watcher.disconnect();
     clearTimeout(this.resting);
     clearTimeout(this.telling);
@@ -70,6 +71,7 @@ export class Grid {
     this.waiting = true;
     requestAnimationFrame(() => {
       this.waiting = false;
+      if (this.closed) return;
       this.follow();
       this.draw();
       this.at = Math.round(this.y / this.step) * this.columns;

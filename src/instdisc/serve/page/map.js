@@ -1,5 +1,5 @@
 // All pictures as points: what is alike stands together. Regions can be looked at and labelled.
-import { ask, bytes, empty, h, image, link, post, say, stay, visit, words } from "./dom.js";
+import { ask, bytes, empty, h, image, link, post, say, standing, visit, words } from "./dom.js";
 import { Grid } from "./grid.js";
 import { packed, Plane } from "./plane.js";
 
@@ -9,8 +9,9 @@ const NONE = { light: "#b4b9bd", dark: "#555f66" };
 const MOST = 60, ASKED = 100; // corners of a selection in the address; names asked for at once
 
 export async function map(parameters, keep, about) {
+  const stay = standing();
   const state = await ask("api/map");
-  if (state.state === "ready") return view(parameters, keep, about);
+  if (state.state === "ready") return view(parameters, keep, about, stay);
   if (state.state === "computing") return [h("h1", {}, "The map"), await waiting(keep)];
   const begin = async () => {
     try { await ask("api/map", { method: "POST" }); dispatchEvent(new Event("hashchange")); } catch (error) { say(error.message, true); }
@@ -50,7 +51,7 @@ async function points() {
   return { count, rows, at, order };
 }
 
-async function view(parameters, keep, about) {
+async function view(parameters, keep, about, stay) {
   const { count, rows, at, order } = await points();
   const canvas = h("canvas", { class: "map", tabIndex: 0, role: "application",
     "aria-label": `Map of ${count} pictures: arrows move, plus and minus zoom, 0 shows all, Enter opens the picture in the middle; drag with Shift selects` });
