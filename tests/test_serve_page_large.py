@@ -111,11 +111,11 @@ def test_back_leads_to_the_place_in_the_grid(browser: playwright.Browser) -> Non
 @pytest.mark.parametrize(
     ("view", "shown", "move"),
     [
-        ("", ".scroll button.cell img", "document.querySelector('.scroll').scrollTop += 40"),
+        ("", ".scroll button.cell img", "shown.closest('.scroll').scrollTop += 40"),
         (
             "map",
             "canvas.map",
-            "document.querySelector('canvas.map').dispatchEvent(new WheelEvent('wheel', { deltaY: -60, cancelable: true }))",
+            "shown.dispatchEvent(new WheelEvent('wheel', { deltaY: -60, cancelable: true }))",
         ),
     ],
 )
@@ -136,6 +136,7 @@ def test_a_hand_that_rests_does_not_undo_what_it_did_next(
         page.goto(f"{client.address}/#/{view}")
         page.wait_for_selector(shown, timeout=30_000)
         page.evaluate(f"""async () => {{
+            const shown = document.querySelector("{shown}");
             window.held = [];
             {move};
             for (let turn = 0; turn < 4; turn++) await new Promise((go) => requestAnimationFrame(go));
