@@ -515,6 +515,23 @@ def test_info_on_a_run_and_on_pictures(copied: tuple[Path, Path]) -> None:
     assert "holds no pictures" in refused(info, pictures.parent / "empty")
 
 
+def test_info_tells_the_loss_from_when_the_bank_has_its_say(copied: tuple[Path, Path]) -> None:
+    """Before that it is of other terms alone; a loss that falls would look as if it had risen."""
+    _, run = copied
+    settings = json.loads((run / "config.json").read_text())
+    settings["settings"]["fill_epochs"] = 2.0
+    (run / "config.json").write_text(json.dumps(settings))
+    lines = [
+        {"step": 4 * epoch, "epoch": float(epoch), "loss": [2.0, 1.5, 9.0, 7.25][epoch - 1]} for epoch in (1, 2, 3, 4)
+    ]
+    for count, words in (
+        (2, "1.500 while the bank is being filled"),
+        (4, "9.000 at first, 7.250 at last (from epoch 2 on, when the bank was full)"),
+    ):
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:count]))
+        assert info(run)["loss"] == words
+
+
 def test_public_names(tmp_path: Path) -> None:
     run = instdisc.train(made_pictures(COUNT), tmp_path / "run", tiny(), epochs=1, lr=0.05, say=None)
     assert run.finished and run.instances == COUNT and run.epochs == 1

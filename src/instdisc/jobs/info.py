@@ -47,10 +47,10 @@ def _of_run(folder: RunFolder) -> dict[str, str]:
             f"step {saved.step:,}, epoch {saved.facts['epoch']:.1f}, after {duration(saved.facts['seconds'])}"
         )
     lines = read_metrics(folder)
-    losses = [line for line in lines if "loss" in line]
+    loss = _loss_of(lines, settings.get("fill_epochs", 0.0))
     measured = [line for line in lines if "measured" in line]
-    if losses:
-        facts["loss"] = f"{losses[0]['loss']:.3f} at first, {losses[-1]['loss']:.3f} at last"
+    if loss:
+        facts["loss"] = loss
     if measured:
         facts["last measured"] = ", ".join(f"{name} {value:.3g}" for name, value in measured[-1]["measured"].items())
     if folder.evaluation.is_file():
@@ -61,6 +61,18 @@ def _of_run(folder: RunFolder) -> dict[str, str]:
                 f"(raw pixels {100 * evaluation['baselines']['raw_pixels']['top1']:.2f} %)"
             )
     return facts
+
+
+def _loss_of(lines: list[dict[str, Any]], fill_epochs: float) -> str:
+    """How the loss has fallen. While the bank fills it lacks the terms of the bank, and would seem to rise later."""
+    losses = [(line["loss"], line["epoch"]) for line in lines if "loss" in line]
+    whole = [loss for loss, epoch in losses if epoch > fill_epochs]
+    if not losses:
+        return ""
+    if not whole:
+        return f"{losses[-1][0]:.3f} while the bank is being filled"
+    since = f" (from epoch {fill_epochs:g} on, when the bank was full)" if fill_epochs else ""
+    return f"{whole[0]:.3f} at first, {whole[-1]:.3f} at last{since}"
 
 
 def _of_source(place: Any) -> dict[str, str]:
