@@ -193,11 +193,9 @@ def _sum_of(powers: Tensor, host: bool) -> Tensor:
     work over threads badly (float32, twice). Inside of a sum it counts in float32 in any case, so that what bfloat16
     rounds is one number in 64, by less than each of these was rounded before.
     """
-    whole = len(powers) - len(powers) % 64 if host else 0
-    total = powers[whole:].sum(0, dtype=torch.float32)
-    if whole:
-        total += powers[:whole].view(-1, 64, powers.shape[1]).sum(1).sum(0, dtype=torch.float32)
-    return total
+    if host and len(powers) % 64 == 0:
+        powers = powers.view(-1, 64, powers.shape[1]).sum(1)
+    return powers.sum(0, dtype=torch.float32)
 
 
 def _rows_at_once(wide: int, chunks: int, host: bool) -> int:
