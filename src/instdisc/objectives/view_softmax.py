@@ -44,20 +44,20 @@ class ViewSoftmax(nn.Module):
             scores = features.float() @ everyone.float().T / self.temperature
         same = torch.eq(indices[:, None], owners[None, :])
         itself = torch.arange(len(features), device=features.device) + first
-        other_view = same.scatter(1, itself[:, None], False)
-        views = other_view.sum(1)
+        picture, place = same.scatter(1, itself[:, None], False).nonzero(as_tuple=True)  # of other views
+        views = picture.bincount(minlength=len(features))
         if not bool((views > 0).all()):
             raise InputError("ViewSoftmax compares views of one picture: set views to 2 or more.")
-        against = [scores.masked_fill(same, -torch.inf)]
+        others = scores.masked_fill(same, -torch.inf).logsumexp(1)
         if self.noise is not None:
             drawn = self.noise.indices(indices, bank)
             rows = bank.log_partition(features, self.temperature, among=drawn, without=indices)
             # filled where it is -inf already: the gradient of a sum of nothing is no number, and stops there
-            against.append(rows.masked_fill(torch.isneginf(rows), -torch.inf)[:, None])
-        others = torch.cat(against, dim=1).logsumexp(1)
+            rows = rows.masked_fill(torch.isneginf(rows), -torch.inf)
+            others = torch.stack([others, rows]).logsumexp(0)
         # for each other view p: -log(e^p / (e^p + e^others)) = softplus(others - p)
-        terms = nn.functional.softplus(others[:, None] - scores).masked_fill(~other_view, 0.0)
-        return self.weight * (terms.sum(1) / views).mean()
+        terms = nn.functional.softplus(others[picture] - scores[picture, place]) / views[picture]
+        return self.weight * terms.sum() / len(features)
 
 
 def _first(count: int) -> int:
