@@ -32,6 +32,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "views of 32 px": ONE_SIZE,
     "of 16, then 32 px": {"early_sizes": (0.5,), "grow_at": (0.7,)},
     "of 16, 24, then 32 px": {"early_sizes": (0.5, 0.75), "grow_at": (0.5, 0.8)},
+    "of 16, 24, then 32 px, sooner": {"early_sizes": (0.5, 0.75), "grow_at": (0.3, 0.6)},
 }
 
 
