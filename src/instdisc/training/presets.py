@@ -50,8 +50,8 @@ def paper_imagenet(facts: DataFacts | None = None) -> Settings:
 def laptop_cifar10(facts: DataFacts | None = None) -> Settings:
     """instdisc train cifar10 --preset laptop_cifar10 --out runs/laptop
 
-    CIFAR-10 in an hour on two CPU cores; network, optimizer and rate were chosen by runs/choose_laptop.py, the growing
-    views by short trials on the same held-out pictures.
+    CIFAR-10 in an hour on two CPU cores; network, optimizer, rate and growing views were chosen by
+    runs/choose_laptop.py.
     """
     return replace(
         _TWO_VIEWS,
