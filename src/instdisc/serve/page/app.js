@@ -1,5 +1,5 @@
 // The views, chosen by the address after "#": every state has one, so that Back works and a link can be kept.
-import { ask, empty, h, link, say, servedSince, standing, stay } from "./dom.js";
+import { ask, empty, h, link, say, servedSince, standing } from "./dom.js";
 import { Grid } from "./grid.js";
 import { picture, search } from "./look.js";
 import { duplicates, outliers } from "./clean.js";
@@ -121,8 +121,8 @@ function listen() {
   let resting;
   view.addEventListener("scroll", () => {
     clearTimeout(resting);
-    const here = location.href;
-    resting = setTimeout(() => { if (here === location.href) stay(here, { top: view.scrollTop }); }, 150);
+    const tell = standing();
+    resting = setTimeout(() => tell(location.href, { top: view.scrollTop }), 150);
   }, { passive: true });
   document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); view.focus(); });
   addEventListener("hashchange", () => { steps += 1; say(""); route(); });

@@ -57,15 +57,15 @@ export const link = (view, parameters = {}) => {
 };
 
 // The address of the present state, without a step for Back; what only this browser needs to come back is beside it.
-export const stay = (address, more = {}) => history.replaceState({ ...history.state, ...more }, "", address);
+const stay = (address, more = {}) => history.replaceState({ ...history.state, ...more }, "", address);
 
-// The same for what a view tells when a hand rests: the address is the view's own only until the reader goes on, and it
-// has changed by then even where "hashchange" is still to come.
+// The same for what is told once a hand rests: only while the address is still the one that stood there now, or that
+// was told since. When the reader goes on it changes at once, though "hashchange" is still to come.
 export function standing() {
   let here = location.href;
-  return (address) => {
+  return (address, more) => {
     if (location.href !== here) return;
-    stay(address);
+    stay(address, more);
     here = location.href;
   };
 }
