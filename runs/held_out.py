@@ -54,15 +54,19 @@ class Divided:
         if not run.finished:
             return None
         encoder = run.encoder()
-        knn = KNN().fit(encoder.embed(self.images), self.labels)
-        top1 = 100 * knn.score(encoder.embed(self.out_images), self.out_labels)
+        top1 = {}
+        for vectors in ("search", "embedding"):
+            knn = KNN().fit(encoder.embed(self.images, vectors=vectors), self.labels)
+            top1[vectors] = 100 * knn.score(encoder.embed(self.out_images, vectors=vectors), self.out_labels)
         facts = {
             "candidate": name,
             "minutes": overrides.get("minutes"),  # None: by epochs, whatever else the machine did meanwhile
-            "top1": top1,
+            "top1": top1["embedding"],
+            "top1_search": top1["search"],
             "epochs": round(run.epochs, 2),
             "overrides": {name: value for name, value in overrides.items() if name not in ("minutes", "epochs")},
         }
         result.write_text(json.dumps(facts), encoding="utf-8")
-        print(f"{name}: {top1:.2f} % after {run.epochs:.1f} epochs", flush=True)
+        both = ", ".join(f"{value:.2f} % by {vectors}" for vectors, value in top1.items())
+        print(f"{name}: {both}, after {run.epochs:.1f} epochs", flush=True)
         return facts

@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from instdisc import ranks
 from instdisc.bank import Rows
 from instdisc.encoder import Encoder, EncoderConfig, build_encoder
+from instdisc.encoder.whitening import load_whitening
 from instdisc.errors import InputError, is_shortage
 from instdisc.runs import FORMAT, RunFolder, measured, sync_folder
 from instdisc.shapes import Tensor
@@ -264,6 +265,8 @@ def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Che
 def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = None) -> Encoder:
     """The encoder of a run folder with the weights of its last whole checkpoint, on the CPU, in evaluation mode.
 
+    At the end of a run it has a map to search vectors; before that, none.
+
     checkpoint: one of the run's that is open already, instead of the last: a run that still trains saves others.
     Raises InputError, in a sentence, for a folder that is no run, is damaged, has no checkpoint yet, or is newer.
     """
@@ -284,6 +287,7 @@ def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = No
             raise
         raise InputError(f"The weights in {checkpoint.path} do not fit the encoder in {folder.config}.") from error
     encoder.origin = f"step {checkpoint.step} of {folder.path}"
+    encoder.whitening = load_whitening(folder.search_vectors, checkpoint.step, encoder.level_channels())
     return encoder.eval()
 
 

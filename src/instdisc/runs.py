@@ -3,6 +3,7 @@
     RUN/config.json        every setting, as it was used          RUN/metrics.jsonl     one line for each logged step
     RUN/instances.arrow    which picture each bank row belongs to RUN/quarantine.csv    pictures that could not be read
     RUN/checkpoints/       the last whole states of the run       RUN/evaluation.json   what `evaluate` measured
+    RUN/search_vectors.safetensors    the map from the encoder's features to the vectors that people search by
     RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
     RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did
     RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
@@ -41,6 +42,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.quarantine = self.path / "quarantine.csv"
         self.checkpoints = self.path / "checkpoints"
+        self.search_vectors = self.path / "search_vectors.safetensors"
         self.evaluation = self.path / "evaluation.json"
         self.tensorboard = self.path / "tensorboard"
         self.diagnosis = self.path / "diagnosis"

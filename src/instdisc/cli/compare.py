@@ -20,6 +20,7 @@ def command(
     source: Annotated[str, typer.Argument(help="Labelled test pictures.")],
     neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="How many vote.")] = 200,
     temperature: Annotated[float, typer.Option(help="Of the votes.")] = 0.07,
+    vectors: Annotated[str, typer.Option(help="search, or embedding: the head's output, the paper's.")] = "search",
     labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label of the test pictures.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
@@ -27,7 +28,14 @@ def command(
     from instdisc.jobs.compare import compare
 
     report = compare(
-        first, second, source, labels=labels, neighbours=neighbours, temperature=temperature, device=device
+        first,
+        second,
+        source,
+        labels=labels,
+        neighbours=neighbours,
+        temperature=temperature,
+        vectors=vectors,
+        device=device,
     )
     for found in report["runs"].values():
         low, high = found["interval"]

@@ -14,6 +14,8 @@ Examples:
 
 `instdisc embed runs/photos photos/ -o vectors.npy` — an array to map into memory, and vectors.ids.parquet
 
+`instdisc embed runs/photos photos/ -o vectors.parquet --vectors embedding` — the head's 128 numbers, as in the paper
+
 `instdisc embed runs/photos photos/ -o vectors.parquet --precision bfloat16` — faster on processors that have it
 """
 
@@ -25,6 +27,9 @@ def command(
     labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label, to copy.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take the first pictures only.")] = None,
     batch: Annotated[int, typer.Option(help="Pictures a forward pass.")] = 256,
+    vectors: Annotated[
+        str, typer.Option(help="search: the best to find like pictures by; embedding: the head's output.")
+    ] = "search",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16; auto: bfloat16 on CUDA devices, float32 elsewhere.")
     ] = "auto",
@@ -41,6 +46,7 @@ def command(
         labels=labels,
         limit=limit,
         batch=batch,
+        vectors=vectors,
         precision=precision,
         device=device,
         restart=restart,

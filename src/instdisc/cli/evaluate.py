@@ -73,6 +73,7 @@ def show(report: dict[str, Any], run: Path) -> None:
     from rich.table import Table
 
     from instdisc.cli.console import console
+    from instdisc.jobs.measures import knn_rows
 
     shown = console()
     if "knn" in report:
@@ -81,15 +82,9 @@ def show(report: dict[str, Any], run: Path) -> None:
         table.add_column("vectors")
         for name in ("top-1 %", "95 % interval", "top-5 %"):
             table.add_column(name, justify="right")
-        rows = {
-            "this run": report["knn"],
-            "raw pixels": report["baselines"]["raw_pixels"],
-            "raw pixels, centred": report["baselines"]["raw_pixels_centred"],
-            "untrained encoder": report["baselines"]["untrained"],
-        }
-        for name, result in rows.items():
+        for name, result in knn_rows(report):
             low, high = result["interval"]
-            style = "bold" if name == "this run" else None
+            style = "bold" if name in ("search vectors", "embedding") else None
             table.add_row(
                 name,
                 f"{100 * result['top1']:.2f}",
@@ -112,16 +107,30 @@ def show(report: dict[str, Any], run: Path) -> None:
     )
     for sentence in report.get("bank_quality", {"sentences": []})["sentences"]:
         shown.print(sentence)
-    if "retrieval" in report:
-        found = report["retrieval"]
-        recalls = ", ".join(f"{100 * share:.1f} % within {k}" for k, share in found["recall"].items())
-        shown.print(
-            f"Retrieval by {found['queries']:,} pictures: mean average precision "
-            f"{100 * found['mean_average_precision']:.2f} %; one of the same class is found: {recalls}."
-        )
+    _show_retrieval(shown, report)
     if report.get("neighbours_sheet"):
         shown.print(f"Nearest neighbours to look at: {run / report['neighbours_sheet']}")
     shown.print(f"All of it is in {run / 'evaluation.json'}.")
+
+
+def _show_retrieval(shown: Any, report: dict[str, Any]) -> None:
+    """What is found when pictures ask for others like them: a line for each kind of vectors."""
+    from rich.table import Table
+
+    if "retrieval" not in report:
+        return
+    ranks = list(report["retrieval"]["precision"])
+    title = f"Retrieval by {report['retrieval']['queries']:,} pictures, % (P@k: of the same class among the first k)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("vectors")
+    for words in (*(f"P@{k}" for k in ranks), f"any in {ranks[-1]}", "mAP"):
+        table.add_column(words, justify="right")
+    for name, words in (("retrieval_search", "search vectors"), ("retrieval", "embedding")):
+        if name in report:
+            found = report[name]
+            shares = [*found["precision"].values(), found["recall"][ranks[-1]], found["mean_average_precision"]]
+            table.add_row(words, *(f"{100 * share:.2f}" for share in shares))
+    shown.print(table)
 
 
 def _show_linear(shown: Any, report: dict[str, Any]) -> None:

@@ -20,9 +20,13 @@ def command(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")],
     only: Annotated[str, typer.Option(help="What to write, with commas between.")] = "onnx,timm,vectors",
+    bank: Annotated[
+        bool, typer.Option("--bank", help="Take the vectors that are there, the rows of the bank perhaps.")
+    ] = False,
     train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved: for labels.")] = None,
 ) -> None:
     """Write a run's encoder and vectors for other software: ONNX, timm, Parquet, NumPy."""
     from instdisc.jobs.export import export
 
-    export(run, out, only=[kind.strip() for kind in only.split(",") if kind.strip()], train_source=train_source)
+    kinds = [kind.strip() for kind in only.split(",") if kind.strip()]
+    export(run, out, only=kinds, bank=bank, train_source=train_source)

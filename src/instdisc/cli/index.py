@@ -18,7 +18,7 @@ Examples:
 
 `instdisc index runs/photos --tag beach --where "*/malta/*"` — then `instdisc search runs/photos cat.jpg --tag beach`
 
-`instdisc index runs/photos --recompute` — vectors of the pictures as they are, in the place of the bank's rows
+`instdisc index runs/photos --recompute` — search vectors of the pictures as they are, in the place of the bank's rows
 
 `instdisc index runs/photos --store postgresql://host/pictures` — a copy for a team, on a server with pgvector
 """
@@ -34,7 +34,11 @@ def command(
     untag: Annotated[str | None, typer.Option(metavar="NAME", help="Take this tag from some pictures.")] = None,
     where: Annotated[str | None, typer.Option(metavar="PATTERN", help="Which to tag: ids that match.")] = None,
     label: Annotated[str | None, typer.Option(help="Which to tag: those of this class.")] = None,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Compute all vectors anew.")] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Compute all vectors again.")] = False,
+    vectors: Annotated[
+        str, typer.Option(help="Which to compute again: search, or embedding (the head's output).")
+    ] = "search",
+    bank: Annotated[bool, typer.Option("--bank", help="With --add: leave the other vectors as they are.")] = False,
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="Bring the copy on a PostgreSQL server up to date.")
     ] = None,
@@ -55,10 +59,11 @@ def command(
             index.reset(run)
             tell("The collection is the training pictures again, with the rows of the bank.")
         if recompute:
-            count = index.recompute(run, train_source=train_source, dtype=dtype, device=device)
-            tell(f"The vectors of {count:,} pictures were computed anew.")
+            count = index.recompute(run, vectors=vectors, train_source=train_source, dtype=dtype, device=device)
+            tell(f"The vectors of {count:,} pictures were computed again.")
         if add is not None:
-            tell(f"{index.add(run, add, labels=labels, dtype=dtype, device=device):,} pictures were added.")
+            added = index.add(run, add, labels=labels, bank=bank, dtype=dtype, device=device)
+            tell(f"{added:,} pictures were added.")
         if not ranks.is_main():
             return
     if remove is not None or remove_list is not None:

@@ -27,8 +27,10 @@ def command(
     tag: Annotated[str | None, typer.Option(help="Only pictures that have this tag (`instdisc index --tag`).")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw the answers to this PNG file.")] = None,
     recompute: Annotated[
-        bool,
-        typer.Option("--recompute", help="First compute all vectors anew, without augmentation; they stay for later."),
+        bool, typer.Option("--recompute", help="First compute all vectors again; they stay for later.")
+    ] = False,
+    bank: Annotated[
+        bool, typer.Option("--bank", help="Search at once by the rows of the bank, where nothing better is there.")
     ] = False,
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask the copy on a PostgreSQL server (`instdisc index --store`).")
@@ -55,8 +57,10 @@ def command(
             tag=tag,
             sheet=sheet,
             store=store,
+            bank=bank,
             train_source=train_source,
             device=device,
+            say=None if json_ else print,
         )
         if not ranks.is_main():
             return

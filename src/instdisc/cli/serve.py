@@ -29,10 +29,22 @@ def command(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Search nearly exactly, sooner: for millions of pictures.")
     ] = False,
+    bank: Annotated[
+        bool, typer.Option("--bank", help="Show it at once, by the rows of the bank where nothing better is there.")
+    ] = False,
     train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Show a run's collection in a browser: search, browse, find duplicates, label."""
     from instdisc.jobs.serve import serve
 
-    serve(run, host=host, port=port, token=token, approximate=approximate, train_source=train_source, device=device)
+    serve(
+        run,
+        host=host,
+        port=port,
+        token=token,
+        approximate=approximate,
+        bank=bank,
+        train_source=train_source,
+        device=device,
+    )

@@ -1,8 +1,9 @@
 """The encoder: pictures to unit vectors, with its preprocessing.
 
-    encoder = build_encoder({"backbone": "resnet18", "image_size": 32}, seed=0)     # the paper's CIFAR network
-    vectors = encoder.embed(["cat.jpg", "dog.png"])                                 # (2, 128) float32, unit rows
-    levels = encoder.features(["cat.jpg", "dog.png"])                               # {"layer1": (2, 64), ...}
+    encoder = instdisc.load("runs/mine")                            # or build_encoder({"backbone": "resnet18"}, seed=0)
+    vectors = encoder.embed(["cat.jpg", "dog.png"])                 # (2, at most 256) float32, unit rows: to search by
+    embedding = encoder.embed(["cat.jpg"], vectors="embedding")     # (1, 128): f_θ of the paper, the head's output
+    levels = encoder.features(["cat.jpg", "dog.png"])               # {"layer1": (2, 64), ...}
 
 While training, the module itself is called: normalised pictures in, unit vectors with gradients out.
 """
@@ -28,13 +29,17 @@ from instdisc.encoder.backbones import (
     stages,
 )
 from instdisc.encoder.config import EncoderConfig
-from instdisc.encoder.embed import autocast, collect, stream
+from instdisc.encoder.embed import Compute, autocast, collect, stream
 from instdisc.encoder.weights import start_from_file
+from instdisc.encoder.whitening import WIDTH, Whitening
+from instdisc.errors import InputError
 from instdisc.shapes import Float, Int, Tensor
 
 # Vectors shorter than this are divided by it and not by their length: a zero vector stays zero (no NaN), and its
 # gradient is at most a million times the incoming one.
 SHORTEST = 1e-6
+VECTORS = ("search", "embedding")
+BACKBONE = "backbone"  # the name of its end among the levels
 
 
 class Encoder(nn.Module):
@@ -42,7 +47,8 @@ class Encoder(nn.Module):
 
     config: the choices it was built from, resolved (`describe()` gives them as plain facts).
     preprocessing: the evaluation view, from raw picture to input.
-    channels: numbers a picture that the backbone hands to the head.
+    channels: dimensions of what the backbone hands to the head.
+    whitening: the map to search vectors, fitted at the end of a run; None before that.
     origin: where the weights came from, in a sentence.
     """
 
@@ -51,6 +57,7 @@ class Encoder(nn.Module):
         self.config = config
         self.preprocessing = config.preprocessing
         self.origin = "random weights"
+        self.whitening: Whitening | None = None
         self.backbone = make_backbone(config)
         self.channels = output_channels(self.backbone, config)
         self.head = _make_head(config.head, self.channels, config.hidden or self.channels, config.dim)
@@ -68,11 +75,17 @@ class Encoder(nn.Module):
         for size in set(sizes) - {self.config.image_size}:
             output_channels(self.backbone, replace(self.config, image_size=size))
 
+    def dimensions(self, vectors: str = "search") -> int:
+        """Dimensions of the vectors that `embed` gives."""
+        whitening = self._whitening_for(vectors)
+        return self.config.dim if whitening is None else whitening.dim
+
     def embed(
         self,
         images: Any,
         batch: int = 256,
         *,
+        vectors: str = "search",
         device: torch.device | str | None = None,
         precision: str = "auto",
         progress: bool = False,
@@ -82,12 +95,17 @@ class Encoder(nn.Module):
         images: paths, bytes, PIL pictures, arrays (height, width[, 3]), a tensor (n, 3, height, width) of uint8 or of
             floats in 0..1, any iterable of these, a folder's path, or a Source.
         batch: pictures a forward pass; it changes speed and memory only.
+        vectors: "search" = whitened features of the stages, the best to find like pictures by, at most 256 dimensions;
+            an encoder without them, which is not at the end of a run, gives its embedding. "embedding" = the head's
+            output, the paper's 128 numbers.
         device: where to compute; the encoder moves there and stays. None = where it is.
         precision: "auto" = bfloat16 autocast on CUDA devices that have it, float32 elsewhere.
         Raises InputError naming the first picture that can't be read.
         """
-        chunks = self._stream(images, batch, device, precision, None, progress, None, with_stages=False)
-        return collect(chunks, {"embedding": self.config.dim})["embedding"]
+        whitening = self._whitening_for(vectors)
+        compute = self._embedding if whitening is None else self._search_vectors
+        chunks = self._stream(images, batch, device, precision, None, progress, None, compute)
+        return collect(chunks, {"vectors": self.dimensions(vectors)})["vectors"]
 
     def features(
         self,
@@ -103,18 +121,19 @@ class Encoder(nn.Module):
         Stages have timm's names ("layer1", "blocks.3", ...). Arguments and errors as in `embed`.
         """
         widths = self.level_channels() | {"embedding": self.config.dim}
-        chunks = self._stream(images, batch, device, precision, None, progress, None, with_stages=True)
+        chunks = self._stream(images, batch, device, precision, None, progress, None, self.levels)
         return collect(chunks, widths)
 
     def level_channels(self) -> dict[str, int]:
         """Channels of every stage and of the backbone's end, in order."""
-        return {stage.name: stage.channels for stage in stages(self.backbone)} | {"backbone": self.channels}
+        return {stage.name: stage.channels for stage in stages(self.backbone)} | {BACKBONE: self.channels}
 
     def embed_stream(
         self,
         images: Any,
         batch: int = 256,
         *,
+        vectors: str = "search",
         device: torch.device | str | None = None,
         precision: str = "auto",
         on_unreadable: Callable[[int, str, str], None] | None = None,
@@ -126,9 +145,10 @@ class Encoder(nn.Module):
         on_unreadable(row, name, reason) is told of each picture that can't be read, and the row is left out; without
         it the first one raises InputError. rows: only these rows of a Source, ascending.
         """
-        chunks = self._stream(images, batch, device, precision, on_unreadable, progress, rows, with_stages=False)
-        for numbers, values in chunks:
-            yield numbers, values["embedding"]
+        whitening = self._whitening_for(vectors)
+        compute = self._embedding if whitening is None else self._search_vectors
+        for numbers, values in self._stream(images, batch, device, precision, on_unreadable, progress, rows, compute):
+            yield numbers, values["vectors"]
 
     def _stream(
         self,
@@ -139,8 +159,7 @@ class Encoder(nn.Module):
         on_unreadable: Callable[[int, str, str], None] | None,
         progress: bool,
         rows: np.ndarray | None,
-        *,
-        with_stages: bool,
+        forward: Compute,
     ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         if device is not None:
             self.to(device)
@@ -151,7 +170,7 @@ class Encoder(nn.Module):
                 normalised = self.preprocessing.normalise(pixels.to(place))
                 if place.type != "mps":  # convolutions follow this layout, 1.4 times as fast on a CPU
                     normalised = normalised.contiguous(memory_format=torch.channels_last)
-                return self.levels(normalised) if with_stages else {"embedding": self(normalised)}
+                return forward(normalised)
 
         return stream(
             images, self.preprocessing, compute, batch=batch, on_unreadable=on_unreadable, rows=rows, progress=progress
@@ -159,17 +178,56 @@ class Encoder(nn.Module):
 
     def levels(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch _"]]:
         """Of normalised pictures: the pooled features of every stage, of the backbone's end, and the unit vectors."""
+        levels, pooled = self._pooled(images)
+        return levels | {BACKBONE: pooled.float(), "embedding": self._project(pooled)}
+
+    def search_stages(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, int]:
+        """The stages whose features search vectors are made of, and their channels: found by trying these pictures.
+
+        All stages; of very wide networks the last that have 4,096 channels together, the very last one at least. The
+        backbone's end takes their place where it lists no stages.
+        """
+        levels, pooled = self._pooled(images)
+        channels = {name: int(values.shape[1]) for name, values in (levels or {BACKBONE: pooled}).items()}
+        while len(channels) > 1 and sum(channels.values()) > WIDTH:
+            del channels[next(iter(channels))]
+        return channels
+
+    def stage_features(
+        self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
+    ) -> Float[Tensor, "batch width"]:
+        """Of normalised pictures: the pooled features of these stages side by side, float32. The head is left out."""
+        levels, pooled = self._pooled(images, names)
+        levels[BACKBONE] = pooled.float()
+        return torch.cat([levels[name] for name in names], dim=1)
+
+    def _pooled(self, images: Tensor, wanted: Sequence[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """The pooled features of every stage, or of those wanted, and what the backbone hands to the head."""
         levels: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for stage in stages(self.backbone):
+                if wanted is not None and stage.name not in wanted:
+                    continue
 
                 def keep(module: nn.Module, entering: Any, leaving: Any, stage: Stage = stage) -> None:
                     if isinstance(leaving, Tensor):  # HRNet's stages give lists of maps, which have no one mean
                         levels[stage.name] = stage.pool(leaving)  # at once: a later layer may work in place
 
                 hooks.callback(stage.module.register_forward_hook(keep).remove)
-            pooled = self.backbone(images)
-        return levels | {"backbone": pooled.float(), "embedding": self._project(pooled)}
+            return levels, self.backbone(images)
+
+    def _whitening_for(self, vectors: str) -> Whitening | None:
+        """The map behind this kind of vectors; None for the embedding. Raises InputError for a kind that is none."""
+        if vectors not in VECTORS:
+            raise InputError(f'The vectors are "search" or "embedding", not "{vectors}".')
+        return self.whitening if vectors == "search" else None
+
+    def _embedding(self, images: Tensor) -> dict[str, Tensor]:
+        return {"vectors": self(images)}
+
+    def _search_vectors(self, images: Tensor) -> dict[str, Tensor]:
+        assert self.whitening is not None
+        return {"vectors": self.whitening(self.stage_features(images, self.whitening.facts.stages))}
 
     def _project(self, pooled: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch dim"]:
         with torch.autocast(pooled.device.type, enabled=False):

@@ -30,10 +30,12 @@ _MOST_QUERIES = 2_000
 class RetrievalResult:
     """mean_average_precision: over queries, the mean precision at each picture of the query's class, in [0, 1].
 
-    recall: k -> the share of queries that find a picture of their class among the k nearest. queries: how many asked.
+    precision: k -> the mean share of the query's class among the k nearest: what people see. recall: k -> the share of
+    queries that find a picture of their class among the k nearest. queries: how many asked.
     """
 
     mean_average_precision: float
+    precision: dict[int, float]
     recall: dict[int, float]
     queries: int
 
@@ -48,7 +50,9 @@ def retrieval(
     most_queries: int = _MOST_QUERIES,
     device: torch.device | str = "cpu",
 ) -> RetrievalResult:
-    """Mean average precision and recall at k by cosine, of test pictures among the others or of each among all others.
+    """Mean average precision, precision and recall at k by cosine.
+
+    Test pictures ask among the others; without test pictures each asks among all others.
 
     vectors: (n, dim); labels: n whole numbers, negative = no label: such pictures neither ask nor are found. Queries of
     a class that nobody else has are left out. most_queries: as many, evenly spread, ask at most.
@@ -68,7 +72,7 @@ def retrieval(
     queries = able[np.unique(np.linspace(0, len(able) - 1, min(most_queries, len(able))).astype(int))]
     rows = normalize(widened(vectors, found, place), dim=1, eps=1e-12)
     codes = torch.from_numpy(values[found]).to(place)
-    precisions, recalls = 0.0, dict.fromkeys(at, 0)
+    precisions, recalls, shares = 0.0, dict.fromkeys(at, 0), dict.fromkeys(at, 0.0)
     size = max(1, _SCORES // len(found))
     with Bar(len(queries), "Measuring retrieval", "queries") as bar, torch.no_grad():
         for first in range(0, len(queries), size):
@@ -83,9 +87,11 @@ def retrieval(
             precisions += float(average_precision(right).sum(dtype=torch.float64))
             for k in at:
                 recalls[k] += int(right[:, :k].any(1).sum())
+                shares[k] += float(right[:, :k].float().mean(1).sum())
             bar.advance(len(part))
     count = len(queries)
-    return RetrievalResult(precisions / count, {k: hits / count for k, hits in recalls.items()}, count)
+    precision, recall = ({k: found / count for k, found in sums.items()} for sums in (shares, recalls))
+    return RetrievalResult(precisions / count, precision, recall, count)
 
 
 def average_precision(right: Bool[Tensor, "queries ranked"]) -> Float[Tensor, " queries"]:

@@ -1,7 +1,7 @@
 """A run's pictures as they are now: those it was trained on, with what was added, removed and computed anew since.
 
 collection = Collection(run)
-collection.index.search(collection.encoder("auto").embed(["cat.jpg"]), 20)
+collection.index.search(collection.embed(["cat.jpg"]), 20)
 collection.picture(17)                                          # decoded, from wherever it stands
 """
 
@@ -24,12 +24,13 @@ from instdisc.bank import Rows
 from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder
+from instdisc.encoder.whitening import load_whitening
 from instdisc.errors import InputError, is_shortage
 from instdisc.jobs.sources import read_facts, read_instances, read_rows, reopen
 from instdisc.runs import RunFolder
 from instdisc.search.index import Index
 from instdisc.search.store import Changes, Part, read_changes
-from instdisc.shapes import Tensor
+from instdisc.shapes import Float, Tensor
 
 _LOOK_AGAIN_SECONDS = 10.0  # after pictures were not there: a look at all files for each that is asked for takes long
 
@@ -101,17 +102,46 @@ class Collection:
         return index
 
     def check_vectors(self) -> None:
-        """InputError where vectors were made by another checkpoint's encoder than the last: they can't be compared."""
-        changed = self.changes
+        """InputError where vectors were made by another encoder or map than the run has now: they can't be compared."""
+        changed, again = self.changes, f"make them again with `instdisc index {self.folder.path} --recompute`."
         if (changed.added or changed.recomputed) and changed.step != self.saved.step:
             raise InputError(
                 f"{self.folder.path} was trained on (step {self.saved.step}) after vectors were made by it (step "
-                f"{changed.step}): make them again with `instdisc index {self.folder.path} --recompute`."
+                f"{changed.step}): {again}"
             )
+        if changed.whitening and changed.whitening != self.map_digest:
+            raise InputError(f"The search vectors of {self.folder.path} come from another map than it has now: {again}")
+
+    @cached_property
+    def map_digest(self) -> str:
+        """Of the run's map to search vectors; "" where it has none for its last checkpoint."""
+        found = load_whitening(self.folder.search_vectors, self.saved.step)
+        return "" if found is None else found.digest
+
+    @property
+    def vectors(self) -> str:
+        """What the index holds: "search" vectors, or the "embedding", of which the bank's rows are a kind."""
+        return "search" if self.changes.whitening else "embedding"
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether all vectors are the pictures' own, of the run's last checkpoint and of its map."""
+        changed = self.changes
+        if changed.recomputed is None or changed.step != self.saved.step:
+            return False
+        return not changed.whitening or changed.whitening == self.map_digest
+
+    def embed(self, pictures: Any, device: str = "auto") -> Float[Tensor, "pictures dim"]:
+        """Vectors of pictures from elsewhere, which can be compared with those of the index."""
+        return self.encoder(device).embed(pictures, vectors=self.vectors)
 
     def encoder(self, device: str = "auto") -> Encoder:
         """The run's encoder, on this device."""
-        return checkpoint.load_encoder(self.folder.path, self.saved).to(ranks.device(device))
+        return self._encoder.to(ranks.device(device))
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return checkpoint.load_encoder(self.folder.path, self.saved)
 
     def training_source(self) -> Source:
         """The pictures that the run was trained on; InputError where they have gone or changed."""

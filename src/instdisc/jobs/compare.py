@@ -32,11 +32,13 @@ def compare(
     labels: Any = None,
     neighbours: int = NEIGHBOURS,
     temperature: float = 0.07,
+    vectors: str = "search",
     device: str = "auto",
     say: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
     """Weighted kNN of two runs, each by its own training pictures, on the labelled test pictures of `source`.
 
+    vectors: as `Encoder.embed` takes it; "search" compares embeddings where one of the runs has no search vectors.
     Pictures that can't be read are left out. Returns for each run top1, interval and neighbours, and the paired test.
     Raises InputError, with a sentence for a person, for what can't be.
     """
@@ -47,17 +49,24 @@ def compare(
     testing = open_source(source, labels=labels)
     if testing.labels is None:
         raise InputError(f"{testing.name} has no labels, and accuracy needs them: name them with --labels.")
+    encoders = [checkpoint.load_encoder(run).to(place) for run in (first, second)]
+    lacking = [run for run, encoder in zip((first, second), encoders, strict=True) if encoder.whitening is None]
+    if vectors == "search" and lacking:
+        vectors = "embedding"
+        if say is not None:
+            say(f"{lacking[0]} has no search vectors: the embeddings are compared.")
     right = []
-    for run in (first, second):
+    for run, encoder in zip((first, second), encoders, strict=True):
         if say is not None:
             say(f"Embedding the pictures of {run} and {len(testing):,} test pictures of {testing.name}.")
-        right.append(_right(RunFolder(run), testing, neighbours, temperature, place))
+        right.append(_right(RunFolder(run), encoder, testing, neighbours, temperature, vectors))
     # A picture may be readable at one time and not at another: both are judged by those that both have seen.
     rows = sorted(set(right[0]) & set(right[1]))
     if not rows:
         raise InputError(f"None of the pictures of {testing.name} has a label and can be read.")
     one, two = (np.array([found[row] for row in rows]) for found in right)
-    report: dict[str, Any] = {"test": {"source": testing.name, "pictures": len(rows)}, "runs": {}}
+    about = {"source": testing.name, "pictures": len(rows)}
+    report: dict[str, Any] = {"test": about, "vectors": vectors, "runs": {}}
     for name, run, found in (("first", first, one), ("second", second, two)):
         hits = int(found.sum())
         report["runs"][name] = {
@@ -70,16 +79,15 @@ def compare(
 
 
 def _right(
-    folder: RunFolder, testing: Source, neighbours: int, temperature: float, place: torch.device
+    folder: RunFolder, encoder: Encoder, testing: Source, neighbours: int, temperature: float, vectors: str
 ) -> dict[int, bool]:
     """Row of the test source -> whether the run's kNN names its class, for the labelled rows that can be read."""
     training = reopen(folder, read_facts(folder))
     if training.labels is None:
         raise InputError(f"The training pictures of {folder.path} have no labels, and they are what votes.")
     testing.number_like(training)
-    encoder = checkpoint.load_encoder(folder.path).to(place)
-    known_rows, known = _embedded(encoder, training)
-    rows, asked = _embedded(encoder, testing)
+    known_rows, known = _embedded(encoder, training, vectors)
+    rows, asked = _embedded(encoder, testing, vectors)
     knn = KNN(neighbours, temperature).fit(known, training.labels[known_rows])
     assert testing.labels is not None
     wanted = testing.labels[rows]
@@ -87,8 +95,10 @@ def _right(
     return {int(row): bool(hit) for row, hit, label in zip(rows, hits, wanted, strict=True) if label >= 0}
 
 
-def _embedded(encoder: Encoder, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _embedded(encoder: Encoder, source: Source, vectors: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows that can be read and their vectors (n, dim)."""
-    chunks = list(encoder.embed_stream(source, on_unreadable=lambda row, name, reason: None, progress=True))
+    chunks = list(
+        encoder.embed_stream(source, vectors=vectors, on_unreadable=lambda row, name, reason: None, progress=True)
+    )
     rows = np.concatenate([numbers for numbers, _ in chunks])
-    return rows, torch.cat([vectors for _, vectors in chunks]).numpy()
+    return rows, torch.cat([values for _, values in chunks]).numpy()

@@ -25,7 +25,7 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     passed over: labels are never used. preset, epochs, minutes, seed, device, settings: as `instdisc.train`;
     out: keep the run in this folder, or throw it away when it is None.
 
-    After `fit`: encoder_, and n_features_out_, the numbers of a vector.
+    After `fit`: encoder_. The vectors are search vectors, as `Encoder.embed` gives them.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         else:
             with tempfile.TemporaryDirectory(prefix="instdisc-") as folder:
                 self.encoder_ = train(X, Path(folder) / "run", self.preset, say=None, **options).encoder()
-        self._n_features_out = self.encoder_.config.dim
+        self._n_features_out = self.encoder_.dimensions()
         return self
 
     def transform(self, X: Any) -> Float[np.ndarray, "pictures dim"]:

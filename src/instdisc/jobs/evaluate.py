@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from instdisc.evaluation.quality import health, sample_rows
 from instdisc.jobs.measures import bank_quality, check_measures, further_measures, needs_levels
 from instdisc.jobs.semi import METHODS, SHARES, check_shares, few_labels
 from instdisc.jobs.sources import look_at, read_facts, read_rows, reopen
-from instdisc.jobs.vectors import PIXEL_SIDE, Vectors, collect_vectors, with_bank_rows
+from instdisc.jobs.vectors import PIXEL_SIDE, Vectors, collect_vectors, stages_of, whitened, with_bank_rows
 from instdisc.neighbours import top_k
 from instdisc.progress import Bar
 from instdisc.report import few_labels_plot, neighbour_sheet
@@ -59,6 +59,10 @@ def evaluate(
     say: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
     """Weighted kNN of a run's vectors, with baselines; also written to RUN/evaluation.json.
+
+    `knn` and `retrieval` of the report are of the embedding, by which the method is judged; `knn_search` and
+    `retrieval_search` of the search vectors, by which people search, where the run has them. So with the baselines: an
+    untrained encoder's embedding, and its features whitened as search vectors are.
 
     source: labelled test pictures, classified by the training pictures; None = leave-one-out on the training pictures
         (for svm and linear: a fifth of them, held out).
@@ -110,6 +114,7 @@ def _evaluate(
     _check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
     bank_rows = _own_bank_rows(folder, saved, len(training)) if bank or "quality" in measures else None
     fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(place)
+    fresh_stages = stages_of(fresh)
     tell = say if say is not None and ranks.is_main() else None
     # pixels are compared at the pictures' own size where that is small: enlarging them would only blur them
     side = min(PIXEL_SIDE, encoder.preprocessing.size, look_at(training).side)
@@ -140,6 +145,7 @@ def _evaluate(
         known = train.labels is not None and (test is None or test.labels is not None)
         if known:
             k = _how_many(neighbours, train, leave_one_out=test is None)
+            train, test = _with_untrained_whitened(train, test, list(fresh_stages.values()))
             report |= _accuracies(train, test, k, votes_temperature, place)
             mode = "test pictures" if test is not None else "leave-one-out on the training pictures"
             report["settings"] = {
@@ -246,7 +252,9 @@ def _accuracies(
 ) -> dict[str, Any]:
     device = place if place.type == "cuda" else torch.device("cpu")
 
-    def measure(kind: str, *, centre: bool = False) -> dict[str, Any]:
+    def measure(kind: str, *, centre: bool = False) -> dict[str, Any] | None:
+        if getattr(train, kind) is None:
+            return None
         result = knn_accuracy(
             getattr(train, kind),
             train.labels,
@@ -261,15 +269,26 @@ def _accuracies(
         bar.advance()
         return _plain(result)
 
-    with Bar(4, "Measuring kNN", "kinds of vectors", enabled=ranks.is_main()) as bar:
-        return {
-            "knn": measure("trained"),
-            "baselines": {
-                "untrained": measure("untrained"),
-                "raw_pixels": measure("pixels"),
-                "raw_pixels_centred": measure("pixels", centre=True),
-            },
+    with Bar(6, "Measuring kNN", "kinds of vectors", enabled=ranks.is_main()) as bar:
+        found = {"knn": measure("trained"), "knn_search": measure("search")}
+        baselines = {
+            "untrained": measure("untrained"),
+            "untrained_whitened": measure("untrained_features"),
+            "raw_pixels": measure("pixels"),
+            "raw_pixels_centred": measure("pixels", centre=True),
         }
+    known = {name: result for name, result in found.items() if result is not None}
+    return known | {"baselines": {name: result for name, result in baselines.items() if result is not None}}
+
+
+def _with_untrained_whitened(
+    train: Vectors, test: Vectors | None, channels: list[int]
+) -> tuple[Vectors, Vectors | None]:
+    """Both, with the untrained encoder's features whitened on the training pictures: an honest baseline."""
+    assert train.untrained_features is not None
+    asked = None if test is None else test.untrained_features
+    known, found = whitened(train.untrained_features, asked, channels)
+    return replace(train, untrained_features=known), None if test is None else replace(test, untrained_features=found)
 
 
 def _plain(result: KNNResult) -> dict[str, Any]:
@@ -297,9 +316,9 @@ def _draw_sheet(
     if len(chosen) == 0 or count < 1:
         return None
     exclude = torch.from_numpy(chosen) if test is None else None
-    scores, found = top_k(
-        torch.from_numpy(np.array(asked.trained[chosen])), torch.from_numpy(train.trained), count, exclude=exclude
-    )
+    vectors, queries = (one.trained if one.search is None else one.search for one in (train, asked))
+    asking = torch.from_numpy(np.array(queries[chosen]))
+    scores, found = top_k(asking, torch.from_numpy(vectors), count, exclude=exclude)
     neighbour_sheet(
         [decode(asked_source.read(int(asked.rows[row]))) for row in chosen],
         [[decode(training.read(int(train.rows[row]))) for row in line] for line in found.tolist()],

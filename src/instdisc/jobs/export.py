@@ -1,6 +1,6 @@
 """`instdisc export`: the encoder and the vectors of a run for other software.
 
-OUT/encoder.onnx           uint8 pixels (batch, 3, size, size), RGB -> unit vectors (batch, dim)
+OUT/encoder.onnx           uint8 pixels (batch, 3, size, size), RGB -> search vectors and embedding, unit rows
 OUT/backbone.safetensors   the backbone's weights under timm's names, with backbone.json: how timm makes the model
 OUT/vectors.parquet        id, path, label, vector of every picture; vectors.npy: the vectors alone
 """
@@ -25,8 +25,9 @@ from instdisc.encoder import Encoder
 from instdisc.encoder.small import SMALL_ENCODERS
 from instdisc.errors import InputError
 from instdisc.jobs.collection import Collection
+from instdisc.jobs.index import searchable
 from instdisc.runs import require_utf8, write_json
-from instdisc.shapes import Float, Tensor, UInt8
+from instdisc.shapes import Tensor, UInt8
 
 KINDS = ("onnx", "timm", "vectors")
 _CLOSE = 1e-4  # between onnxruntime and torch, on unit vectors
@@ -35,7 +36,7 @@ Say = Callable[[str], None] | None
 
 
 class _WithPixels(nn.Module):
-    """The encoder with its normalisation: bytes in, unit vectors out."""
+    """The encoder with its normalisation: bytes in, search vectors (where there are any) and embedding out."""
 
     mean: Tensor
     std: Tensor
@@ -47,10 +48,11 @@ class _WithPixels(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(view.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(view.std).view(1, 3, 1, 1))
 
-    def forward(self, pixels: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
-        """Unit vectors."""
-        pooled = self.encoder.backbone((pixels.float() - self.mean) / self.std)
-        return nn.functional.normalize(self.encoder.head(pooled), dim=1, eps=1e-6)
+    def forward(self, pixels: UInt8[Tensor, "batch 3 size size"]) -> tuple[Tensor, ...]:
+        """(batch, dim) each: search vectors first, where the encoder has a map to them, then the embedding."""
+        levels = self.encoder.levels((pixels.float() - self.mean) / self.std)
+        whitening = self.encoder.whitening
+        return (levels["embedding"],) if whitening is None else (whitening.of(levels), levels["embedding"])
 
 
 def export(
@@ -58,17 +60,19 @@ def export(
     out: str | Path,
     *,
     only: tuple[str, ...] | list[str] = KINDS,
+    bank: bool = False,
     train_source: Any = None,
     say: Say = print,
 ) -> list[Path]:
     """Write what is asked for (onnx, timm, vectors) into the folder `out`; the files made.
 
+    bank: take the vectors that are there, the rows of the bank perhaps, and compute none.
     Raises InputError for what can't be: a kind that is none, a library that is missing, a backbone that is not timm's.
     """
     unknown = [kind for kind in only if kind not in KINDS]
     if unknown:
         raise InputError(f'What can be exported is {", ".join(KINDS)}, not "{unknown[0]}".')
-    collection = Collection(run, train_source=train_source)
+    collection = searchable(run, bank=bank or "vectors" not in only, train_source=train_source, say=say)
     encoder = collection.encoder("cpu").eval()
     folder = Path(out)
     require_utf8(folder)
@@ -99,6 +103,7 @@ def _onnx(encoder: Encoder, path: Path, say: Say) -> Path:
         raise InputError(f"ONNX needs {error.name}: pip install 'instdisc[export]'.") from None
     module = _WithPixels(encoder).eval()
     size = encoder.preprocessing.size
+    names = ["vectors"] if encoder.whitening is None else ["vectors", "embedding"]
     pixels = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         program = torch.onnx.export(
@@ -106,7 +111,7 @@ def _onnx(encoder: Encoder, path: Path, say: Say) -> Path:
             (pixels,),
             dynamo=True,
             input_names=["pixels"],
-            output_names=["vectors"],
+            output_names=names,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
             verbose=False,
         )
@@ -119,15 +124,17 @@ def _onnx(encoder: Encoder, path: Path, say: Say) -> Path:
                 "pixels": f"RGB, uint8, {size} x {size}: the central square of {view.crop_fraction:g} of the shorter "
                 "side, resized by Pillow's bilinear filter",
                 "config": json.dumps(encoder.describe()),
+                "vectors": "embedding" if encoder.whitening is None else "search vectors",
             },
         )
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         onnx.save(model, aside)
-        expected = module(pixels).numpy()
+        expected = [values.numpy() for values in module(pixels)]
     session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"pixels": pixels.numpy()})
-    (one,) = session.run(None, {"pixels": pixels[:1].numpy()})
-    apart = max(float(np.abs(found - expected).max()), float(np.abs(one - expected[:1]).max()))
+    apart = 0.0
+    for some in (pixels, pixels[:1]):
+        for found, wanted in zip(session.run(None, {"pixels": some.numpy()}), expected, strict=True):
+            apart = max(apart, float(np.abs(found - wanted[: len(some)]).max()))
     if not apart <= _CLOSE:
         aside.unlink()
         raise InputError(f"onnxruntime and torch differ by {apart:.1e} on this encoder: the ONNX file was not kept.")
@@ -205,5 +212,5 @@ def _vectors(collection: Collection, folder: Path, say: Say) -> list[Path]:
         os.replace(aside, path)
     if say is not None:
         megabytes = math.ceil((table.stat().st_size + array.stat().st_size) / 1e6)
-        say(f"{table} and {array}: {len(rows):,} vectors of {index.dim} numbers, {megabytes:,} MB.")
+        say(f"{table} and {array}: {len(rows):,} vectors of {index.dim} dimensions, {megabytes:,} MB.")
     return [table, array]

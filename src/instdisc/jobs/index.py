@@ -24,9 +24,11 @@ from instdisc.data.budgets import readable_bytes
 from instdisc.data.source import Source, open_source
 from instdisc.data.subset import Subset
 from instdisc.embeddings import NothingReadableError, open_embeddings
+from instdisc.encoder.whitening import NoSearchVectorsError
 from instdisc.errors import InputError, advice
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.embed import embed_to
+from instdisc.jobs.search_vectors import fit_from_source
 from instdisc.jobs.sources import describe_source, findable
 from instdisc.runs import RunFolder, locked, measured
 from instdisc.search.postgres import Postgres, Synced
@@ -44,45 +46,49 @@ def add(
     labels: Any = None,
     split: str | None = None,
     limit: int | None = None,
+    bank: bool = False,
     dtype: str = "float32",
     device: str = "auto",
     say: Say = print,
 ) -> int:
     """Embed pictures and add them to the collection; how many. Those that are there already are passed over.
 
-    source, labels, split, limit: as `open_source` takes them; arrays in memory can't be added, since nothing could show
-    them later. Raises InputError for what can't be.
+    bank: leave the vectors of the others as they are; without it they become search vectors first, where the run can
+    make them. source, labels, split, limit: as `open_source` takes them; arrays in memory can't be added, since nothing
+    could show them later. Raises InputError for what can't be.
     """
     _check_dtype(dtype)
     described = describe_source(source, labels, split, limit)
     if described["given"] is None:
         raise InputError("Pictures in memory can't be added, since they could not be shown later: save them first.")
-    with ranks.together(), changing(run, by_ranks=True) as folder:
+    with ranks.together():
         say = say if ranks.is_main() else None
-        collection = Collection(folder.path, by_ranks=True)
-        collection.check_vectors()
-        opened = open_source(findable(source), labels=labels, split=split, limit=limit)
-        table = opened.fetch_table()
-        known = collection.index.rows_of([os.fsdecode(one) for one in table["location"].to_pylist()])
-        rows = np.flatnonzero(known < 0)
-        if say is not None and len(rows) < len(opened):
-            say(f"{len(opened) - len(rows):,} of the {len(opened):,} pictures are in the collection already.")
-        if not len(rows):
-            return 0
-        try:
-            found, vectors, names = embedded(collection, Subset(opened, rows), "added", device, say)
-        except NothingReadableError as error:
-            if len(rows) == len(opened):
-                raise
-            if say is not None:  # what can't be read was found out when the others were added
-                say(str(error))
-            return 0
-        rows = rows[found]
-        pictures = table.take(pa.array(rows)).append_column("label", pa.array(names, pa.string()))
-        part = Part(vectors.to(getattr(torch, dtype)), pictures, described)
-        changes = replace(collection.changes, step=collection.saved.step, added=(*collection.changes.added, part))
-        ranks.on_main(lambda: _keep(folder, changes, "added"))
-        return len(rows)
+        searchable(run, bank=bank, device=device, say=say, by_ranks=True)
+        with changing(run, by_ranks=True) as folder:
+            collection = Collection(folder.path, by_ranks=True)
+            collection.check_vectors()
+            opened = open_source(findable(source), labels=labels, split=split, limit=limit)
+            table = opened.fetch_table()
+            known = collection.index.rows_of([os.fsdecode(one) for one in table["location"].to_pylist()])
+            rows = np.flatnonzero(known < 0)
+            if say is not None and len(rows) < len(opened):
+                say(f"{len(opened) - len(rows):,} of the {len(opened):,} pictures are in the collection already.")
+            if not len(rows):
+                return 0
+            try:
+                found, vectors, names = embedded(collection, Subset(opened, rows), "added", device, say)
+            except NothingReadableError as error:
+                if len(rows) == len(opened):
+                    raise
+                if say is not None:  # what can't be read was found out when the others were added
+                    say(str(error))
+                return 0
+            rows = rows[found]
+            pictures = table.take(pa.array(rows)).append_column("label", pa.array(names, pa.string()))
+            part = Part(vectors.to(getattr(torch, dtype)), pictures, described)
+            changes = replace(collection.changes, step=collection.saved.step, added=(*collection.changes.added, part))
+            ranks.on_main(lambda: _keep(folder, changes, "added"))
+            return len(rows)
 
 
 def push(run: str | Path, url: str, *, train_source: Any = None, say: Say = print) -> Synced:
@@ -90,10 +96,11 @@ def push(run: str | Path, url: str, *, train_source: Any = None, say: Say = prin
 
     Raises InputError where the server can't be reached or has no pgvector.
     """
-    collection = Collection(run, train_source=train_source)
+    collection = searchable(run, train_source=train_source, say=say)
     with Postgres(url) as store:
         name = collection.folder.path.resolve().name
-        return store.sync(store_key(collection), name, collection.index, collection.saved.step, show=say is not None)
+        key, step, whitening = store_key(collection), collection.saved.step, collection.changes.whitening
+        return store.sync(key, name, collection.index, step, whitening=whitening, show=say is not None)
 
 
 def store_key(collection: Collection) -> str:
@@ -103,12 +110,20 @@ def store_key(collection: Collection) -> str:
 
 
 def recompute(
-    run: str | Path, *, train_source: Any = None, dtype: str = "float32", device: str = "auto", say: Say = print
+    run: str | Path,
+    *,
+    vectors: str = "search",
+    train_source: Any = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    say: Say = print,
 ) -> int:
     """Embed the whole collection anew, without augmentation, in the place of the bank's rows; how many pictures.
 
     A row of the bank comes from an augmented view at some moment of the training; these vectors come from the pictures
-    as they are. One that can't be read keeps its bank row, or is removed if it had been added.
+    as they are. vectors: "search" or "embedding", as `Encoder.embed` takes it; a run without a map to search vectors,
+    as one of an older version, is given one first. A picture that can't be read keeps its bank row, or is like no other
+    (zeros) among search vectors; it is removed if it had been added.
     """
     _check_dtype(dtype)
     with ranks.together(), changing(run, by_ranks=True) as folder:
@@ -116,10 +131,13 @@ def recompute(
         collection = Collection(folder.path, train_source=train_source, by_ranks=True)
         before = collection.changes
         source = collection.training_source()
-        found, vectors, _ = embedded(collection, Subset(source, collection.rows), "recomputed", device, say)
-        own = collection.saved.bank(0, len(collection.rows))
-        own[torch.from_numpy(found)] = vectors
-        count, removed, first = len(found), [before.removed], len(collection.rows)
+        digest = _map_for(collection, source, vectors, device, say)
+        kind = "search" if digest else "embedding"
+        found, made, _ = embedded(collection, Subset(source, collection.rows), "recomputed", device, say, kind)
+        training = len(collection.rows)
+        own = torch.zeros(training, made.shape[1]) if digest else collection.saved.bank(0, training)
+        own[torch.from_numpy(found)] = made
+        count, removed, first = len(found), [before.removed], len(own)
         added = []
         for part in before.added:
             assert part.pictures is not None and part.source is not None
@@ -131,9 +149,9 @@ def recompute(
                     f"put them back, or start afresh with `instdisc index {folder.path} --reset`."
                 ) from None
             order = np.argsort(rows)[int((rows < 0).sum()) :]  # ascending rows of those that are there
-            found, vectors, _ = embedded(collection, Subset(opened, rows[order]), part.name, device, say)
-            values = torch.zeros(len(rows), vectors.shape[1])
-            values[torch.from_numpy(order[found])] = vectors
+            found, made, _ = embedded(collection, Subset(opened, rows[order]), part.name, device, say, kind)
+            values = torch.zeros(len(rows), own.shape[1])
+            values[torch.from_numpy(order[found])] = made
             removed.append(first + np.setdiff1d(np.arange(len(rows)), order[found]))
             added.append(replace(part, vectors=values.to(getattr(torch, dtype)), name=""))
             count, first = count + len(found), first + len(rows)
@@ -143,9 +161,61 @@ def recompute(
             recomputed=Part(own.to(getattr(torch, dtype))),
             added=tuple(added),
             removed=np.unique(np.concatenate(removed)),
+            whitening=digest,
         )
         ranks.on_main(lambda: _keep(folder, changes, "recomputed", *(part.name for part in before.added)))
         return count
+
+
+def _map_for(collection: Collection, source: Source, vectors: str, device: str, say: Say) -> str:
+    """The digest of the map by which search vectors are made, fitted now where the run has none; "" for embeddings."""
+    encoder = collection.encoder(device)
+    if vectors == "embedding":
+        return ""
+    if vectors != "search":
+        raise InputError(f'The vectors are "search" or "embedding", not "{vectors}".')
+    if encoder.whitening is None:
+        if float(collection.saved.facts.get("epoch", 1)) < 1:
+            if say is not None:
+                say("No search vectors yet: the first epoch of the run has not ended. The embedding takes their place.")
+            return ""
+        try:
+            step = collection.saved.step
+            encoder.whitening = fit_from_source(collection.folder, encoder, source, collection.rows, step)
+        except NoSearchVectorsError as error:
+            if say is not None:
+                say(f"No search vectors: {error} The embedding takes their place.")
+            return ""
+    return encoder.whitening.digest
+
+
+def searchable(
+    run: str | Path,
+    *,
+    bank: bool = False,
+    train_source: Any = None,
+    device: str = "auto",
+    say: Say = print,
+    by_ranks: bool = False,
+) -> Collection:
+    """The collection to search in: with search vectors, computed now and kept, where the run has a map to them.
+
+    A run without a map (it trains still, was interrupted, or is of an older version) is searched by what is there: the
+    rows of its bank. So it is where its pictures have gone. bank: compute nothing.
+    """
+    collection = Collection(run, train_source=train_source, by_ranks=by_ranks)
+    if bank or collection.up_to_date or not collection.map_digest:
+        return collection
+    try:
+        collection.training_source()
+    except InputError as error:
+        if collection.changes.recomputed is not None:
+            raise
+        if say is not None:
+            say(f"Searching by the rows of the bank, as search vectors can't be made: {error}")
+        return collection
+    recompute(run, train_source=train_source, device=device, say=say)
+    return Collection(run, train_source=train_source, by_ranks=by_ranks)
 
 
 def without_augmentation(
@@ -159,11 +229,11 @@ def without_augmentation(
 ) -> Collection:
     """The collection with vectors of its pictures as they are, computed now if they never were.
 
-    bank: leave it at what is there, the rows of the bank or better. by_ranks: the processes of a run do it together.
+    They are search vectors, where the run has a map to them. bank: leave it at what is there, the rows of the bank or
+    better. by_ranks: the processes of a run do it together.
     """
     collection = Collection(run, train_source=train_source, by_ranks=by_ranks)
-    changed = collection.changes
-    if bank or (changed.recomputed is not None and changed.step == collection.saved.step):
+    if bank or collection.up_to_date:
         return collection
     recompute(run, train_source=train_source, device=device, say=say)
     return Collection(run, train_source=train_source, by_ranks=by_ranks)
@@ -235,12 +305,14 @@ def describe(run: str | Path) -> dict[str, str]:
     collection = Collection(run)
     index, changes = collection.index, collection.changes
     added = sum(len(part.vectors) for part in changes.added)
-    own = "computed anew, without augmentation" if changes.recomputed else "the rows of the bank"
+    own = "the rows of the bank"
+    if changes.recomputed:
+        own = "search vectors" if changes.whitening else "embeddings of the pictures as they are"
     size = sum(part.nbytes for part in index.parts)
     kinds = sorted({str(part.dtype).removeprefix("torch.") for part in index.parts})
     facts = {
         "pictures": f"{len(index) - int(index.removed.sum()):,}",
-        "vectors": f"{own} (step {collection.saved.step:,}), {index.dim} numbers of {' and '.join(kinds)}, "
+        "vectors": f"{own} (step {collection.saved.step:,}), {index.dim} dimensions in {' and '.join(kinds)}, "
         f"{readable_bytes(size)}",
         "added": f"{added:,}",
         "removed": f"{len(changes.removed):,}",
@@ -289,14 +361,16 @@ def _write(folder: RunFolder, collection: Collection, changes: Changes) -> None:
 
 
 def embedded(
-    collection: Collection, source: Source, name: str, device: str, say: Say
+    collection: Collection, source: Source, name: str, device: str, say: Say, kind: str | None = None
 ) -> tuple[Int[np.ndarray, " read"], Float[Tensor, "read dim"], list[str]]:
     """The rows of `source` that could be read, their vectors, and their labels in words. Only inside `changing`.
 
     name: of the files that it works with, so that it goes on where it was interrupted; `forget` removes them.
+    kind: "search" or "embedding"; what the collection has, if not said.
     """
     out = collection.folder.index / f"{name}.npy"
-    written = embed_to(out, collection.encoder(), source, ranks.device(device), restart="other")
+    place, kind = ranks.device(device), kind or collection.vectors
+    written = embed_to(out, collection.encoder(device), source, place, vectors=kind, restart="other")
     if say is not None:
         say(f"{written.count:,} of {len(source):,} pictures of {source.name} were embedded.")
         if written.unreadable:

@@ -56,10 +56,10 @@ def _of_run(folder: RunFolder) -> dict[str, str]:
     if folder.evaluation.is_file():
         evaluation = read_json(folder.evaluation)
         if "knn" in evaluation:
-            facts["evaluated"] = (
-                f"kNN {100 * evaluation['knn']['top1']:.2f} % "
-                f"(raw pixels {100 * evaluation['baselines']['raw_pixels']['top1']:.2f} %)"
-            )
+            rows = {"search vectors": evaluation.get("knn_search"), "embedding": evaluation["knn"]}
+            rows["raw pixels"] = evaluation["baselines"]["raw_pixels"]
+            known = (f"{name} {100 * one['top1']:.2f} %" for name, one in rows.items() if one is not None)
+            facts["evaluated"] = f"kNN: {', '.join(known)}"
     return facts
 
 

@@ -25,6 +25,23 @@ _SEED = 0
 _CLASSIFIERS: dict[str, type[LinearSVM] | type[LinearProbe]] = {"svm": LinearSVM, "linear": LinearProbe}
 
 
+# The kinds of vectors whose kNN a report has, in the order in which people see them.
+KINDS = {
+    "knn_search": "search vectors",
+    "knn": "embedding",
+    "raw_pixels": "raw pixels",
+    "raw_pixels_centred": "raw pixels, centred",
+    "untrained": "untrained encoder, embedding",
+    "untrained_whitened": "untrained encoder, whitened",
+}
+
+
+def knn_rows(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(name of the vectors, their kNN) of what an evaluation has measured; versions before had fewer kinds."""
+    measured = report["baselines"] | {name: report[name] for name in ("knn", "knn_search") if name in report}
+    return [(words, measured[name]) for name, words in KINDS.items() if name in measured]
+
+
 def check_measures(asked: list[str]) -> None:
     """Refuse names that are none, and what needs all vectors in one process when there are several."""
     for name in asked:
@@ -47,13 +64,17 @@ def further_measures(asked: list[str], train: Vectors, test: Vectors | None, pla
         if name in _CLASSIFIERS:
             report[name] = _linear(_CLASSIFIERS[name], train, test, device)
         elif name == "retrieval":
-            found = (
-                retrieval(train.trained, train.labels, device=device)
-                if test is None
-                else retrieval(train.trained, train.labels, test.trained, test.labels, device=device)
-            )
-            report[name] = asdict(found) | {"recall": {str(k): share for k, share in found.recall.items()}}
+            report[name] = _retrieval(train, test, "trained", device)
+            if train.search is not None:
+                report["retrieval_search"] = _retrieval(train, test, "search", device)
     return report
+
+
+def _retrieval(train: Vectors, test: Vectors | None, kind: str, device: torch.device) -> dict[str, Any]:
+    asking = () if test is None else (getattr(test, kind), test.labels)
+    found = retrieval(getattr(train, kind), train.labels, *asking, device=device)
+    shares = {name: {str(k): share for k, share in getattr(found, name).items()} for name in ("precision", "recall")}
+    return asdict(found) | shares
 
 
 def bank_quality(
@@ -109,3 +130,5 @@ def _levels(train: Vectors, test: Vectors) -> Iterator[tuple[str, np.ndarray, np
             yield name, values, test.levels[name]
         before = values
     yield "embedding", train.trained, test.trained
+    if train.search is not None and test.search is not None:
+        yield "search vectors", train.search, test.search

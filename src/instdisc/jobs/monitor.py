@@ -43,7 +43,7 @@ def make_monitor(
         return knn.score(vectors[mine], asked[mine])
 
     def measure(training: Training) -> Measurement:
-        vectors, rows = _embed(training, sample, _evaluation_view)
+        vectors, rows = _embed(training, sample, evaluation_view)
         numbers: dict[str, float] = {}
         if labels is not None:
             others = labels.copy()
@@ -51,7 +51,7 @@ def make_monitor(
             if (others >= 0).sum() >= neighbours and (labels[rows] >= 0).any():
                 numbers["knn"] = vote(training, others, vectors, labels[rows])
             if held_out is not None and held_out.labels is not None and (labels >= 0).sum() >= neighbours:
-                tested = training.encoder.embed(held_out, batch=_BATCH)
+                tested = training.encoder.embed(held_out, batch=_BATCH, vectors="embedding")
                 numbers["knn_test"] = vote(training, labels, tested, held_out.labels)
         first, second = (_embed(training, sample[:_PAIRS], view)[0] for view in (_random_view, _other_random_view))
         found = health(vectors, first, second)
@@ -79,7 +79,8 @@ def _embed(
     return torch.cat(vectors), np.concatenate(rows)
 
 
-def _evaluation_view(training: Training, batch: Batch) -> Tensor:
+def evaluation_view(training: Training, batch: Batch) -> Tensor:
+    """Stored pictures as `embed` would see them, normalised (batch, 3, size, size)."""
     view = training.encoder.preprocessing
     return centre(
         batch.images,

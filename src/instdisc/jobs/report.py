@@ -1,6 +1,7 @@
 """`instdisc report`: one HTML file about one or several runs, to look at and to send.
 
-Everything comes from the run folder and the training pictures: the bank's rows are the vectors, so nothing is embedded.
+Everything comes from the run folder and the training pictures: its search vectors, which are computed once where they
+are missing, or the rows of the bank where the run has none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.source import Source
 from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
+from instdisc.jobs.index import searchable
 from instdisc.jobs.info import info
+from instdisc.jobs.measures import knn_rows
 from instdisc.jobs.sources import read_facts, read_rows, reopen
 from instdisc.neighbours import top_k
 from instdisc.report import Accuracy, Confusion, Gallery, Map, PageRun, page, training_curves
@@ -34,7 +37,6 @@ CONFUSIONS, EXAMPLES = 8, 6
 _VOTERS = 200
 _THUMBNAIL, _POINT = 96, 48  # pixels a side
 _SEED = 0
-_ROWS = (("knn", "this run"), ("raw_pixels", "raw pixels"), ("raw_pixels_centred", "raw pixels, centred"))
 
 
 def report(
@@ -73,14 +75,16 @@ def _page_run(
         raise InputError(f"{folder.path} has no checkpoint yet: there is nothing to report.")
     source = reopen(folder, facts, train_source)
     rows = read_rows(folder)  # bank row -> row of the source
-    bank = saved.bank(0, len(rows))
+    collection = searchable(folder.path, train_source=train_source, say=tell)
+    vectors = collection.index.vectors(np.arange(len(rows)))
+    kind = "search vectors" if collection.vectors == "search" else "vectors"
     labels = None if source.labels is None else source.labels[rows]
     order = draws.permutation(len(rows), seed=_SEED, step=0)
     sample = np.sort(order[:MOST_POINTS])
     accuracies, about, sentences = _evaluation(folder)
     tell("  The gallery and the confusions.")
-    gallery = _gallery(source, rows, bank, labels, order)
-    confusions = [] if labels is None else _confusions(source, rows, bank, labels, sample)
+    gallery = _gallery(source, rows, vectors, labels, order)
+    confusions = [] if labels is None else _confusions(source, rows, vectors, labels, sample)
     tell(f"  The map of {len(sample):,} pictures.")
     return PageRun(
         name=str(folder.path),
@@ -93,7 +97,7 @@ def _page_run(
         sentences=sentences,
         gallery=gallery,
         confusions=confusions,
-        map=_map(source, rows, bank, labels, sample),
+        map=_map(source, rows, vectors, labels, sample, kind),
         different=different,
     )
 
@@ -106,8 +110,7 @@ def _evaluation(folder: RunFolder) -> tuple[list[Accuracy], str, list[str]]:
     sentences = [found["quality"]["sentence"], *found.get("bank_quality", {"sentences": []})["sentences"]]
     if "knn" not in found:
         return [], "", sentences
-    measured = {"knn": found["knn"], **found["baselines"]}
-    lines = [(f"kNN, {words}", measured[name]) for name, words in (*_ROWS, ("untrained", "untrained encoder"))]
+    lines = [(f"kNN, {words}", one) for words, one in knn_rows(found)]
     for kind, words in (("svm", "linear SVM"), ("linear", "linear probe")):
         lines += [(f"{words}, {level}", one) for level, one in found.get(kind, {"levels": {}})["levels"].items()]
     settings = found["settings"]
@@ -134,16 +137,16 @@ def _curves(folder: RunFolder) -> bytes | None:
 
 
 def _gallery(
-    source: Source, rows: np.ndarray, bank: Float[Tensor, "n dim"], labels: np.ndarray | None, order: np.ndarray
+    source: Source, rows: np.ndarray, vectors: Float[Tensor, "n dim"], labels: np.ndarray | None, order: np.ndarray
 ) -> list[Gallery]:
-    """Some pictures, of different classes where there are labels, and their neighbours among the bank's rows."""
+    """Some pictures, of different classes where there are labels, and their neighbours."""
     chosen = order[:QUERIES]
     if labels is not None:
         _, first = np.unique(labels[order], return_index=True)
         chosen = np.concatenate([order[np.sort(first)], np.delete(order, first)])[:QUERIES]
     count = min(NEIGHBOURS, len(rows) - 1)
     places = torch.from_numpy(chosen)
-    scores, found = top_k(bank[places], bank, count, exclude=places)
+    scores, found = top_k(vectors[places], vectors, count, exclude=places)
     gallery = []
     for query, line, cosines in zip(chosen.tolist(), found.tolist(), scores.tolist(), strict=True):
         neighbours = [
@@ -157,9 +160,9 @@ def _gallery(
 
 
 def _confusions(
-    source: Source, rows: np.ndarray, bank: Float[Tensor, "n dim"], labels: np.ndarray, sample: np.ndarray
+    source: Source, rows: np.ndarray, vectors: Float[Tensor, "n dim"], labels: np.ndarray, sample: np.ndarray
 ) -> list[Confusion]:
-    """What a sample is taken for by the other rows of the bank: the pairs of classes that are mixed up most often."""
+    """What a sample is taken for by the other pictures: the pairs of classes that are mixed up most often."""
     others = labels.copy()
     others[sample] = -1  # the sample does not vote, so that no picture is its own neighbour
     voters = int((others >= 0).sum())
@@ -171,7 +174,7 @@ def _confusions(
     asked = sample[labels[sample] >= 0]
     if not voters or not len(asked):
         return []
-    named = KNN(min(_VOTERS, voters)).fit(bank, others).predict(bank[torch.from_numpy(asked)]).numpy()
+    named = KNN(min(_VOTERS, voters)).fit(vectors, others).predict(vectors[torch.from_numpy(asked)]).numpy()
     wrong = named != labels[asked]
     pairs = Counter(zip(labels[asked][wrong].tolist(), named[wrong].tolist(), strict=True))
     found = []
@@ -183,7 +186,12 @@ def _confusions(
 
 
 def _map(
-    source: Source, rows: np.ndarray, bank: Float[Tensor, "n dim"], labels: np.ndarray | None, sample: np.ndarray
+    source: Source,
+    rows: np.ndarray,
+    vectors: Float[Tensor, "n dim"],
+    labels: np.ndarray | None,
+    sample: np.ndarray,
+    kind: str,
 ) -> Map | None:
     """t-SNE of a sample of the rows: cosine distances, from the two main directions on."""
     if len(sample) < 10:
@@ -191,8 +199,8 @@ def _map(
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(sample) - 1) / 3)
-    vectors = bank[torch.from_numpy(sample)].numpy()
-    points = TSNE(perplexity=perplexity, init="pca", random_state=_SEED, metric="cosine").fit_transform(vectors)
+    shown_at = vectors[torch.from_numpy(sample)].numpy()
+    points = TSNE(perplexity=perplexity, init="pca", random_state=_SEED, metric="cosine").fit_transform(shown_at)
     columns = int(np.ceil(len(sample) ** 0.5))
     sheet = Image.new("RGB", (columns * _POINT, -(-len(sample) // columns) * _POINT))
     for number, row in enumerate(sample):
@@ -208,7 +216,7 @@ def _map(
         _jpeg(sheet, quality=70),
         columns,
         _POINT,
-        f"t-SNE of the bank's rows of {len(sample):,} pictures (perplexity {perplexity:.0f}): near means alike; "
+        f"t-SNE of the {kind} of {len(sample):,} pictures (perplexity {perplexity:.0f}): near means alike; "
         "distances between groups mean little. Point at one to see its picture.",
     )
 

@@ -143,7 +143,7 @@ class _Pictures:
     def measure(self, run: Run) -> dict[str, float]:
         """Accuracies of a run on the test pictures, percent."""
         encoder = run.encoder()
-        known, asked = encoder.embed(self.training), encoder.embed(self.testing)
+        known, asked = (encoder.embed(part, vectors="embedding") for part in (self.training, self.testing))
         knn = KNN(min(NEIGHBOURS, len(known))).fit(known, self.training.labels)
         svm = LinearSVM().fit(known, self.training.labels)
         return {

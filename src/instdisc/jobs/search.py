@@ -1,12 +1,13 @@
 """`instdisc search`: the pictures of a run's collection that are most like a picture of one's own.
 
-The bank of a run is the index: nothing is built. Search is exact, by blocks, whatever the size of the collection.
+The first search embeds the collection, once; with `bank` the rows of the bank are the index, and nothing is built.
+Search is exact, by blocks, whatever the size of the collection.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from instdisc.data.decode import UnreadableError, decode
 from instdisc.data.source import open_source
 from instdisc.errors import InputError
 from instdisc.jobs.collection import Collection
-from instdisc.jobs.index import store_key
+from instdisc.jobs.index import searchable, store_key
 from instdisc.report import neighbour_sheet
 from instdisc.search.index import Entry
 from instdisc.search.postgres import Postgres
@@ -43,14 +44,18 @@ def search(
     tag: str | None = None,
     sheet: str | Path | None = None,
     store: str | None = None,
+    bank: bool = False,
     train_source: Any = None,
     device: str = "auto",
+    say: Callable[[str], None] | None = print,
 ) -> list[list[Neighbour]]:
     """For each picture file the `neighbours` pictures of the collection with the highest cosine, best first.
 
     A picture of the collection itself is never its own neighbour. where: only ids that match this pattern (`*`, `?`);
     label: only pictures of this class; tag: only pictures that have it. sheet: a PNG to draw the answers to.
-    store: ask the copy on this PostgreSQL server, nearly exactly, in place of the run's own vectors.
+    store: ask the copy on this PostgreSQL server, nearly exactly, in place of the run's own vectors. bank: search by
+    what is there at once, the rows of the bank perhaps; without it the search vectors of the collection are computed
+    first, once, where the run can make them.
     train_source: where the training pictures are now, if they were moved: needed for labels and the sheet only.
     The processes of torchrun share the rows; each has the answers, and the main one draws the sheet.
     Raises InputError for pictures that can't be read, and where fewer than `neighbours` pictures are to choose from.
@@ -60,7 +65,9 @@ def search(
     with ranks.together():
         if store is not None and ranks.world() > 1:
             raise InputError("A server is asked by one process: start it without torchrun.")
-        collection = Collection(run, train_source=train_source, by_ranks=True)
+        collection = searchable(
+            run, bank=bank or store is not None, train_source=train_source, device=device, say=say, by_ranks=True
+        )
         if (label is not None and store is None) or sheet is not None:
             collection.training_source()  # refuses what has gone
         index = collection.index
@@ -70,7 +77,7 @@ def search(
             answers = _asked(collection, store, pictures, neighbours, where, label, tag, paths, device)
         else:
             among = index.matching(where=where, label=label, tag=tag)
-            queries = ranks.on_main(lambda: collection.encoder(device).embed([os.fspath(one) for one in pictures]))
+            queries = ranks.on_main(lambda: collection.embed([os.fspath(one) for one in pictures], device))
             scores, found = index.search(queries.to(ranks.device(device)), neighbours, among=among, exclude=own)
             answers = [
                 [Neighbour(**vars(entry), score=score) for entry, score in zip(index.entries(rows), line, strict=True)]
@@ -105,13 +112,16 @@ def _asked(
     """The answers of a server, once it is known to hold this collection's vectors."""
     key, step = store_key(collection), collection.saved.step
     with Postgres(url) as server:
-        held = server.step(key)
-        if held != step:
-            state = "has never held this collection" if held is None else f"holds vectors of step {held}, not {step}"
+        held = server.made_by(key)
+        if held != (step, collection.changes.whitening):
+            state = "has never held this collection"
+            if held is not None:
+                same = f"holds vectors of another kind than {collection.folder.path} has now"
+                state = same if held[0] == step else f"holds vectors of step {held[0]}, not {step}"
             raise InputError(
                 f"The server {state}: bring it up to date with `instdisc index {collection.folder.path} --store URL`."
             )
-        queries = collection.encoder(device).embed([os.fspath(picture) for picture in pictures])
+        queries = collection.embed([os.fspath(picture) for picture in pictures], device)
         found = server.search(key, queries, neighbours, where=where, label=label, tag=tag, exclude=paths)
     return [[Neighbour(**vars(entry), score=score) for entry, score in line] for line in found]
 

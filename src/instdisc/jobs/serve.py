@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from safetensors import safe_open
 
 from instdisc.allocator import give_back_freed_memory
 from instdisc.data.decode import decode
@@ -81,6 +82,9 @@ class RunLook:
             names = np.array(marks["tag"].to_pylist(), dtype=object)
             there[marks["row"].to_numpy()[names == ""]] = False
             self.recomputed, self.tags = changed["recomputed"] is not None, sorted(set(names) - {""})
+            if self.recomputed:
+                with safe_open(folder.index / f"{changed['recomputed']}.safetensors", framework="numpy") as file:
+                    self.dim = int(file.get_slice("vectors").get_shape()[1])
         self.rows = np.flatnonzero(there)
         self._hand: dict[str, str] = {}
         if folder.hand_labels.is_file():
@@ -107,6 +111,15 @@ class RunLook:
         return decode(self._source.read(int(self._rows[row])))
 
 
+def _lacks_search_vectors(folder: RunFolder) -> bool:
+    """Whether the run has a map to search vectors and was never embedded by it: a look that costs nothing."""
+    index = folder.index / "index.json"
+    try:
+        return folder.search_vectors.is_file() and not (index.is_file() and read_json(index).get("recomputed"))
+    except InputError:
+        return False  # the opening itself says what is wrong
+
+
 def serve(
     run: str | Path,
     *,
@@ -114,24 +127,31 @@ def serve(
     port: int = 8765,
     token: str | None = None,
     approximate: bool = False,
+    bank: bool = False,
     train_source: Any = None,
     device: str = "auto",
     say: Callable[[str], None] = _print_now,
 ) -> None:
     """Serve the page until it is interrupted. Beyond this machine a token is needed: one is made where none is given.
 
-    approximate: let an HNSW graph answer searches, once it is built in the background.
+    approximate: let an HNSW graph answer searches, once it is built in the background. bank: show what is there at
+    once, the rows of the bank perhaps; without it search vectors are computed first, once, where the run can make them.
     Raises InputError where the run can't be opened or the port is taken.
     """
     give_back_freed_memory()
     RunFolder(run).read_config()
+    if not bank and _lacks_search_vectors(RunFolder(run)):
+        from instdisc.jobs.index import searchable
+
+        say("Computing search vectors: this happens once. (--bank shows the pictures by the rows of the bank at once.)")
+        searchable(run, train_source=train_source, device=device, say=say)
 
     from instdisc.serve.handed import Opening
 
     def opened() -> ServedRun:
         from instdisc.jobs.served import ServedRun
 
-        served = ServedRun(run, train_source=train_source, device=device)
+        served = ServedRun(run, bank=bank, train_source=train_source, device=device)
         if approximate:
             threading.Thread(target=served.approximate, args=(say,), name="graph", daemon=True).start()
         return served

@@ -12,8 +12,7 @@ import numpy as np
 
 from instdisc.encoder import Encoder
 from instdisc.jobs import label as label_job
-from instdisc.jobs.collection import Collection
-from instdisc.jobs.index import changing
+from instdisc.jobs.index import changing, searchable
 from instdisc.jobs.map import make_map, read_map
 from instdisc.jobs.outliers import known_outliers
 from instdisc.search.index import Index
@@ -24,8 +23,8 @@ from instdisc.shapes import Float, Tensor
 class ServedRun:
     """A run's collection, as the page is handed it (serve/handed.py)."""
 
-    def __init__(self, run: str | Path, *, train_source: Any = None, device: str = "auto") -> None:
-        self.collection = Collection(run, train_source=train_source)
+    def __init__(self, run: str | Path, *, bank: bool = False, train_source: Any = None, device: str = "auto") -> None:
+        self.collection = searchable(run, bank=bank, train_source=train_source, device=device, say=None)
         self.name = Path(run).resolve().name
         self.index: Index = self.collection.index
         self.recomputed = self.collection.changes.recomputed is not None
@@ -61,7 +60,7 @@ class ServedRun:
 
     def embed(self, pictures: Sequence[np.ndarray]) -> Float[Tensor, "pictures dim"]:
         with self._embedding:
-            return self._encoder.embed(list(pictures)).cpu()
+            return self._encoder.embed(list(pictures), vectors=self.collection.vectors).cpu()
 
     def hand_labels(self) -> dict[int, str]:
         with self._lock:

@@ -27,6 +27,7 @@ from instdisc.data.source import Source, open_source
 from instdisc.encoder import Encoder, build_encoder
 from instdisc.errors import InputError, refusal
 from instdisc.jobs.monitor import make_monitor
+from instdisc.jobs.search_vectors import finish_search_vectors
 from instdisc.jobs.sources import Look, check_unchanged, describe_source, findable, look_at, read_facts, read_rows
 from instdisc.progress import duration
 from instdisc.runs import FORMAT, RunFolder, held, require_utf8, write_json
@@ -195,6 +196,8 @@ def _train(
     monitor = make_monitor(settings, source, pictures, held_out)
     started = time.monotonic()
     training.fit(monitor)
+    if training.finished:
+        finish_search_vectors(training, say)
     say(_closing(run, training, quarantine, time.monotonic() - started))
     return Run(
         run.path,

@@ -4,11 +4,11 @@
         store.sync("3f2a", "photos", index, step=9000)       # what is new, changed and gone since; one transaction
         store.search("3f2a", queries, 20, label="cat")
 
-    instdisc_collections   key, name, step, dim, synced
+    instdisc_collections   key, name, step, dim, synced, whitening
     instdisc_<key>         row, id, path, label, tags text[], vector vector(dim), digest; an HNSW index over vector
 
 Names that are no UTF-8 are stored with U+FFFD in the place of such bytes. Who pushes and who asks must agree on the
-encoder: `step` says of which checkpoint the vectors are.
+encoder: `step` says of which checkpoint the vectors are, `whitening` of which map where they are search vectors.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from instdisc.shapes import Float
 _BLOCK = 4_096
 _MOST_INDEXED = 2_000  # numbers in a vector: pgvector's limit for HNSW
 _BREADTH = 100
+# The tables of versions without search vectors lack the column.
+_WITH_WHITENING = "ALTER TABLE instdisc_collections ADD COLUMN IF NOT EXISTS whitening text NOT NULL DEFAULT ''"
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,11 @@ class Postgres:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def sync(self, key: str, name: str, index: Index, step: int, *, show: bool = False) -> Synced:
+    def sync(self, key: str, name: str, index: Index, step: int, *, whitening: str = "", show: bool = False) -> Synced:
         """Make the server's copy equal to the index: only what differs is sent. Others see it before or after.
 
-        key: letters and digits, of this collection; name: for people. step: of the checkpoint that made the vectors.
+        key: letters and digits, of this collection; name: for people. step: of the checkpoint that made the vectors;
+        whitening: the digest of the map that made them search vectors, "" for embeddings.
         """
         table = self._table(key)
         rows = np.flatnonzero(~index.removed)
@@ -88,6 +91,7 @@ class Postgres:
                 "CREATE TABLE IF NOT EXISTS instdisc_collections (key text PRIMARY KEY, name text NOT NULL, "
                 "step bigint NOT NULL, dim int NOT NULL, synced timestamptz NOT NULL)"
             )
+            run(_WITH_WHITENING)
             run("SELECT pg_advisory_xact_lock(hashtextextended('instdisc', 0))")  # one push at a time
             known = run("SELECT dim FROM instdisc_collections WHERE key = %s", key).fetchone()
             if known is not None and known[0] != index.dim:
@@ -128,24 +132,27 @@ class Postgres:
                     name=self._sql.Identifier(f"instdisc_{key}_hnsw"),
                 )
             run(
-                "INSERT INTO instdisc_collections VALUES (%s, %s, %s, %s, now()) ON CONFLICT (key) DO UPDATE SET "
-                "name = excluded.name, step = excluded.step, dim = excluded.dim, synced = excluded.synced",
+                "INSERT INTO instdisc_collections (key, name, step, dim, synced, whitening) "
+                "VALUES (%s, %s, %s, %s, now(), %s) ON CONFLICT (key) DO UPDATE SET name = excluded.name, "
+                "step = excluded.step, dim = excluded.dim, synced = excluded.synced, whitening = excluded.whitening",
                 key,
                 name,
                 step,
                 index.dim,
+                whitening,
             )
         with self._told():
             self._run("ANALYZE {table}", table=table)
         return Synced(added, changed, len(before))
 
-    def step(self, key: str) -> int | None:
-        """Of which checkpoint the vectors are; None where the collection was never pushed."""
+    def made_by(self, key: str) -> tuple[int, str] | None:
+        """Of which checkpoint and map the vectors are, as `sync` took them; None where they were never pushed."""
         with self._told():
             if self._run("SELECT to_regclass('instdisc_collections')").fetchone()[0] is None:
                 return None
-            found = self._run("SELECT step FROM instdisc_collections WHERE key = %s", key).fetchone()
-        return None if found is None else int(found[0])
+            row = "SELECT step, to_jsonb(c)->>'whitening' FROM instdisc_collections c WHERE key = %s"
+            found = self._run(row, key).fetchone()  # by way of JSON, where a column that is not there is null
+        return None if found is None else (int(found[0]), found[1] or "")
 
     def search(
         self,

@@ -55,6 +55,7 @@ class Changes:
     """All that was changed. step: of the checkpoint whose encoder made the vectors.
 
     recomputed: vectors in the place of the bank's rows. removed: rows, ascending. tags: name -> rows, ascending.
+    whitening: the digest of the map that made all of them search vectors; "" where they are embeddings.
     """
 
     step: int
@@ -62,6 +63,7 @@ class Changes:
     added: tuple[Part, ...] = ()
     removed: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     tags: Mapping[str, np.ndarray] = field(default_factory=dict)
+    whitening: str = ""
 
 
 def read_changes(folder: Path) -> Changes | None:
@@ -104,6 +106,7 @@ def write_changes(folder: Path, changes: Changes) -> Changes:
         named = {
             "format": FORMAT,
             "step": changes.step,
+            "whitening": changes.whitening,
             "recomputed": parts[0].name if changes.recomputed else None,
             "parts": [{"name": part.name, "source": part.source} for part in parts],
             "marks": marks,
@@ -141,6 +144,7 @@ def _read(folder: Path, named: dict[str, Any]) -> Changes:
             added=tuple(parts),
             removed=rows[tags == ""],
             tags={name: rows[tags == name] for name in sorted(set(tags) - {""})},
+            whitening=str(named.get("whitening", "")),  # versions without search vectors did not say
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, pa.ArrowException) as error:
         if is_shortage(error):
