@@ -61,7 +61,6 @@ def main() -> None:
 
 def once(count: int, classes: int, labels: int) -> dict[str, float]:
     """Seconds and memory."""
-    from instdisc.search.graph import NeighbourGraph
     from instdisc.search.spreading import calibrated, spread_labels
 
     graph, truth = clustered(count, classes)

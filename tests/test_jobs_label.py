@@ -54,7 +54,7 @@ def truth(path: str) -> str:
 def test_votes_are_those_of_the_weighted_knn_by_hand(run: Path, files: list[str]) -> None:
     given = {path: truth(path) for path in files[::4]}
     assert assign(run, given, say=None) == (len(given), [])
-    found = label(run, neighbours=5, temperature=0.1, say=None)
+    found = label(run, votes="neighbours", neighbours=5, temperature=0.1, say=None)
     vectors = instdisc.load(run).embed(files).double().numpy()
     known = [files.index(path) for path in given]
     scores = vectors @ vectors[known].T

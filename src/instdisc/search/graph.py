@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +52,7 @@ class NeighbourGraph:
     def affinity(self, temperature: float = TEMPERATURE) -> csr_array:
         """S = D^-1/2 W D^-1/2, float32 (pictures, pictures), symmetric, eigenvalues in [-1, 1].
 
-        W_ij = exp((s_ij - 1) / temperature) where i is among j's neighbours or j among i's, 0 elsewhere; D its row sums.
+        W_ij = exp((s_ij - 1) / temperature) where i is among j's neighbours or j among i's, else 0; D: its row sums.
         """
         from scipy.sparse import csr_array
 
@@ -79,10 +78,10 @@ def nearest_graph(vectors: Vectors, neighbours: int = NEIGHBOURS, *, show: bool 
     if k < 1:
         nothing = np.zeros((vectors.count, 0))
         return NeighbourGraph(nothing.astype(np.float32), nothing.astype(np.int32))
-    found = partial(neighbours_of_all, vectors)
     if vectors.count > EXACT_UP_TO and find_spec("usearch") is not None:
-        found = Graph(vectors, show=show).neighbours_of_all
-    scores, places = found(k, show=show)
+        scores, places = Graph(vectors, show=show).neighbours_of_all(k, show=show)
+    else:
+        scores, places = neighbours_of_all(vectors, k, show=show)
     return NeighbourGraph(scores, places.astype(np.int32))
 
 
@@ -113,7 +112,7 @@ def digest_of(vectors: Vectors) -> str:
 
 
 def read_graph(file: Path, digest: str, count: int) -> NeighbourGraph | None:
-    """What `write_graph` wrote for the vectors of this digest, `count` of them; None where the file has none or lies."""
+    """What `write_graph` wrote for the vectors of this digest, `count` of them; None where there is none."""
     try:
         with safe_open(file, framework="pt") as opened:
             said = opened.metadata() or {}

@@ -3,9 +3,9 @@
     spread = spread_labels(graph.affinity(), codes)       # codes: -1 where a picture has no label
     trust = calibrated(spread, codes)                     # probabilities, one row a picture
 
-Every label is a source that flows along the graph's edges: F = (I - alpha S)^-1 Y, as in Zhou et al., "Learning with local
-and global consistency", 2004. The classes' scores are divided by their totals (class mass normalisation, Zhu et al. 2003,
-with equal classes), so that the class with most labels, or with the best connected ones, doesn't take all.
+Every label is a source that flows along the graph's edges: F = (I - alpha S)^-1 Y, as in Zhou et al., "Learning with
+local and global consistency", 2004. The classes' scores are divided by their totals (class mass normalisation, Zhu et
+al. 2003, with equal classes), so that the class with most labels, or the best connected ones, doesn't take all.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from instdisc.shapes import Bool, Float, Int
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-ALPHA = 0.95
-TOLERANCE = 1e-5  # of the residual, as a share of the sources' norm
+ALPHA = 0.99
+TOLERANCE = 1e-4  # of the residual, as a share of the sources' norm
 _MOST_STEPS = 1_000
 _AT_ONCE = 2**25  # numbers in a block of columns: 128 MB, five times
 _COLUMNS_OF = 2_000_000  # pictures x columns that leaving labels out may cost
@@ -44,7 +44,7 @@ class Spread:
     @property
     def reached(self) -> Bool[np.ndarray, " pictures"]:
         """The pictures that some label arrives at."""
-        return self.shares.any(axis=1)
+        return np.asarray(self.shares > 0).any(axis=1)
 
 
 def spread_labels(
@@ -103,7 +103,7 @@ def solve(
     """F of (I - alpha S) F = sources, by conjugate gradients, all columns at once; float32, none negative.
 
     tolerance: the residual's norm as a share of the column's norm, reached in every column. The matrix is positive
-    definite with eigenvalues in [1 - alpha, 1 + alpha]: at alpha 0.95 some 30 steps are enough.
+    definite with eigenvalues in [1 - alpha, 1 + alpha]: at alpha 0.99 some 50 steps are enough.
     """
     answer = np.zeros_like(sources, dtype=np.float32)
     residual = sources.astype(np.float32)
@@ -133,8 +133,8 @@ def calibrated(spread: Spread, codes: Int[np.ndarray, " pictures"]) -> Float[np.
     others, have their labels with the highest likelihood, with a prior around what is usual: one number, so that
     the best class of a picture stays the best. What it promises: on pictures like those labelled, of the votes that are
     90 % sure about nine in ten are right. What it can't: know a class that has no label yet, or a collection of which
-    the labelled pictures are no fair picture; a class with one label tells nothing here, and with fewer than some thirty
-    labels the usual power is most of the answer. A picture that no label arrives at has equal shares.
+    the labelled pictures are no fair picture; a class with one label tells nothing here, and with fewer than some
+    thirty labels the usual power is most of the answer. A picture that no label arrives at has equal shares.
     """
     own = codes[codes >= 0]
     again = np.bincount(own)[own] > 1  # without a second label of the class the right name can't be found
