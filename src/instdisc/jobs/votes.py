@@ -167,8 +167,9 @@ def _spread(
     if len(lost):  # parts of the graph without any label: say what the nearest labels say, as sure as that is right
         knn = _fitted(vectors, codes, NEIGHBOURS, TEMPERATURE, device)
         shares, best = (one.cpu().numpy() for one in knn.votes(vectors[torch.from_numpy(lost)]).max(dim=1))
-        known = _left_out(knn, vectors, codes, device)
-        named[lost], confidence[lost] = knn.classes_[best], np.minimum(shares, 1.0 if known is None else known.top1)
+        known, chance = _left_out(knn, vectors, codes, device), 1 / len(knn.classes_)
+        most = chance if known is None else max(chance, known.top1)
+        named[lost], confidence[lost] = knn.classes_[best], np.minimum(shares, most)
     own = codes[codes >= 0]
     right = spread.held_out.any(axis=1) & (spread.held_out.argmax(axis=1) == own)
     hits, asked = int(right.sum()), len(own)
