@@ -28,7 +28,7 @@ from instdisc.search.graph import nearest_graph
 from instdisc.search.pairs import Vectors
 
 PICTURES = 10_000
-BUDGETS = (10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 500)
+BUDGETS = (10, 20, 30, 40, 50, 75, 100, 150, 200, 300)
 CHANCE = "random choice"
 CURVES = (*(("spread", by) for by in (*WAYS, CHANCE)), ("neighbours", WAYS[0]), ("neighbours", CHANCE))
 CHECKED = (50, 100, 200)  # budgets at which the confidence is looked at
@@ -158,7 +158,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
                 capsize=2,
             )
         panel.set(title=collection["name"], xlabel="labels by hand", ylabel="right among the others, %", xscale="log")
-        panel.set_xticks([10, 20, 50, 100, 200, 500], [10, 20, 50, 100, 200, 500])
+        panel.set_xticks([10, 20, 50, 100, 200, 300], [10, 20, 50, 100, 200, 300])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=8)
