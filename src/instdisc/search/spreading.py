@@ -132,9 +132,10 @@ def calibrated(spread: Spread, codes: Int[np.ndarray, " pictures"]) -> Float[np.
     The power (an inverse temperature of the logarithms) is the one under which the labelled pictures, each named by the
     others, have their labels with the highest likelihood, with a prior around what is usual: one number, so that
     the best class of a picture stays the best. What it aims at: on pictures like those labelled, of the votes that are
-    90 % sure about nine in ten are right; measured, it holds on digits, and promises too much where vectors are weak. What it can't: know a class that has no label yet, or a collection of which
-    the labelled pictures are no fair picture; a class with one label tells nothing here, and with fewer than some
-    thirty labels the usual power is most of the answer. A picture that no label arrives at has equal shares.
+    90 % sure about nine in ten are right. Measured, that holds on digits; where vectors are weak it promises too much.
+    What it can't: know a class that has no label yet, or a collection of which the labelled pictures are no fair
+    picture, as proposals are not; a class with one label tells nothing here, and with fewer than some thirty labels the
+    usual power is most of the answer. A picture that no label arrives at has equal shares.
     """
     own = codes[codes >= 0]
     again = np.bincount(own)[own] > 1  # without a second label of the class the right name can't be found
