@@ -54,7 +54,7 @@ def truth(path: str) -> str:
 def test_votes_are_those_of_the_weighted_knn_by_hand(run: Path, files: list[str]) -> None:
     given = {path: truth(path) for path in files[::4]}
     assert assign(run, given, say=None) == (len(given), [])
-    found = label(run, neighbours=5, temperature=0.1, say=None)
+    found = label(run, votes="neighbours", neighbours=5, temperature=0.1, say=None)
     vectors = instdisc.load(run).embed(files).double().numpy()
     known = [files.index(path) for path in given]
     scores = vectors @ vectors[known].T
@@ -171,3 +171,20 @@ def test_the_command(run: Path, files: list[str], tmp_path: Path, monkeypatch, c
         assert told(*words)[1].startswith(error)
     (run / "labels" / "hand.csv").write_bytes(b"what,is\nthis,then\n")
     assert "can't be read" in told()[1]
+
+
+def test_spread_labels_name_the_rest_and_keep_the_graph(run: Path, files: list[str], monkeypatch) -> None:
+    assign(run, {path: truth(path) for path in files[::4]}, say=None)
+    found = label(run, say=None)
+    file = RunFolder(run).neighbour_graph
+    written = file.stat().st_mtime_ns
+    again = label(run, say=None)
+    assert file.stat().st_mtime_ns == written
+    assert np.array_equal(found.codes, again.codes) and np.array_equal(found.confidence, again.confidence)
+    assert found.accuracy is not None and found.accuracy.count == len(files[::4])
+    assert (found.confidence[found.hand] == 1).all() and (found.confidence[~found.hand] < 1).all()
+    index.remove(run, paths=[files[1]], say=None)
+    fewer = label(run, say=None)
+    assert len(fewer.rows) == COUNT - 1 and file.stat().st_mtime_ns != written
+    with pytest.raises(InputError, match='Votes come by spread or neighbours, not by "chance".'):
+        label(run, votes="chance", say=None)

@@ -240,9 +240,9 @@ def test_nothing_long_is_computed_while_the_labels_are_locked(trained: tuple[Pat
         seen.append(not looking.is_alive())
         return real[kind](*given, **more)
 
-    real = {"vote": served_job.label_job.vote, "proposals": served_job.label_job.proposals}
+    real = {"vote": served_job.votes_job.vote, "proposals": served_job.votes_job.proposals}
     for kind in real:
-        monkeypatch.setattr(served_job.label_job, kind, lambda *given, kind=kind, **more: long(kind, *given, **more))
+        monkeypatch.setattr(served_job.votes_job, kind, lambda *given, kind=kind, **more: long(kind, *given, **more))
     run._hand = {0: "one", 1: "other"}
     assert len(run.proposals(5, "mixed")) == 5
     assert run.votes([0, 1])[0] == ("one", 1.0)

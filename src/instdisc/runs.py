@@ -5,7 +5,7 @@
     RUN/checkpoints/       the last whole states of the run       RUN/evaluation.json   what `evaluate` measured
     RUN/search_vectors.safetensors    the map from the encoder's features to the vectors that people search by
     RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
-    RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did
+    RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did; each one's neighbours
     RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
     RUN/labels/            labels given by hand; what `label` proposes    RUN/map/    the collection in the plane
     RUN/train.lock         who trains here, while it is held
@@ -52,6 +52,7 @@ class RunFolder:
         self.map = self.path / "map" / "map.safetensors"
         self.labels = self.path / "labels"
         self.hand_labels = self.labels / "hand.csv"
+        self.neighbour_graph = self.index / "graph.safetensors"
         self.neighbours_sheet = self.path / "neighbours.png"
         self.curves = self.path / "curves.png"
         self.few_labels_plot = self.path / "semi.png"

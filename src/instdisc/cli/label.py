@@ -16,7 +16,7 @@ Examples:
 
 `instdisc label runs/photos --set 2019/a.jpg=beach --set 2019/b.jpg=town` — or one by one
 
-`instdisc label runs/photos -o labels.parquet` — every picture's label: by hand, or by the vote of its neighbours
+`instdisc label runs/photos -o labels.parquet` — every picture's label: by hand, or by vote, and how sure
 """
 
 
@@ -30,17 +30,25 @@ def command(
     propose: Annotated[int | None, typer.Option(metavar="COUNT", help="Propose pictures to label next.")] = None,
     by: Annotated[str, typer.Option(help="Proposals: covered, uncertain, or mixed.")] = "mixed",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write all labels: .csv or .parquet.")] = None,
-    neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="So many labelled pictures vote.", min=1)] = 20,
+    votes: Annotated[str, typer.Option(help="How labels come to the others: spread, or neighbours.")] = "spread",
+    neighbours: Annotated[
+        int | None, typer.Option("-k", "--neighbours", help="So many labelled neighbours vote.", min=1)
+    ] = None,
     bank: Annotated[bool, typer.Option("--bank", help="Use the rows of the bank; compute nothing anew.")] = False,
     train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Label a few pictures by hand; the others get the vote of their nearest labelled neighbours."""
+    """Label a few pictures by hand; their labels spread to the others, with how sure each is.
+
+    spread: from neighbour to neighbour, over the graph of each picture's ten nearest. neighbours: a picture's nearest
+    labelled pictures vote at once (20 of them, or as many as -k says, which asks for this way).
+    """
     from rich.table import Table
 
     from instdisc.cli.console import console
     from instdisc.errors import InputError
     from instdisc.jobs import label as job
+    from instdisc.jobs.votes import NEIGHBOURS
     from instdisc.runs import RunFolder
 
     shown = console()
@@ -66,7 +74,14 @@ def command(
         if out is not None or propose is None:
             raise InputError(f"No picture is labelled yet: see what to start with by instdisc label {run} --propose 20")
         return
-    found = job.label(run, neighbours=neighbours, bank=bank, train_source=train_source, device=device)
+    found = job.label(
+        run,
+        votes=votes if neighbours is None else "neighbours",
+        neighbours=neighbours or NEIGHBOURS,
+        bank=bank,
+        train_source=train_source,
+        device=device,
+    )
     table = Table(title=f"Labels of {run}", title_justify="left")
     for column in ("label", "by hand", "by vote"):
         table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")

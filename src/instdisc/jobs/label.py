@@ -10,7 +10,6 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from instdisc import ranks
 from instdisc.errors import InputError
-from instdisc.evaluation.knn import KNN, KNNResult
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection, read_hand_labels
 from instdisc.jobs.duplicates import csv_text, write_text
 from instdisc.jobs.search import picture_or_grey
+from instdisc.jobs.votes import NEIGHBOURS, TEMPERATURE, VOTES, WAYS, Labelled, proposals, spreading_graph, vote
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
 from instdisc.search.index import Entry, Index
-from instdisc.search.labelling import least_certain, least_covered
-from instdisc.shapes import Float, Int, Tensor
+from instdisc.shapes import Float, Tensor
 
-WAYS = ("mixed", "covered", "uncertain")
-NEIGHBOURS, TEMPERATURE = 20, 0.07
 _SHOWN = 5  # neighbours beside each proposal
-_LEAST = 10  # labels by hand before the votes' doubts are worth asking
 Say = Callable[[str], None] | None
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A label for every picture of the collection. rows: ascending; hand: bool; confidence: 1 by hand, else the share
-    of the votes. names: of the classes, `codes` index them. accuracy: leave-one-out on those labelled by hand.
-    """
-
-    rows: Int[np.ndarray, " pictures"]
-    codes: Int[np.ndarray, " pictures"]
-    hand: np.ndarray
-    confidence: Float[np.ndarray, " pictures"]
-    names: list[str]
-    accuracy: KNNResult | None
 
 
 def assign(
@@ -123,6 +103,7 @@ def read_table(file: str | Path) -> dict[str, str]:
 def label(
     run: str | Path,
     *,
+    votes: str = VOTES[0],
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
     bank: bool = False,
@@ -130,12 +111,23 @@ def label(
     device: str = "auto",
     say: Say = print,
 ) -> Labelled:
-    """A label for every picture: that given by hand, or the weighted vote of the nearest pictures with such a label.
+    """A label for every picture: that given by hand, or what the labels by hand say of it.
 
-    Each votes with weight exp(cosine / temperature), the paper's classifier. Raises InputError where there is no label.
+    votes: "spread", along the neighbour graph (`jobs/votes.py`), which is computed once and kept in RUN/index/; or
+    "neighbours", the paper's classifier: of the `neighbours` nearest labelled pictures each votes with weight
+    exp(cosine / temperature). Raises InputError where there is no label. Examples:
+
+        found = label("runs/mine")
+        dict(zip(found.rows, (found.names[code] for code in found.codes)))
     """
+    if votes not in VOTES:
+        raise InputError(f'Votes come by {" or ".join(VOTES)}, not by "{votes}".')
     collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
-    return vote(*known_labels(collection), neighbours=neighbours, temperature=temperature, device=device)
+    known = known_labels(collection)
+    graph = None
+    if votes == "spread" and (known[2] >= 0).any():
+        graph = spreading_graph(collection.folder, known[1], device=device, show=say is not None)
+    return vote(*known, graph=graph, neighbours=neighbours, temperature=temperature, device=device)
 
 
 def known_labels(collection: Collection) -> tuple[np.ndarray, Float[Tensor, "pictures dim"], np.ndarray, list[str]]:
@@ -151,34 +143,6 @@ def known_labels(collection: Collection) -> tuple[np.ndarray, Float[Tensor, "pic
     return rows, index.vectors(rows), codes[rows], names
 
 
-def vote(
-    rows: np.ndarray,
-    vectors: Float[Tensor, "pictures dim"],
-    codes: np.ndarray,
-    names: list[str],
-    *,
-    neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-    device: str = "auto",
-) -> Labelled:
-    """`label`, of vectors and codes (-1: none) that are there already."""
-    knn = _fitted(vectors, codes, neighbours, temperature, device)
-    votes = knn.votes(vectors)
-    confidence, best = votes.max(dim=1)
-    hand = codes >= 0
-    accuracy = None
-    if knn.count_ > 1:
-        accuracy = _fitted(vectors, codes, min(neighbours, knn.count_ - 1), temperature, device).leave_one_out()
-    return Labelled(
-        rows,
-        np.where(hand, codes, knn.classes_[best.cpu().numpy()]),
-        hand,
-        np.where(hand, 1.0, confidence.cpu().numpy()).astype(np.float32),
-        names,
-        accuracy,
-    )
-
-
 def propose(
     run: str | Path,
     count: int,
@@ -191,8 +155,8 @@ def propose(
 ) -> list[Entry]:
     """What to label next, the most useful first; RUN/labels/next.csv, to fill in, and next.png show them.
 
-    by: covered (a spread over the collection), uncertain (where the votes are in doubt), or mixed: the first until ten
-    are labelled, then half of each. Raises InputError for what can't be.
+    by: covered (from all over the neighbour graph), uncertain (where the votes are in doubt), or mixed: the first until
+    there are five labels a class, then half of each. Raises InputError for what can't be.
     """
     if by not in WAYS:
         raise InputError(f'Pictures are proposed as {", ".join(WAYS)}, not as "{by}".')
@@ -200,7 +164,8 @@ def propose(
         raise InputError(f"{count} proposals were asked for: ask for at least one.")
     collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
     rows, vectors, codes, _ = known_labels(collection)
-    places = proposals(vectors, codes, count, by=by, device=device)
+    graph = spreading_graph(collection.folder, vectors, device=device, show=say is not None)
+    places = proposals(vectors, codes, count, graph=graph, by=by, device=device)
     if not len(places):
         raise InputError("Every picture of the collection is labelled by hand: there is nothing left to propose.")
     entries = collection.index.entries(rows[places])
@@ -218,28 +183,6 @@ def propose(
         title="Most like it, with the cosine",
     )
     return entries
-
-
-def proposals(
-    vectors: Float[Tensor, "pictures dim"],
-    codes: np.ndarray,
-    count: int,
-    *,
-    by: str = "mixed",
-    device: str = "auto",
-    seed: int = 0,
-) -> Int[np.ndarray, " proposals"]:
-    """`propose`, as places among vectors that are there already."""
-    vectors = vectors.to(ranks.device(device))
-    labelled = np.flatnonzero(codes >= 0)
-    if by == "covered" or len(labelled) < _LEAST or len(np.unique(codes[labelled])) < 2:
-        return least_covered(vectors, labelled, count, seed=seed)
-    votes = _fitted(vectors, codes, NEIGHBOURS, TEMPERATURE, device).votes(vectors)
-    doubted = least_certain(votes, vectors, labelled, count if by == "uncertain" else count // 2, seed=seed)
-    if by == "uncertain":
-        return doubted
-    spread = least_covered(vectors, np.union1d(labelled, doubted), count - len(doubted), seed=seed)
-    return np.concatenate([doubted, spread])
 
 
 def labels_csv(index: Index, labelled: Labelled) -> str:
@@ -285,13 +228,6 @@ def counts(labelled: Labelled) -> list[tuple[str, int, int]]:
     """For each class its name, how many pictures have it by hand, and how many by vote."""
     by_hand, by_vote = (Counter(labelled.codes[kind].tolist()) for kind in (labelled.hand, ~labelled.hand))
     return [(name, by_hand[code], by_vote[code]) for code, name in enumerate(labelled.names)]
-
-
-def _fitted(vectors: Tensor, codes: np.ndarray, neighbours: int, temperature: float, device: str) -> KNN:
-    count = int((codes >= 0).sum())
-    if not count:
-        raise InputError("No picture is labelled yet: `instdisc label RUN --set PICTURE=LABEL` labels one.")
-    return KNN(min(neighbours, count), temperature, device=ranks.device(device)).fit(vectors, codes)
 
 
 def hand_labels(run: str | Path) -> dict[str, str]:

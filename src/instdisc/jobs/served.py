@@ -12,12 +12,15 @@ import numpy as np
 
 from instdisc.encoder import Encoder
 from instdisc.jobs import label as label_job
+from instdisc.jobs import votes as votes_job
 from instdisc.jobs.index import changing, searchable
 from instdisc.jobs.map import make_map, read_map
 from instdisc.jobs.outliers import known_outliers
 from instdisc.search.index import Index
 from instdisc.serve.handed import LabelState
 from instdisc.shapes import Float, Tensor
+
+_MOST_LINKED = 100_000  # pictures whose neighbours are computed while the page waits: some seconds
 
 
 class ServedRun:
@@ -31,11 +34,12 @@ class ServedRun:
         self.version = 0
         self._device = device
         self._lock = threading.RLock()  # of the labels: every view needs it, so nothing long is computed under it
-        self._embedding, self._voting = threading.Lock(), threading.Lock()
+        self._embedding, self._voting, self._linking = threading.Lock(), threading.Lock(), threading.Lock()
         self._read = self._stamp()
         self._hand = self._read_hand()
         self._known: tuple[np.ndarray, Tensor] | None = None
-        self._voted: label_job.Labelled | None = None
+        self._voted: votes_job.Labelled | None = None
+        self._graph: tuple[Any] | None = None  # None: not looked for yet
 
     def picture(self, row: int) -> np.ndarray:
         return self.collection.picture(row)
@@ -108,7 +112,16 @@ class ServedRun:
         with self._lock:
             rows, vectors = self._vectors()
             codes, _ = self._codes(rows)
-        return rows[label_job.proposals(vectors, codes, count, by=by, device=self._device)].tolist()
+        graph = self._spreading_graph(vectors)
+        return rows[votes_job.proposals(vectors, codes, count, graph=graph, by=by, device=self._device)].tolist()
+
+    def _spreading_graph(self, vectors: Tensor) -> Any:
+        """The graph that labels spread over; None, once for all, where computing it would keep the page waiting."""
+        with self._linking:
+            if self._graph is None:
+                folder, most = self.collection.folder, _MOST_LINKED
+                self._graph = (votes_job.spreading_graph(folder, vectors, device=self._device, most=most),)
+            return self._graph[0]
 
     def _stamp(self) -> tuple[int, int]:
         """Another one after every change of the file, which is replaced as a whole."""
@@ -148,14 +161,15 @@ class ServedRun:
             codes[row] = numbers[given]
         return codes[rows], names
 
-    def _votes(self) -> label_job.Labelled | None:
+    def _votes(self) -> votes_job.Labelled | None:
         with self._voting:
             with self._lock:
                 if not self.hand_labels() or self._voted is not None:
                     return self._voted
                 rows, vectors = self._vectors()
                 given, version = self._codes(rows), self.version
-            voted = label_job.vote(rows, vectors, *given, device=self._device)
+            graph = self._spreading_graph(vectors)
+            voted = votes_job.vote(rows, vectors, *given, graph=graph, device=self._device)
             with self._lock:
                 if version == self.version:
                     self._voted = voted

@@ -7,5 +7,7 @@ approximate.py   nearly all neighbours, sooner: an HNSW graph and exact ranking
 postgres.py      a copy on a PostgreSQL server with pgvector
 groups.py        near-duplicate groups by complete linkage
 strangeness.py   how unlike all others a picture is
+graph.py         each picture's ten nearest, kept on disk
+spreading.py     a few labels spread over that graph, and how far to trust them
 labelling.py     what to label next
 """
