@@ -31,6 +31,8 @@ def test_test_pictures_among_training_pictures() -> None:
     for k in (1, 3):
         found = [(labels[row[:k]] == own).any() for own, row in zip(test_labels, nearest, strict=True)]
         assert result.recall[k] == pytest.approx(np.mean(found))
+        right = [(labels[row[:k]] == own).mean() for own, row in zip(test_labels, nearest, strict=True)]
+        assert result.precision[k] == pytest.approx(np.mean(right))
     assert result.queries == 50
 
 

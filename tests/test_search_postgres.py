@@ -61,10 +61,22 @@ def rows() -> torch.Tensor:
 def pushed(server: str, rows: torch.Tensor) -> Index:
     index = made(rows, tags={"beach": np.array([4, 9, 700]), "snow": np.arange(100)})
     with Postgres(server) as store:
-        assert store.step("all") is None
-        assert store.sync("all", "made", index, 7) == Synced(COUNT, 0, 0)
-        assert store.step("all") == 7
+        assert store.made_by("all") is None
+        assert store.sync("all", "made", index, 7, whitening="ab12") == Synced(COUNT, 0, 0)
+        assert store.made_by("all") == (7, "ab12")
     return index
+
+
+def test_tables_of_a_version_without_search_vectors_hold_embeddings(server: str, rows: torch.Tensor) -> None:
+    with Postgres(server) as store:
+        store.sync("old", "made", made(rows[:50]), 3, whitening="ab12")
+        store.sync("new", "made", made(rows[:50]), 3)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("ALTER TABLE instdisc_collections DROP COLUMN whitening")
+    with Postgres(server) as store:
+        assert store.made_by("old") == (3, "")
+        store.sync("old", "made", made(rows[:50]), 4, whitening="cd34")
+        assert store.made_by("old") == (4, "cd34") and store.made_by("new") == (3, "")
 
 
 def test_it_answers_as_the_index_does(server: str, pushed: Index, rows: torch.Tensor) -> None:
@@ -128,7 +140,7 @@ def test_a_push_that_is_cut_short_leaves_what_was_there(server: str, rows: torch
             store.sync("cut", "made", made(-rows[:300]), 2)
     monkeypatch.undo()
     with Postgres(server) as store:
-        assert store.step("cut") == 1 and store.search("cut", rows[:1], 200) == before
+        assert store.made_by("cut") == (1, "") and store.search("cut", rows[:1], 200) == before
 
 
 def test_two_that_push_at_once_wait_for_each_other(server: str, rows: torch.Tensor) -> None:

@@ -32,8 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from instdisc import ranks
 from instdisc.bank import Rows
-from instdisc.encoder import Encoder, EncoderConfig, build_encoder
-from instdisc.encoder.whitening import load_whitening
+from instdisc.encoder import Encoder, EncoderConfig, build_encoder, load_whitening
 from instdisc.errors import InputError, is_shortage
 from instdisc.runs import FORMAT, RunFolder, measured, sync_folder
 from instdisc.shapes import Tensor
@@ -263,9 +262,7 @@ def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Che
 
 
 def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = None) -> Encoder:
-    """The encoder of a run folder with the weights of its last whole checkpoint, on the CPU, in evaluation mode.
-
-    At the end of a run it has a map to search vectors; before that, none.
+    """The encoder of a run's last whole checkpoint, on the CPU, evaluating; at the run's end with its search vectors.
 
     checkpoint: one of the run's that is open already, instead of the last: a run that still trains saves others.
     Raises InputError, in a sentence, for a folder that is no run, is damaged, has no checkpoint yet, or is newer.
@@ -277,8 +274,7 @@ def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = No
         encoder = build_encoder(choices)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder.config} does not describe an encoder: the run folder is damaged.") from error
-    checkpoint = checkpoint or latest(folder.checkpoints, verify=("encoder",))
-    if checkpoint is None:
+    if (checkpoint := checkpoint or latest(folder.checkpoints, verify=("encoder",))) is None:
         raise InputError(f"{folder.path} holds no whole checkpoint yet: train it first, or resume it.")
     try:
         encoder.load_state_dict(checkpoint.tensors("encoder"))

@@ -26,7 +26,10 @@ Examples:
 def command(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     against: Annotated[str | None, typer.Option(metavar="SOURCE", help="Compare with these pictures instead.")] = None,
-    threshold: Annotated[float, typer.Option(help="The least cosine of two duplicates.")] = 0.95,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="The least cosine of two duplicates: 0.85 of search vectors, 0.95 of others.", min=-1, max=1),
+    ] = None,
     keep: Annotated[str, typer.Option(help="Which of a group to keep: largest, sharpest or oldest.")] = "largest",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results: RUN/duplicates.")] = None,
     approximate: Annotated[bool, typer.Option("--approximate", help="Nearly all, sooner: for millions.")] = False,
@@ -88,7 +91,7 @@ def command(
 
     shown = console()
     if rows:
-        table = Table(title=f"{words}, at a cosine of {threshold:g}", title_justify="left")
+        table = Table(title=words, title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows[:_SHOWN]:
@@ -99,7 +102,7 @@ def command(
         shown.print(f"All: {folder / f'{name}.csv'}; what could go: {folder / 'remove.txt'}")
         shown.print(f"To look at: {folder / f'{name}.png'}")
     else:
-        shown.print(f"No two pictures are as alike as {threshold:g}: a lower --threshold finds more.")
+        shown.print("No two pictures are so alike: a lower --threshold finds more.")
 
 
 _SHOWN = 12

@@ -195,7 +195,7 @@ class Encoder(nn.Module):
 
     def stage_features(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
-    ) -> Float[Tensor, "batch width"]:
+    ) -> Float[Tensor, "batch channels"]:
         """Of normalised pictures: the pooled features of these stages side by side, float32. The head is left out."""
         levels, pooled = self._pooled(images, names)
         levels[BACKBONE] = pooled.float()

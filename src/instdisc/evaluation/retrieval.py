@@ -72,7 +72,7 @@ def retrieval(
     queries = able[np.unique(np.linspace(0, len(able) - 1, min(most_queries, len(able))).astype(int))]
     rows = normalize(widened(vectors, found, place), dim=1, eps=1e-12)
     codes = torch.from_numpy(values[found]).to(place)
-    precisions, recalls, shares = 0.0, dict.fromkeys(at, 0), dict.fromkeys(at, 0.0)
+    precisions, recalls, shares = 0.0, dict.fromkeys(at, 0), dict.fromkeys(at, 0)
     size = max(1, _SCORES // len(found))
     with Bar(len(queries), "Measuring retrieval", "queries") as bar, torch.no_grad():
         for first in range(0, len(queries), size):
@@ -87,11 +87,11 @@ def retrieval(
             precisions += float(average_precision(right).sum(dtype=torch.float64))
             for k in at:
                 recalls[k] += int(right[:, :k].any(1).sum())
-                shares[k] += float(right[:, :k].float().mean(1).sum())
+                shares[k] += int(right[:, :k].sum())
             bar.advance(len(part))
     count = len(queries)
-    precision, recall = ({k: found / count for k, found in sums.items()} for sums in (shares, recalls))
-    return RetrievalResult(precisions / count, precision, recall, count)
+    precision = {k: hits / (count * min(k, len(found) - int(among))) for k, hits in shares.items()}
+    return RetrievalResult(precisions / count, precision, {k: hits / count for k, hits in recalls.items()}, count)
 
 
 def average_precision(right: Bool[Tensor, "queries ranked"]) -> Float[Tensor, " queries"]:

@@ -33,9 +33,9 @@ from instdisc.search.approximate import Graph
 from instdisc.search.groups import Group, linked
 from instdisc.search.index import Entry
 from instdisc.search.pairs import Vectors, similar_pairs
+from instdisc.serve.models import THRESHOLDS
 
 KEEP = ("largest", "sharpest", "oldest")
-THRESHOLD = 0.95
 _DRAWN, _COPIES = 40, 7  # groups on the sheet, copies of each
 _GREY_SIDE = 256  # pixels: sharpness is compared at this longer side
 
@@ -77,7 +77,7 @@ class Leak:
 def duplicates(
     run: str | Path,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     keep: str = "largest",
     out: str | Path | None = None,
     bank: bool = False,
@@ -88,6 +88,7 @@ def duplicates(
 ) -> list[Duplicates]:
     """Groups of pictures of which every two have at least the cosine `threshold`; the largest groups first.
 
+    threshold: 0.85 of search vectors and 0.95 of embeddings and rows of the bank, where none is given.
     keep: which of a group stays: largest (pixels, then bytes), sharpest, oldest (by the file's date). out: the folder
     of duplicates.csv, remove.txt and duplicates.png; RUN/duplicates without. bank: compare the rows of the bank, which
     come from augmented views, in place of vectors of the pictures as they are. approximate: let an HNSW graph answer
@@ -104,7 +105,7 @@ def duplicates(
         )
         rows, vectors = collection.index.present(ranks.device(device))
         compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-        pairs = compared(threshold, show=say is not None)
+        pairs = compared(_known(threshold, collection, say), show=say is not None)
         if not ranks.is_main():
             return []
     groups = linked(pairs)
@@ -128,11 +129,22 @@ def duplicates(
     return found
 
 
+def _known(threshold: float | None, collection: Collection, say: Callable[[str], None] | None) -> float:
+    """The threshold that was given, or what is usual for the collection's vectors, which is said."""
+    if threshold is not None:
+        return threshold
+    usual = THRESHOLDS[collection.vectors]
+    if say is not None:
+        kind = "search vectors" if collection.vectors == "search" else "embeddings"
+        say(f"Pictures whose {kind} have a cosine of {usual:g} are taken for duplicates; --threshold sets another.")
+    return usual
+
+
 def leaks(
     run: str | Path,
     against: Any,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     out: str | Path | None = None,
     bank: bool = False,
     approximate: bool = False,
@@ -159,7 +171,8 @@ def leaks(
         place = ranks.device(device)
         rows, vectors = collection.index.present(place)
         compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-        pairs = compared(threshold, against=Vectors.of(values.to(place)), show=say is not None)
+        least, there = _known(threshold, collection, say), Vectors.of(values.to(place))
+        pairs = compared(least, against=there, show=say is not None)
         if not ranks.is_main():
             return []
     _, best = np.unique(pairs.second, return_index=True)  # of each other picture the first, which is the most alike

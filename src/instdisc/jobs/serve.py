@@ -72,7 +72,7 @@ class RunLook:
         self._pictures = read_instances(folder)
         self._rows = self._pictures["row"].to_numpy()
         there = np.ones(len(self._rows), dtype=bool)
-        self.recomputed, self.tags = False, list[str]()
+        self.recomputed, self.vectors, self.tags = False, "embedding", list[str]()
         if (folder.index / "index.json").is_file():
             changed = read_json(folder.index / "index.json")
             if any(part["source"] is not None for part in changed["parts"]):
@@ -83,6 +83,7 @@ class RunLook:
             there[marks["row"].to_numpy()[names == ""]] = False
             self.recomputed, self.tags = changed["recomputed"] is not None, sorted(set(names) - {""})
             if self.recomputed:
+                self.vectors = "search" if changed.get("whitening") else "embedding"
                 with safe_open(folder.index / f"{changed['recomputed']}.safetensors", framework="numpy") as file:
                     self.dim = int(file.get_slice("vectors").get_shape()[1])
         self.rows = np.flatnonzero(there)

@@ -30,6 +30,7 @@ class ServedRun:
         self.collection = searchable(run, bank=bank, train_source=train_source, device=device, say=None)
         self.name = Path(run).resolve().name
         self.index: Index = self.collection.index
+        self.vectors = self.collection.vectors
         self.recomputed = self.collection.changes.recomputed is not None
         self.version = 0
         self._device = device

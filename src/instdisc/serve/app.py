@@ -28,6 +28,7 @@ from instdisc.serve.handed import Opening
 from instdisc.serve.intake import UPLOADS, Intake
 from instdisc.serve.models import (
     MOST_ROWS,
+    THRESHOLDS,
     About,
     ClassCount,
     Colours,
@@ -108,6 +109,8 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
                 labels=sorted(first.label_names),
                 tags=sorted(first.tags),
                 recomputed=first.recomputed,
+                vectors=first.vectors,
+                threshold=THRESHOLDS[first.vectors],
                 start=desk.start,
             )
         handed = desk.handed
@@ -119,6 +122,8 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
             labels=sorted(index.label_names),
             tags=sorted(index.tags),
             recomputed=handed.recomputed,
+            vectors=handed.vectors,
+            threshold=THRESHOLDS[handed.vectors],
             start=desk.start,
         )
 
@@ -220,10 +225,10 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
 
     @app.get("/api/duplicates")
     def duplicates(
-        threshold: Annotated[float, Query(gt=0.5, le=1)] = 0.95, start: Start = 0, count: Count = 50
+        threshold: Annotated[float | None, Query(gt=0.5, le=1)] = None, start: Start = 0, count: Count = 50
     ) -> Groups:
-        """Groups of which every two pictures have at least this cosine."""
-        groups = desk.groups(round(threshold, 4))
+        """Groups of which every two pictures have at least this cosine; the collection's usual one if not said."""
+        groups = desk.groups(round(threshold or THRESHOLDS[desk.handed.vectors], 4))
         return Groups(
             total=len(groups),
             groups=[

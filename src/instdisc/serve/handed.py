@@ -37,6 +37,7 @@ class FirstLook(Protocol):
     rows: np.ndarray  # of the pictures that are there, ascending
     dim: int
     recomputed: bool
+    vectors: str
     label_names: list[str]
     tags: list[str]
 
@@ -56,6 +57,7 @@ class Handed(Protocol):
     name: str
     index: Index
     version: int  # grows when labels change
+    vectors: str  # what the index holds: "search" vectors, or the "embedding"
     recomputed: bool  # whether the vectors come from the pictures as they are, and not from augmented views
 
     def picture(self, row: int) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+# The cosine of two duplicates, by the kind of vectors: whitened ones of different pictures lie farther apart.
+THRESHOLDS = {"search": 0.85, "embedding": 0.95}
 MOST_ROWS = 2**53  # what JavaScript can count to
 
 Row = Annotated[int, Field(ge=0, le=MOST_ROWS)]
@@ -46,6 +48,7 @@ class Status(BaseModel):
 class About(BaseModel):
     """The collection as a whole. recomputed: whether its vectors come from the pictures as they are.
 
+    vectors: "search" or "embedding"; threshold: the cosine from which two pictures are usually taken for duplicates.
     start: of the server, to ask for pictures with (`&start=`), as a browser keeps what an earlier server showed.
     """
 
@@ -55,6 +58,8 @@ class About(BaseModel):
     labels: list[Name]
     tags: list[Name]
     recomputed: bool
+    vectors: str
+    threshold: float
     start: str
 
 

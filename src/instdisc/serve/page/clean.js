@@ -22,7 +22,7 @@ function listen(keep, act) {
 const byBank = (about) => (about.recomputed ? null : h("p", { class: "quiet" }, "Compared by the rows of the bank, which come from augmented views: ", h("code", {}, "instdisc index RUN --recompute"), " finds more."));
 
 export async function duplicates(parameters, keep, about) {
-  const threshold = Number(parameters.get("threshold") ?? 0.95);
+  const threshold = Number(parameters.get("threshold") ?? about.threshold);
   const more = (start) => ask(`api/duplicates?${new URLSearchParams({ threshold, start, count: MOST })}`);
   const found = await more(0);
   const stored = `${about.name} duplicates`, decided = recall(stored); // first row of a group: which to keep, or null for none
