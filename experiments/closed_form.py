@@ -1,0 +1,332 @@
+"""What a closed form reaches without a network: sparse codes of patches, one linear map, kNN.
+
+    python experiments/closed_form.py --train cifar10-train.parquet --work runs/out/closed_form --held-out 5000
+    python experiments/closed_form.py --train cifar10-train.parquet --test cifar10-test.parquet --work runs/out/final
+
+The map is that of sparse_manifold.py. Its vectors at all positions are averaged over cells of the picture; those
+averages beside one another, of unit length, are the picture's vector. kNN with k 30, τ 0.03 (as published) and with
+our k 200, τ 0.07, by that vector and by its first principal components, whitened (both without labels). Without --test,
+pictures put aside from the training pictures are classified instead: choose by those.
+
+A mirrored picture's vector is that of the picture with some signs changed: x·y = even + odd, x·mirror(y) = even − odd.
+So the neighbours among all pictures and their mirror images come from the products with the pictures alone.
+
+Every stage leaves its result in --work and is not computed again: run the same command to go on where it stopped.
+Pictures go through in blocks; needs numba (the extra "fast").
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sparse_manifold import ClosedForm, Cosines, Moments, Patches, Settings, dictionary, groups_of, solve
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, normalize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
+from held_out import Divided
+from record import record
+
+from instdisc.evaluation.intervals import wilson
+from instdisc.progress import Bar
+
+BLOCK = 64  # pictures that are in work at once
+CHUNK = 2048  # vectors that are read at once
+VOTES = {"k 30": (30, 0.03), "k 200": (200, 0.07)}
+COMPONENTS = (256, 1024)
+LARGEST_COMPONENTS = 12_000  # numbers of a vector whose covariance is still computed
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Vectors of pictures, as an even and an odd part under the mirror
+
+
+def averages(maps: Tensor, cells: int) -> Tensor:
+    """(n, dims, rows, columns) to (n, dims, cells, cells): cells of one size at even steps from edge to edge."""
+    steps = [max(1, size // cells) for size in maps.shape[2:]]
+    sides = [size - step * (cells - 1) for size, step in zip(maps.shape[2:], steps, strict=True)]
+    return avg_pool2d(maps, sides, steps)
+
+
+def mirror_parts(cells: Tensor, evens: int) -> tuple[Tensor, Tensor]:
+    """(n, dims, rows, columns) to orthonormal coordinates (n, even) and (n, odd) under the picture's mirror.
+
+    The mirror turns the columns round and changes the sign of the dims after the first `evens`.
+    """
+    mirrored = cells.flip(-1).clone()
+    mirrored[:, evens:] *= -1
+    half = cells.shape[-1] // 2
+    parts = [((cells + sign * mirrored) * 0.5**0.5)[..., :half].flatten(1) for sign in (1, -1)]
+    if cells.shape[-1] % 2:
+        middle = cells[..., half]
+        alone = middle[:, :evens].flatten(1), middle[:, evens:].flatten(1)
+        parts = [torch.cat(both, 1) for both in zip(parts, alone, strict=True)]
+    return parts[0], parts[1]
+
+
+class Vectors:
+    """float16 rows on disk, made block by block: those of a run that was stopped are taken up again."""
+
+    def __init__(self, file: Path, count: int, width: int) -> None:
+        self.file, self.state = file, file.with_suffix(".json")
+        self.done, self.seconds = 0, 0.0
+        if self.state.is_file():
+            facts = json.loads(self.state.read_text(encoding="utf-8"))
+            self.done, self.seconds = facts["done"], facts["seconds"]
+            self.rows = np.lib.format.open_memmap(file, mode="r+")
+        else:
+            self.rows = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(count, width))
+
+    def fill(self, block: Callable[[int, int], Tensor], what: str) -> None:
+        """Make the rows that are missing: block(first, last) gives them."""
+        with Bar(len(self.rows), what, "pictures") as bar:
+            bar.start_from(self.done)
+            written = started = time.perf_counter()
+            while self.done < len(self.rows):
+                last = min(self.done + BLOCK, len(self.rows))
+                self.rows[self.done : last] = block(self.done, last).numpy()
+                bar.advance(last - self.done)
+                self.done = last
+                if (now := time.perf_counter()) - written > 10 or last == len(self.rows):
+                    written = now
+                    self.rows.flush()
+                    write(self.state, {"done": last, "seconds": self.seconds + now - started})
+            self.seconds += time.perf_counter() - started
+
+    def chunks(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """float32 rows, some at a time."""
+        last = len(self.rows) if last is None else last
+        for start in range(first, last, CHUNK):
+            yield torch.from_numpy(np.array(self.rows[start : min(start + CHUNK, last)])).float()
+
+
+def write(file: Path, facts: Any) -> None:
+    """JSON, written aside and renamed."""
+    aside = file.with_name(file.name + ".part")
+    aside.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    os.replace(aside, file)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Neighbours among pictures and their mirror images; principal components
+
+
+def votes(
+    queries: Tensor, chunks: Iterator[Tensor], labels: np.ndarray, split: int, mirrored: bool
+) -> dict[str, np.ndarray]:
+    """The class with the most votes for each query, by each of VOTES.
+
+    queries: (n, numbers), the first `split` even. chunks: the training vectors. labels: theirs, from 0.
+    """
+    most = max(k for k, _ in VOTES.values())
+    queries = normalize(queries, dim=1)
+    best, names = torch.full((len(queries), most), -2.0), torch.zeros(len(queries), most, dtype=torch.int64)
+    start = 0
+    for chunk in chunks:
+        rows = normalize(chunk, dim=1)
+        even, odd = (queries[:, part] @ rows[:, part].T for part in (slice(split), slice(split, None)))
+        scores = torch.cat([best, even + odd, even - odd] if mirrored else [best, even + odd], 1)
+        own = torch.from_numpy(labels[start : start + len(rows)]).expand(len(queries), -1)
+        known = torch.cat([names, own, own] if mirrored else [names, own], 1)
+        best, places = scores.topk(most, 1)
+        names = known.gather(1, places)
+        start += len(rows)
+    found = {}
+    for which, (k, temperature) in VOTES.items():
+        weights = ((best[:, :k] - best[:, :1]) / temperature).exp()
+        counts = torch.zeros(len(queries), int(labels.max()) + 1).scatter_add_(1, names[:, :k], weights)
+        found[which] = counts.argmax(1).numpy()
+    return found
+
+
+class Components:
+    """The principal components of vectors and their mirror images, whitened: again even and odd ones."""
+
+    def __init__(self, chunks: Iterator[Tensor], split: int) -> None:
+        self.split, count = split, 0
+        moments: list[Any] = [0, 0]
+        total: Any = 0
+        for chunk in chunks:
+            rows = normalize(chunk, dim=1)
+            total = total + rows[:, :split].sum(0, dtype=torch.float64)
+            for which, part in enumerate((rows[:, :split], rows[:, split:])):
+                moments[which] = moments[which] + part.T @ part
+            count += len(rows)
+        self.mean = (total / count).float()  # that of the odd part is 0: a picture and its mirror image cancel
+        moments[0] = moments[0] - count * torch.outer(self.mean, self.mean)
+        self.axes = [torch.linalg.eigh(moment / count) for moment in moments]
+
+    def of(self, rows: Tensor, dims: int) -> tuple[Tensor, int]:
+        """(n, dims), and how many of them are even."""
+        rows = normalize(rows, dim=1)
+        order = torch.cat([variances for variances, _ in self.axes]).argsort(descending=True)[:dims]
+        evens = order[order < self.split], order[order >= self.split] - self.split
+        parts = rows[:, : self.split] - self.mean, rows[:, self.split :]
+        made = [
+            part @ (axes[:, chosen] * variances[chosen].clamp_min(1e-12).rsqrt())
+            for part, (variances, axes), chosen in zip(parts, self.axes, evens, strict=True)
+        ]
+        return torch.cat(made, 1), len(evens[0])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The stages
+
+
+def fitted(folder: Path, images: np.ndarray, settings: Settings) -> tuple[ClosedForm, dict[str, Any]]:
+    """The map of these pictures and what it took, from the folder if it is there."""
+    file, facts_file = folder / "map.safetensors", folder / "map.json"
+    if facts_file.is_file():
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+        if facts["settings"] != asdict(settings) or facts["pictures"] != len(images):
+            raise SystemExit(f"{folder} was made with other settings or pictures: choose another --work, or delete it.")
+        tensors = load_file(file)
+        patches = Patches(tensors["filters"], facts["even_filters"], settings.means)
+        return ClosedForm(patches, tensors["atoms"], tensors["table"], facts["evens"], settings.cosine), facts
+    times = [time.perf_counter()]
+    patches = Patches.fit(images, settings)
+    times.append(time.perf_counter())
+    atoms = dictionary(patches, images, settings)
+    times.append(time.perf_counter())
+    moments = gather(patches, atoms, images, settings)
+    times.append(time.perf_counter())
+    print(f"Solving two eigenproblems of size {len(atoms):,}", flush=True)
+    table, evens, quotients = solve(*moments.matrices(), settings.dims, settings.dropped, settings.ridge)
+    times.append(time.perf_counter())
+    stages = ("whitening", "dictionary", "moments", "eigenproblem")
+    facts = {
+        "settings": asdict(settings),
+        "pictures": len(images),
+        "even_filters": patches.even,
+        "evens": evens,
+        "ones_per_patch": round(moments.ones / moments.rows, 1),
+        "patches_for_moments": moments.rows,
+        "quotients": [round(float(quotients[i]), 3) for i in (0, len(quotients) // 2, -1)],
+        "seconds": {stage: round(b - a, 1) for stage, a, b in zip(stages, times[:-1], times[1:], strict=True)},
+    }
+    save_file({"filters": patches.filters, "atoms": atoms, "table": table}, file)
+    write(facts_file, facts)
+    return ClosedForm(patches, atoms, table, evens, settings.cosine), facts
+
+
+def gather(patches: Patches, atoms: Tensor, images: np.ndarray, settings: Settings) -> Moments:
+    """Moments of the codes of one group of patches a picture, of as many pictures as settings.classes says."""
+    rng = np.random.default_rng([settings.seed, 3])
+    order = rng.permutation(len(images))
+    rounds = -(-settings.classes // len(images))  # a small collection is gone through more than once
+    order = np.tile(order, rounds)[: settings.classes]
+    moments, cosines = Moments(len(atoms), settings.group), Cosines(atoms, patches.even)
+    with Bar(len(order), "Moments of the codes", "pictures") as bar:
+        for start in range(0, len(order), BLOCK):
+            rows = order[start : start + BLOCK]
+            groups = groups_of(patches.of(images[rows]), settings, rng)
+            moments.add(cosines.of(groups), settings.cosine)
+            bar.advance(len(rows))
+    return moments
+
+
+def embedded(folder: Path, name: str, images: np.ndarray, closed: ClosedForm, cells: int) -> tuple[Vectors, int]:
+    """The vectors of pictures, on disk, and how many of their numbers are even."""
+
+    def block(first: int, last: int) -> tuple[Tensor, Tensor]:
+        return mirror_parts(averages(closed.maps(images[first:last]), cells), closed.evens)
+
+    even, odd = block(0, 1)
+    vectors = Vectors(folder / f"{name}-{cells}.npy", len(images), even.shape[1] + odd.shape[1])
+    vectors.fill(lambda first, last: normalize(torch.cat(block(first, last), 1), dim=1), f"Vectors of {name}")
+    return vectors, even.shape[1]
+
+
+def answers(train: Vectors, test: Vectors, split: int, labels: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Accuracies in per cent by every vector, with and without mirrored training pictures, and the seconds."""
+    found: dict[str, Any] = {}
+
+    def measure(which: str, queries: Tensor, chunks: Callable[[], Iterator[Tensor]], split: int) -> None:
+        for mirrored in (True, False):
+            started = time.perf_counter()
+            named = votes(queries, chunks(), labels, split, mirrored)
+            right = {k: 100 * float((classes == truth).mean()) for k, classes in named.items()}
+            row = {"numbers": queries.shape[1], "seconds": round(time.perf_counter() - started, 1)} | right
+            found[f"{which}, {'with mirrored pictures' if mirrored else 'plain'}"] = row
+            print(f"{which}: {row}", flush=True)
+
+    queries = torch.cat(list(test.chunks()))
+    measure("the whole vector", queries, train.chunks, split)
+    if queries.shape[1] > LARGEST_COMPONENTS:
+        return found
+    started = time.perf_counter()
+    components = Components(train.chunks(), split)
+    found["seconds of the components"] = round(time.perf_counter() - started, 1)
+    for dims in COMPONENTS:
+        if dims < queries.shape[1]:
+            smaller, evens = components.of(queries, dims)
+            rows = torch.cat([components.of(chunk, dims)[0] for chunk in train.chunks()])
+            measure(f"{dims} whitened components", smaller, lambda rows=rows: iter(rows.split(CHUNK)), evens)
+    return found
+
+
+def pictures_of(source: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures of a source, and their labels."""
+    divided = Divided.of(source, held_out=0, pictures=limit)
+    return divided.images, divided.labels
+
+
+def main() -> None:
+    """Fit the map, make the vectors, classify, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", required=True, help="labelled pictures, as `instdisc train` takes them")
+    parser.add_argument("--test", help="without: pictures put aside from the training pictures")
+    parser.add_argument("--work", type=Path, required=True, help="folder for what is computed")
+    parser.add_argument("--held-out", type=int, default=5_000, help="without --test: so many are put aside")
+    parser.add_argument("--pictures", type=int, help="only so many training pictures")
+    parser.add_argument("--cells", type=int, default=3, help="averages over so many cells a side")
+    parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
+    for name, value in asdict(Settings()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    chosen = parser.parse_args()
+    settings = Settings(**{name: getattr(chosen, name) for name in asdict(Settings())})
+    if chosen.test:
+        images, labels = pictures_of(chosen.train, chosen.pictures)
+        out_images, out_labels = pictures_of(chosen.test, None)
+    else:
+        divided = Divided.of(chosen.train, chosen.held_out, chosen.pictures)
+        images, labels, out_images, out_labels = divided.images, divided.labels, divided.out_images, divided.out_labels
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    closed, facts = fitted(chosen.work, images, settings)
+    train, split = embedded(chosen.work, "train", images, closed, chosen.cells)
+    test, _ = embedded(chosen.work, "test" if chosen.test else "held-out", out_images, closed, chosen.cells)
+    found = answers(train, test, split, labels, out_labels)
+    best = found["the whole vector, with mirrored pictures"]["k 200"]
+    record(
+        chosen.out,
+        name="closed form",
+        command=" ".join(["python", *sys.argv]),
+        unit="kNN top-1, %, k 200, temperature 0.07, by the whole vector, mirrored training pictures added",
+        values=[best],
+        seeds=[settings.seed],
+        interval=[100 * bound for bound in wilson(round(best / 100 * len(out_labels)), len(out_labels))],
+        classified="test pictures" if chosen.test else "held-out training pictures",
+        classified_pictures=len(out_labels),
+        cells=chosen.cells,
+        knn=found,
+        seconds=facts["seconds"] | {"train vectors": round(train.seconds, 1), "test vectors": round(test.seconds, 1)},
+        peak_gigabytes=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        **{name: value for name, value in facts.items() if name != "seconds"},
+    )
+
+
+if __name__ == "__main__":
+    main()
