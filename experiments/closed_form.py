@@ -44,6 +44,7 @@ from instdisc.evaluation.intervals import wilson
 from instdisc.progress import Bar
 
 BLOCK = 64  # pictures that are in work at once
+WRITE_SECONDS = 10.0  # how often the vectors' state is written
 CHUNK = 2048  # vectors that are read at once
 VOTES = {"k 30": (30, 0.03), "k 200": (200, 0.07)}
 COMPONENTS = (256, 1024)
@@ -100,7 +101,7 @@ class Vectors:
                 self.rows[self.done : last] = block(self.done, last).numpy()
                 bar.advance(last - self.done)
                 self.done = last
-                if (now := time.perf_counter()) - written > 10 or last == len(self.rows):
+                if (now := time.perf_counter()) - written >= WRITE_SECONDS or last == len(self.rows):
                     written = now
                     self.rows.flush()
                     write(self.state, {"done": last, "seconds": self.seconds + now - started})

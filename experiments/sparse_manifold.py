@@ -95,7 +95,7 @@ class Patches:
         whitened = []
         for moment, part in zip(moments, parts, strict=True):
             variances, axes = torch.linalg.eigh(moment / count)
-            keep = variances > 1e-9 * variances.max()  # without its means a patch has fewer dimensions than numbers
+            keep = variances > 1e-6 * variances.max()  # without its means a patch has fewer dimensions than numbers
             scaled = axes[:, keep] * (variances[keep] + settings.whitening).rsqrt()
             whitened.append(scaled.T @ part)
         filters = torch.cat(whitened).float().reshape(-1, channels, side, side)
