@@ -1,12 +1,13 @@
 """What a closed form reaches without a network: sparse codes of patches, one linear map, kNN.
 
-    python experiments/closed_form.py --train cifar10-train.parquet --work runs/out/closed_form --held-out 5000
-    python experiments/closed_form.py --train cifar10-train.parquet --test cifar10-test.parquet --work runs/out/final
+    python experiments/closed_form.py --train cifar10-train.parquet --work runs/out/closed --atoms 4096
+    python experiments/closed_form.py --train cifar10-train.parquet --work runs/out/closed --atoms 4096 \\
+        --test cifar10-test.parquet --out results/closed_form.json
 
 The map is that of sparse_manifold.py. Its vectors at all positions are averaged over cells of the picture; those
 averages beside one another, of unit length, are the picture's vector. kNN with k 30, τ 0.03 (as published) and with
-our k 200, τ 0.07, by that vector and by its first principal components, whitened (both without labels). Without --test,
-pictures put aside from the training pictures are classified instead: choose by those.
+our k 200, τ 0.07, by that vector and by its first principal components, whitened (both without labels). First come
+pictures put aside from the training pictures: choose by those, and give --test once, at the end.
 
 A mirrored picture's vector is that of the picture with some signs changed: x·y = even + odd, x·mirror(y) = even − odd.
 So the neighbours among all pictures and their mirror images come from the products with the pictures alone.
@@ -46,8 +47,10 @@ from instdisc.progress import Bar
 BLOCK = 64  # pictures that are in work at once
 WRITE_SECONDS = 10.0  # how often the vectors' state is written
 CHUNK = 2048  # vectors that are read at once
+CHANGES = ("k 30", "k 200", "seconds")  # what differs between the rows of one method on different pictures
 VOTES = {"k 30": (30, 0.03), "k 200": (200, 0.07)}
-COMPONENTS = (256, 1024)
+COMPONENTS = (256, 512, 1024)
+QUERIES = 2_500  # pictures that are classified in one walk over the training vectors
 LARGEST_COMPONENTS = 12_000  # numbers of a vector whose covariance is still computed
 
 
@@ -79,39 +82,47 @@ def mirror_parts(cells: Tensor, evens: int) -> tuple[Tensor, Tensor]:
 
 
 class Vectors:
-    """float16 rows on disk, made block by block: those of a run that was stopped are taken up again."""
+    """float16 rows on disk, an array for each number of cells, made block by block; a run that was stopped goes on."""
 
-    def __init__(self, file: Path, count: int, width: int) -> None:
-        self.file, self.state = file, file.with_suffix(".json")
-        self.done, self.seconds = 0, 0.0
+    def __init__(self, folder: Path, name: str, count: int, widths: dict[int, int]) -> None:
+        self.name, self.count, self.done, self.seconds = name, count, 0, 0.0
+        self.state = folder / f"{name}.json"
+        files = {cells: folder / f"{name}-{cells}.npy" for cells in widths}
         if self.state.is_file():
             facts = json.loads(self.state.read_text(encoding="utf-8"))
             self.done, self.seconds = facts["done"], facts["seconds"]
-            self.rows = np.lib.format.open_memmap(file, mode="r+")
+            missing = [file.name for file in files.values() if not file.is_file()]
+            if missing or facts["count"] != count:
+                raise SystemExit(f"{folder} has {name} of other --cells or pictures: choose another --work.")
+            self.rows = {cells: np.lib.format.open_memmap(file, mode="r+") for cells, file in files.items()}
         else:
-            self.rows = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(count, width))
+            self.rows = {
+                cells: np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(count, widths[cells]))
+                for cells, file in files.items()
+            }
 
-    def fill(self, block: Callable[[int, int], Tensor], what: str) -> None:
-        """Make the rows that are missing: block(first, last) gives them."""
-        with Bar(len(self.rows), what, "pictures") as bar:
+    def fill(self, block: Callable[[int, int], dict[int, Tensor]]) -> None:
+        """Make the rows that are missing: block(first, last) gives them for each number of cells."""
+        with Bar(self.count, f"Vectors of {self.name}", "pictures") as bar:
             bar.start_from(self.done)
-            written = started = time.perf_counter()
-            while self.done < len(self.rows):
-                last = min(self.done + BLOCK, len(self.rows))
-                self.rows[self.done : last] = block(self.done, last).numpy()
+            written = time.perf_counter()
+            while self.done < self.count:
+                last = min(self.done + BLOCK, self.count)
+                for cells, rows in block(self.done, last).items():
+                    self.rows[cells][self.done : last] = rows.numpy()
                 bar.advance(last - self.done)
                 self.done = last
-                if (now := time.perf_counter()) - written >= WRITE_SECONDS or last == len(self.rows):
+                if (now := time.perf_counter()) - written >= WRITE_SECONDS or last == self.count:
+                    self.seconds += now - written
                     written = now
-                    self.rows.flush()
-                    write(self.state, {"done": last, "seconds": self.seconds + now - started})
-            self.seconds += time.perf_counter() - started
+                    for rows in self.rows.values():
+                        rows.flush()
+                    write(self.state, {"done": last, "count": self.count, "seconds": self.seconds})
 
-    def chunks(self, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+    def chunks(self, cells: int) -> Iterator[Tensor]:
         """float32 rows, some at a time."""
-        last = len(self.rows) if last is None else last
-        for start in range(first, last, CHUNK):
-            yield torch.from_numpy(np.array(self.rows[start : min(start + CHUNK, last)])).float()
+        for start in range(0, self.count, CHUNK):
+            yield torch.from_numpy(np.array(self.rows[cells][start : start + CHUNK])).float()
 
 
 def write(file: Path, facts: Any) -> None:
@@ -239,43 +250,54 @@ def gather(patches: Patches, atoms: Tensor, images: np.ndarray, settings: Settin
     return moments
 
 
-def embedded(folder: Path, name: str, images: np.ndarray, closed: ClosedForm, cells: int) -> tuple[Vectors, int]:
-    """The vectors of pictures, on disk, and how many of their numbers are even."""
+def embedded(
+    folder: Path, name: str, images: np.ndarray, closed: ClosedForm, cells: list[int]
+) -> tuple[Vectors, dict[int, int]]:
+    """The vectors of pictures, on disk; and, for each number of cells, how many of their numbers are even."""
 
-    def block(first: int, last: int) -> tuple[Tensor, Tensor]:
-        return mirror_parts(averages(closed.maps(images[first:last]), cells), closed.evens)
+    def block(first: int, last: int) -> dict[int, tuple[Tensor, Tensor]]:
+        maps = closed.maps(images[first:last])
+        return {count: mirror_parts(averages(maps, count), closed.evens) for count in cells}
 
-    even, odd = block(0, 1)
-    vectors = Vectors(folder / f"{name}-{cells}.npy", len(images), even.shape[1] + odd.shape[1])
-    vectors.fill(lambda first, last: normalize(torch.cat(block(first, last), 1), dim=1), f"Vectors of {name}")
-    return vectors, even.shape[1]
+    def rows(first: int, last: int) -> dict[int, Tensor]:
+        return {count: normalize(torch.cat(parts, 1), dim=1) for count, parts in block(first, last).items()}
+
+    example = block(0, 1)
+    vectors = Vectors(
+        folder, name, len(images), {count: sum(p.shape[1] for p in own) for count, own in example.items()}
+    )
+    vectors.fill(rows)
+    return vectors, {count: even.shape[1] for count, (even, _) in example.items()}
 
 
-def answers(train: Vectors, test: Vectors, split: int, labels: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Accuracies in per cent by every vector, with and without mirrored training pictures, and the seconds."""
-    found: dict[str, Any] = {}
+def answers(
+    train: Vectors, test: Vectors, cells: int, split: int, labels: np.ndarray, truth: np.ndarray
+) -> list[dict[str, Any]]:
+    """Accuracies in per cent: a row for the whole vector and for its components, with and without mirrored pictures."""
+    found: list[dict[str, Any]] = []
 
     def measure(which: str, queries: Tensor, chunks: Callable[[], Iterator[Tensor]], split: int) -> None:
         for mirrored in (True, False):
             started = time.perf_counter()
-            named = votes(queries, chunks(), labels, split, mirrored)
-            right = {k: 100 * float((classes == truth).mean()) for k, classes in named.items()}
-            row = {"numbers": queries.shape[1], "seconds": round(time.perf_counter() - started, 1)} | right
-            found[f"{which}, {'with mirrored pictures' if mirrored else 'plain'}"] = row
-            print(f"{which}: {row}", flush=True)
+            parts = [votes(some, chunks(), labels, split, mirrored) for some in queries.split(QUERIES)]
+            right = {k: 100 * float(np.mean(np.concatenate([part[k] for part in parts]) == truth)) for k in VOTES}
+            seconds = round(time.perf_counter() - started, 1)
+            about = {"vectors": which, "cells": cells, "numbers": queries.shape[1], "mirrored": mirrored}
+            found.append(about | right | {"seconds": seconds})
+            print(found[-1], flush=True)
 
-    queries = torch.cat(list(test.chunks()))
-    measure("the whole vector", queries, train.chunks, split)
+    queries = torch.cat(list(test.chunks(cells)))
+    measure("whole", queries, lambda: train.chunks(cells), split)
     if queries.shape[1] > LARGEST_COMPONENTS:
         return found
     started = time.perf_counter()
-    components = Components(train.chunks(), split)
-    found["seconds of the components"] = round(time.perf_counter() - started, 1)
+    components = Components(train.chunks(cells), split)
+    print(f"{cells} x {cells} cells: components in {time.perf_counter() - started:.1f} s", flush=True)
     for dims in COMPONENTS:
         if dims < queries.shape[1]:
             smaller, evens = components.of(queries, dims)
-            rows = torch.cat([components.of(chunk, dims)[0] for chunk in train.chunks()])
-            measure(f"{dims} whitened components", smaller, lambda rows=rows: iter(rows.split(CHUNK)), evens)
+            rows = torch.cat([components.of(chunk, dims)[0] for chunk in train.chunks(cells)])
+            measure("whitened components", smaller, lambda rows=rows: iter(rows.split(CHUNK)), evens)
     return found
 
 
@@ -289,43 +311,52 @@ def main() -> None:
     """Fit the map, make the vectors, classify, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="labelled pictures, as `instdisc train` takes them")
-    parser.add_argument("--test", help="without: pictures put aside from the training pictures")
+    parser.add_argument("--test", help="classify these too, by the map and the vectors of the training pictures")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is computed")
-    parser.add_argument("--held-out", type=int, default=5_000, help="without --test: so many are put aside")
+    parser.add_argument("--held-out", type=int, default=5_000, help="training pictures that are put aside; or 0")
     parser.add_argument("--pictures", type=int, help="only so many training pictures")
-    parser.add_argument("--cells", type=int, default=3, help="averages over so many cells a side")
+    parser.add_argument("--cells", type=int, nargs="+", default=[4], help="averages over so many cells a side")
     parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     chosen = parser.parse_args()
     settings = Settings(**{name: getattr(chosen, name) for name in asdict(Settings())})
+    divided = Divided.of(chosen.train, chosen.held_out, chosen.pictures)
+    asked = {"held-out": (divided.out_images, divided.out_labels)} if chosen.held_out else {}
     if chosen.test:
-        images, labels = pictures_of(chosen.train, chosen.pictures)
-        out_images, out_labels = pictures_of(chosen.test, None)
-    else:
-        divided = Divided.of(chosen.train, chosen.held_out, chosen.pictures)
-        images, labels, out_images, out_labels = divided.images, divided.labels, divided.out_images, divided.out_labels
+        test = Divided.of(chosen.test, held_out=0)
+        asked["test"] = test.images, test.labels
+    if not asked:
+        raise SystemExit("Nothing to classify: give --test or --held-out.")
+
     chosen.work.mkdir(parents=True, exist_ok=True)
-    closed, facts = fitted(chosen.work, images, settings)
-    train, split = embedded(chosen.work, "train", images, closed, chosen.cells)
-    test, _ = embedded(chosen.work, "test" if chosen.test else "held-out", out_images, closed, chosen.cells)
-    found = answers(train, test, split, labels, out_labels)
-    best = found["the whole vector, with mirrored pictures"]["k 200"]
+    closed, facts = fitted(chosen.work, divided.images, settings)
+    train, splits = embedded(chosen.work, "train", divided.images, closed, chosen.cells)
+    seconds = facts.pop("seconds") | {"vectors of train": round(train.seconds, 1)}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for name, (images, truth) in asked.items():
+        vectors, _ = embedded(chosen.work, name, images, closed, chosen.cells)
+        seconds[f"vectors of {name}"] = round(vectors.seconds, 1)
+        tables[name] = []
+        for cells in chosen.cells:
+            tables[name] += answers(train, vectors, cells, splits[cells], divided.labels, truth)
+    which, (_, truth) = list(asked.items())[-1]
+    best = max(tables[next(iter(asked))], key=lambda row: row["k 200"])  # chosen by the held-out pictures, if any
+    row = next(row for row in tables[which] if {**row, **dict.fromkeys(CHANGES)} == {**best, **dict.fromkeys(CHANGES)})
     record(
         chosen.out,
         name="closed form",
         command=" ".join(["python", *sys.argv]),
-        unit="kNN top-1, %, k 200, temperature 0.07, by the whole vector, mirrored training pictures added",
-        values=[best],
+        unit=f"kNN top-1 on {which} pictures, %, k 200, temperature 0.07",
+        values=[row["k 200"]],
         seeds=[settings.seed],
-        interval=[100 * bound for bound in wilson(round(best / 100 * len(out_labels)), len(out_labels))],
-        classified="test pictures" if chosen.test else "held-out training pictures",
-        classified_pictures=len(out_labels),
-        cells=chosen.cells,
-        knn=found,
-        seconds=facts["seconds"] | {"train vectors": round(train.seconds, 1), "test vectors": round(test.seconds, 1)},
+        by={name: row[name] for name in ("vectors", "cells", "numbers", "mirrored")},
+        interval=[100 * bound for bound in wilson(round(row["k 200"] / 100 * len(truth)), len(truth))],
+        classified={name: len(truth) for name, (_, truth) in asked.items()},
+        knn=tables,
+        seconds=seconds,
         peak_gigabytes=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        **{name: value for name, value in facts.items() if name != "seconds"},
+        **facts,
     )
 
 

@@ -155,23 +155,19 @@ def nearest_before(rows: Tensor, even: int, apart: float) -> Tensor:
 
 
 @numba.njit(fastmath=True, cache=True)
-def ones_of(even, odd, least, found):  # type: ignore[no-untyped-def]
+def ones_of(even, odd, least, found, plus, minus):  # type: ignore[no-untyped-def]
     """Which atoms, or their mirror images, reach the cosine `least`: their numbers, ascending, in `found`; the count.
 
     even, odd: (atoms / 2,) the two parts of the cosines of one patch; their sum is that with the atom, their difference
-    that with its mirror image.
+    that with its mirror image. plus, minus: a + a′ and a − a′ for each, where a and a′ are 0 or 1.
     """
-    count, size = 0, len(even)
-    for first in range(0, size, 16):
-        last = min(first + 16, size)
-        hits = 0
-        for atom in range(first, last):  # without a branch: sixteen at once
-            hits += even[atom] + abs(odd[atom]) >= least
-        if hits:
-            for atom in range(first, last):
-                if even[atom] + abs(odd[atom]) >= least:
-                    found[count] = atom
-                    count += 1
+    count = 0
+    for atom in range(len(even)):
+        if even[atom] + abs(odd[atom]) >= least:
+            own, mirrored = even[atom] + odd[atom] >= least, even[atom] - odd[atom] >= least
+            found[count] = atom
+            plus[count], minus[count] = np.float32(own) + mirrored, np.float32(own) - mirrored
+            count += 1
     return count
 
 
@@ -180,23 +176,19 @@ def add_moments(even, odd, least, group, second, sums):  # type: ignore[no-untyp
     """Add codes to twice the second moments (2, half, half; upper triangles) and to √2 times the groups' sums.
 
     even, odd: (groups * group, half) parts of the cosines. sums: (2, groups, half). All numbers added are whole, so
-    float32 is exact up to 2^24.
+    float32 is exact up to 2^24. The number of ones is returned.
     """
     rows, half = even.shape
     found = np.empty(half, np.int32)
     plus, minus = np.empty(half, np.float32), np.empty(half, np.float32)
-    ones = 0
+    ones = 0.0
     for row in range(rows):
-        count = ones_of(even[row], odd[row], least, found)
+        count = ones_of(even[row], odd[row], least, found, plus, minus)
         for place in range(count):
             atom = found[place]
-            own, mirrored = even[row, atom] + odd[row, atom] >= least, even[row, atom] - odd[row, atom] >= least
-            ones += own + mirrored
-            plus[place], minus[place] = np.float32(own) + mirrored, np.float32(own) - mirrored
+            ones += plus[place]
             sums[0, row // group, atom] += plus[place]
             sums[1, row // group, atom] += minus[place]
-        for place in range(count):
-            atom = found[place]
             for other in range(place, count):
                 second[0, atom, found[other]] += plus[place] * plus[other]
                 second[1, atom, found[other]] += minus[place] * minus[other]
@@ -205,30 +197,32 @@ def add_moments(even, odd, least, group, second, sums):  # type: ignore[no-untyp
 
 @numba.njit(fastmath=True, cache=True)
 def project(even, odd, least, table, evens, out):  # type: ignore[no-untyped-def]
-    """out (rows, dims) = the map of the codes, of unit length. table: (half, dims), its first `evens` columns even."""
+    """out (rows, dims) = the map of the codes, of unit length. table: (half, dims), its first `evens` columns even.
+
+    Four ones at a time: half the time of one by one.
+    """
     rows, half = even.shape
     dims = table.shape[1]
-    found = np.empty(half, np.int32)
+    found = np.zeros(half + 4, np.int32)
+    signs = np.zeros((2, half + 4), np.float32)
     for row in range(rows):
-        out[row] = 0
-        count = ones_of(even[row], odd[row], least, found)
-        for place in range(count):
-            atom = found[place]
-            own, mirrored = even[row, atom] + odd[row, atom] >= least, even[row, atom] - odd[row, atom] >= least
-            plus, minus = np.float32(own) + mirrored, np.float32(own) - mirrored
-            if plus:
-                for column in range(evens):
-                    out[row, column] += plus * table[atom, column]
-            if minus:
-                for column in range(evens, dims):
-                    out[row, column] += minus * table[atom, column]
+        count = ones_of(even[row], odd[row], least, found, signs[0], signs[1])
+        found[count : count + 4] = 0
+        signs[:, count : count + 4] = 0
+        total = out[row]
+        total[:] = 0
+        for at in range(0, count, 4):
+            a, b, c, d = table[found[at]], table[found[at + 1]], table[found[at + 2]], table[found[at + 3]]
+            for part in range(2):
+                first, last = (0, evens) if part == 0 else (evens, dims)
+                w, x, y, z = signs[part, at], signs[part, at + 1], signs[part, at + 2], signs[part, at + 3]
+                for column in range(first, last):
+                    total[column] += w * a[column] + x * b[column] + y * c[column] + z * d[column]
         length = np.float32(0)
         for column in range(dims):
-            length += out[row, column] * out[row, column]
+            length += total[column] * total[column]
         if length > 0:
-            length = 1 / np.sqrt(length)
-            for column in range(dims):
-                out[row, column] *= length
+            total *= 1 / np.sqrt(length)
 
 
 class Cosines:
@@ -255,7 +249,7 @@ class Moments:
     """
 
     def __init__(self, half: int, group: int) -> None:
-        self.group, self.rows, self.ones = group, 0, 0
+        self.group, self.rows, self.ones = group, 0, 0.0
         self.second = np.zeros((2, half, half), np.float32)
         self.between = np.zeros((2, half, half), np.float64)
 

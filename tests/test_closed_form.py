@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.linalg
 import torch
+from PIL import Image
 from sklearn.decomposition import PCA
 from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import closed_form
-from closed_form import Components, Vectors, answers, averages, embedded, fitted, gather, mirror_parts, votes
+from closed_form import Components, Vectors, averages, gather, mirror_parts, votes
 from sparse_manifold import ClosedForm, Cosines, Moments, Patches, Settings, dictionary, groups_of, mirror_basis, solve
 
 from instdisc import KNN
@@ -35,6 +40,17 @@ def made(count: int, seed: int, size: int = 24) -> tuple[np.ndarray, np.ndarray]
             row, column = rng.integers(size - 4, size=2)
             image[row : row + 5, column : column + 5] = 128 + motifs[label] + 12 * rng.normal(size=(5, 5, 3))
     return np.clip(images, 0, 255).astype(np.uint8), labels
+
+
+def stored(file: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Made pictures of 32 pixels a side, as PNG in a Parquet file: they and their labels."""
+    images, labels = made(count, seed, size=32)
+    written = []
+    for image in images:
+        Image.fromarray(image).save(out := io.BytesIO(), "PNG")
+        written.append({"bytes": out.getvalue()})
+    pq.write_table(pa.table({"image": written, "label": labels}), file)
+    return images, labels
 
 
 @pytest.fixture(scope="module")
@@ -245,37 +261,48 @@ def test_vectors_are_taken_up_where_they_stopped(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(closed_form, "WRITE_SECONDS", 0.0)
     rows, asked = torch.rand(18, 3), []
 
-    def block(first: int, last: int) -> torch.Tensor:
-        if first == 8 and first not in asked:
-            asked.append(first)
-            raise KeyboardInterrupt
+    def block(first: int, last: int) -> dict[int, torch.Tensor]:
         asked.append(first)
-        return rows[first:last]
+        if asked == [0, 4, 8]:
+            raise KeyboardInterrupt
+        return {1: rows[first:last], 2: 2 * rows[first:last, :2]}
 
+    widths = {1: 3, 2: 2}
     with pytest.raises(KeyboardInterrupt):
-        Vectors(tmp_path / "v.npy", 18, 3).fill(block, "")
-    again = Vectors(tmp_path / "v.npy", 18, 3)
-    again.fill(block, "")
+        Vectors(tmp_path, "train", 18, widths).fill(block)
+    again = Vectors(tmp_path, "train", 18, widths)
+    again.fill(block)
     assert asked == [0, 4, 8, 8, 12, 16]
-    torch.testing.assert_close(torch.cat(list(again.chunks())), rows.half().float())
-    Vectors(tmp_path / "v.npy", 18, 3).fill(block, "")
+    torch.testing.assert_close(torch.cat(list(again.chunks(1))), rows.half().float())
+    torch.testing.assert_close(torch.cat(list(again.chunks(2))), (2 * rows[:, :2]).half().float())
+    Vectors(tmp_path, "train", 18, widths).fill(block)
     assert len(asked) == 6
+    for count, other in ((17, widths), (18, {3: 4})):
+        with pytest.raises(SystemExit, match="other --cells or pictures"):
+            Vectors(tmp_path, "train", count, other)
 
 
-def test_it_separates_made_pictures_better_than_raw_pixels(tmp_path: Path) -> None:
-    (images, labels), (others, truth) = made(240, seed=1), made(150, seed=2)
-    settings = Settings(atoms=192, patch=5, window=4, group=8, classes=480, dims=48, dropped=2)
-    closed, facts = fitted(tmp_path, images, settings)
-    train, split = embedded(tmp_path, "train", images, closed, 1)
-    test, _ = embedded(tmp_path, "test", others, closed, 1)
-    found = answers(train, test, split, labels, truth)
-    pixels = KNN(30, 0.03, centre=True).fit(images.reshape(240, -1).astype(np.float32), labels)
+def test_it_separates_made_pictures_better_than_raw_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test, out = tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "out.json"
+    (images, labels), (others, truth) = (stored(train, 300, seed=1), stored(test, 150, seed=2))
+    words = f"--train {train} --test {test} --work {tmp_path / 'work'} --out {out} --held-out 60 --cells 1 2"
+    words += " --atoms 192 --patch 5 --window 4 --group 8 --classes 480 --dims 48 --dropped 2"
+    monkeypatch.setattr(closed_form, "COMPONENTS", (16,))
+    monkeypatch.setattr(sys, "argv", ["closed_form.py", *words.split()])
+    closed_form.main()
+    first = out.read_text(encoding="utf-8")
+    found = json.loads(first)
+    assert found["classified"] == {"held-out": 60, "test": 150} and found["pictures"] == 240
+    rows = found["knn"]["test"]
+    assert [row["numbers"] for row in rows] == [48, 48, 16, 16, 192, 192, 16, 16]
+
+    pixels = KNN(200, 0.07, centre=True).fit(images.reshape(300, -1).astype(np.float32), labels)
     raw = 100 * pixels.score(others.reshape(150, -1).astype(np.float32), truth)
     assert raw < 60
-    assert found["the whole vector, with mirrored pictures"]["k 30"] > raw + 25
+    assert found["mean"] > raw + 30
 
-    again, same = fitted(tmp_path, images, settings)
-    assert same == facts
-    torch.testing.assert_close(again.maps(others[:2]), closed.maps(others[:2]))
+    closed_form.main()  # nothing is computed again
+    assert json.loads(out.read_text(encoding="utf-8"))["seconds"] == found["seconds"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--atoms", "96"])
     with pytest.raises(SystemExit, match="other settings"):
-        fitted(tmp_path, images, Settings(atoms=64, patch=5))
+        closed_form.main()
