@@ -136,31 +136,31 @@ def write(file: Path, facts: Any) -> None:
 # Neighbours among pictures and their mirror images; principal components
 
 
-def votes(
-    queries: Tensor, chunks: Iterator[Tensor], labels: np.ndarray, split: int, mirrored: bool
-) -> dict[str, np.ndarray]:
-    """The class with the most votes for each query, by each of VOTES.
+def votes(queries: Tensor, chunks: Iterator[Tensor], labels: np.ndarray, split: int) -> dict[str, list[np.ndarray]]:
+    """The class with the most votes for each query, by each of VOTES: first without, then with mirrored pictures.
 
     queries: (n, numbers), the first `split` even. chunks: the training vectors. labels: theirs, from 0.
     """
     most = max(k for k, _ in VOTES.values())
     queries = normalize(queries, dim=1)
-    best, names = torch.full((len(queries), most), -2.0), torch.zeros(len(queries), most, dtype=torch.int64)
+    best = [torch.full((len(queries), most), -2.0) for _ in range(2)]
+    names = [torch.zeros(len(queries), most, dtype=torch.int64) for _ in range(2)]
     start = 0
     for chunk in chunks:
         rows = normalize(chunk, dim=1)
         even, odd = (queries[:, part] @ rows[:, part].T for part in (slice(split), slice(split, None)))
-        scores = torch.cat([best, even + odd, even - odd] if mirrored else [best, even + odd], 1)
         own = torch.from_numpy(labels[start : start + len(rows)]).expand(len(queries), -1)
-        known = torch.cat([names, own, own] if mirrored else [names, own], 1)
-        best, places = scores.topk(most, 1)
-        names = known.gather(1, places)
+        for which, scores in enumerate(([even + odd], [even + odd, even - odd])):
+            best[which], places = torch.cat([best[which], *scores], 1).topk(most, 1)
+            names[which] = torch.cat([names[which], *[own] * len(scores)], 1).gather(1, places)
         start += len(rows)
-    found = {}
-    for which, (k, temperature) in VOTES.items():
-        weights = ((best[:, :k] - best[:, :1]) / temperature).exp()
-        counts = torch.zeros(len(queries), int(labels.max()) + 1).scatter_add_(1, names[:, :k], weights)
-        found[which] = counts.argmax(1).numpy()
+    found: dict[str, list[np.ndarray]] = {}
+    for name, (k, temperature) in VOTES.items():
+        found[name] = []
+        for scores, classes in zip(best, names, strict=True):
+            weights = ((scores[:, :k] - scores[:, :1]) / temperature).exp()
+            counts = torch.zeros(len(queries), int(labels.max()) + 1).scatter_add_(1, classes[:, :k], weights)
+            found[name].append(counts.argmax(1).numpy())
     return found
 
 
@@ -273,15 +273,16 @@ def embedded(
 def answers(
     train: Vectors, test: Vectors, cells: int, split: int, labels: np.ndarray, truth: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Accuracies in per cent: a row for the whole vector and for its components, with and without mirrored pictures."""
+    """Accuracies in per cent by the whole vector and by its components, without and with mirrored pictures."""
     found: list[dict[str, Any]] = []
 
     def measure(which: str, queries: Tensor, chunks: Callable[[], Iterator[Tensor]], split: int) -> None:
-        for mirrored in (True, False):
-            started = time.perf_counter()
-            parts = [votes(some, chunks(), labels, split, mirrored) for some in queries.split(QUERIES)]
-            right = {k: 100 * float(np.mean(np.concatenate([part[k] for part in parts]) == truth)) for k in VOTES}
-            seconds = round(time.perf_counter() - started, 1)
+        started = time.perf_counter()
+        parts = [votes(some, chunks(), labels, split) for some in queries.split(QUERIES)]
+        seconds = round(time.perf_counter() - started, 1)
+        for mirrored in (False, True):
+            named = {k: np.concatenate([part[k][mirrored] for part in parts]) for k in VOTES}
+            right = {k: round(100 * float(np.mean(classes == truth)), 2) for k, classes in named.items()}
             about = {"vectors": which, "cells": cells, "numbers": queries.shape[1], "mirrored": mirrored}
             found.append(about | right | {"seconds": seconds})
             print(found[-1], flush=True)

@@ -37,12 +37,12 @@ class Settings:
     atoms: int = 2048
     patch: int = 6  # pixels of a side
     means: str = "picture"  # whose channel means are taken off: "picture" or "patch"
-    whitening: float = 1e-3  # added to the variances, of pixels in [0, 1]
+    whitening: float = 3e-4  # added to the variances, of pixels in [0, 1]
     apart: float = 0.5  # the largest cosine between two patches of the dictionary
     cosine: float = 0.3  # from which on a patch's code has a 1
-    window: int = 0  # patches of one class lie in a window of so many positions a side; 0: anywhere in the picture
-    group: int = 32  # patches drawn for one class
-    classes: int = 50_000  # about so many groups are drawn
+    window: int = 5  # patches of one class lie in a window of so many positions a side; 0: anywhere in the picture
+    group: int = 16  # patches drawn for one class
+    classes: int = 30_000  # so many groups are drawn
     ridge: float = 1e-3  # added to V, as a share of its mean diagonal
     dims: int = 384
     dropped: int = 16  # of the first directions

@@ -238,11 +238,11 @@ def test_votes_with_mirrored_pictures_are_those_of_twice_the_pictures() -> None:
     rows, queries = torch.randn(500, 12, generator=generator), torch.randn(80, 12, generator=generator)
     labels = np.random.default_rng(0).integers(5, size=500)
     twice = torch.cat([rows, torch.cat([rows[:, :7], -rows[:, 7:]], 1)])
-    for mirror, vectors, names in ((True, twice, np.tile(labels, 2)), (False, rows, labels)):
-        found = votes(queries, iter(rows.split(130)), labels, 7, mirror)
+    found = votes(queries, iter(rows.split(130)), labels, 7)
+    for mirror, (vectors, names) in enumerate([(rows, labels), (twice, np.tile(labels, 2))]):
         for which, (k, temperature) in closed_form.VOTES.items():
             expected = KNN(k, temperature).fit(vectors, names).predict(queries)
-            np.testing.assert_array_equal(found[which], expected.numpy())
+            np.testing.assert_array_equal(found[which][mirror], expected.numpy())
 
 
 def test_components_are_scikit_learns_of_twice_the_vectors() -> None:
