@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runs"))
 from held_out import Divided
 from record import record
 
+from instdisc.errors import InputError
 from instdisc.evaluation.intervals import wilson
 from instdisc.progress import Bar
 
@@ -362,4 +363,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(str(error))

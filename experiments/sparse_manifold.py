@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, normalize
 
+from instdisc.errors import InputError
+
 BLOCK = 64  # pictures that are in work at once
 ROOT_HALF = math.sqrt(0.5)
 
@@ -47,6 +49,18 @@ class Settings:
     dims: int = 384
     dropped: int = 16  # of the first directions
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.atoms < 2 or self.atoms % 2:
+            raise InputError(f"atoms is {self.atoms}: choose an even number, for every patch has its mirror image.")
+        if self.group < 2 or (self.window and self.group > self.window**2):
+            raise InputError(
+                f"A window of {self.window} x {self.window} positions has no group of {self.group} patches."
+            )
+        if self.dims < 1 or self.dims + self.dropped > self.atoms:
+            raise InputError(f"{self.atoms} atoms have no {self.dims + self.dropped} directions: choose fewer dims.")
+        if self.means not in ("picture", "patch"):
+            raise InputError(f"means is {self.means!r}: choose picture or patch.")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -130,7 +144,7 @@ def dictionary(patches: Patches, images: np.ndarray, settings: Settings) -> Tens
         found = torch.cat([found, offered[alone]])
         if len(found) >= half:
             return found[:half].contiguous()
-    raise SystemExit(f"Only {2 * len(found)} patches are as far apart as {settings.apart}: choose fewer --atoms.")
+    raise InputError(f"Only {2 * len(found)} patches are as far apart as {settings.apart}: choose fewer atoms.")
 
 
 def nearest(rows: Tensor, found: Tensor, even: int) -> Tensor:

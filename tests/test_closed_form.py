@@ -23,6 +23,7 @@ from closed_form import Components, Vectors, averages, gather, mirror_parts, vot
 from sparse_manifold import ClosedForm, Cosines, Moments, Patches, Settings, dictionary, groups_of, mirror_basis, solve
 
 from instdisc import KNN
+from instdisc.errors import InputError
 
 SMALL = Settings(atoms=96, patch=5, window=4, group=6, classes=120, dims=24, dropped=2, ridge=1e-3)
 CLASSES = 4
@@ -115,8 +116,14 @@ def test_no_two_patches_of_the_dictionary_are_near(patches: Patches, atoms: torc
     assert both.shape == (SMALL.atoms, len(patches.filters))
     cosines = both @ both.T - 2 * torch.eye(len(both))
     assert cosines.max() <= SMALL.apart + 1e-5
-    with pytest.raises(SystemExit, match="choose fewer"):
+    with pytest.raises(InputError, match="choose fewer atoms"):
         dictionary(patches, made(2, seed=1)[0], Settings(atoms=4096, patch=5))
+
+
+@pytest.mark.parametrize("wrong", [{"atoms": 7}, {"window": 3}, {"group": 1}, {"atoms": 64}, {"means": "none"}])
+def test_settings_that_cannot_be_are_told(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Settings(**wrong)  # type: ignore[arg-type]
 
 
 def test_moments_are_those_of_codes_written_out_with_mirror_images(
