@@ -98,7 +98,7 @@ def make(settings: argparse.Namespace, way: str, seed: int) -> bool:
             "first_loss": logged[0]["loss"],
             "loss": logged[-1]["loss"],
             "log_z": [
-                [line["epoch"], line["log_partition"], line.get("log_partition_now")]
+                [line["epoch"], line["log_partition"], line.get("recent_log_partition")]
                 for line in logged
                 if "log_partition" in line
             ],
