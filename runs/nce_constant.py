@@ -87,8 +87,8 @@ def main() -> None:
         settings.results / "nce_constant.json",
         name="nce_constant",
         command=f"python runs/nce_constant.py --seeds {settings.seeds}",
-        unit="rows whose 10 nearest rows vote for their class, %, with Z known exactly; in `rows` it is z_over_constant "
-        "times the constant",
+        unit="rows whose 10 nearest rows vote for their class, %, with Z known exactly; in `rows` it is z_over_constant"
+        " times the constant",
         values=rows[FACTORS.index(1.0)]["knn"]["values"],
         seeds=list(range(settings.seeds)),
         rows=rows,

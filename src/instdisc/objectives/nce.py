@@ -18,8 +18,8 @@ from instdisc.objectives.nonparametric_softmax import check_temperature
 from instdisc.shapes import Float, Int, Tensor
 
 Partition = Literal["first_batch", "moving_average", "exact"]
-# Once the estimate of Z is more than so many times a fixed constant, that is left behind. On a made problem 3 times cost
-# 2 points of 99, 10 times 9, 30 times 28, 100 times 53; a constant that is too large cost none (runs/nce_constant.py).
+# Once the estimate of Z is more than so many times a fixed constant, that is left behind. On a made problem 3 times
+# cost 2 points of 99, 10 times 9, 30 times 28, 100 times 53; one that is too large cost none (runs/nce_constant.py).
 LEFT_BEHIND = 10.0
 _WATCH_EVERY, _LOOK_EVERY = 10, 100  # steps
 
