@@ -71,11 +71,11 @@ def main() -> None:
                 resume=RunFolder(out).exists(),
                 limit=settings.limit,
                 objective=objective,
-                partition=settings.partition,
                 seed=seed,
                 epochs=settings.epochs,
                 compile=not settings.no_compile,
                 precision="bfloat16",
+                **({"partition": settings.partition} if objective == "nce" else {}),
             )
             if settings.minutes_each:
                 timer.cancel()

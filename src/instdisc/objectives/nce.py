@@ -144,7 +144,8 @@ class NCE(nn.Module):
 
 def _log_average(average: Float[Tensor, ""], new: Float[Tensor, ""], momentum: float) -> Float[Tensor, ""]:
     """The logarithm of momentum * average + (1 - momentum) * new, of their logarithms."""
-    return torch.logaddexp(average + math.log(momentum), new + math.log1p(-momentum))
+    old, added = (math.log(weight) if weight > 0 else -math.inf for weight in (momentum, 1 - momentum))
+    return torch.logaddexp(average + old, new + added)
 
 
 def _watch_from_now_on(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
