@@ -132,7 +132,7 @@ def write_result(out: Path, results: Path) -> None:
         unit="kNN top-1 of the 10,000 test pictures by the rows of the bank, %, k 200, temperature 0.07; "
         f"of the first moving average in `rows` ({first['pictures']:,} pictures); knn_train: 2,048 training pictures, "
         "own row left out; effective_rank: of their vectors; loss: of the last tenth of an epoch; "
-        "z_over_random: the largest estimate of Z over that of a random bank, pictures * exp(1 / (2 dim temperature^2))",
+        "z_over_random: the largest estimate of Z over a random bank's, pictures * exp(1 / (2 dim temperature^2))",
         values=first["knn"]["values"],
         seeds=first["seeds"],
         rows=table,
