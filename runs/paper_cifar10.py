@@ -2,11 +2,13 @@
 
     python runs/paper_cifar10.py --train cifar10-train.parquet --test cifar10-test.parquet     # without: torchvision
     python runs/paper_cifar10.py --objectives softmax --seeds 0 --epochs 200 --minutes-each 9     # one piece at a time
+    python runs/paper_cifar10.py --objectives nce --partition first_batch                         # Z as published
     python runs/paper_cifar10.py --preset best_cifar10 --objectives softmax                       # our own recipe
 
 Everything is on the device, in bfloat16, compiled. Each run is an ordinary run folder under --runs: a run that is there
 is resumed, a finished one is only evaluated, so the script may be stopped and started at will (--minutes-each stops
-by itself). The result goes to results/PRESET_OBJECTIVE.json.
+by itself). The result goes to results/PRESET_OBJECTIVE.json. NCE's Z is a moving average: with the published constant
+NCE collapsed in short runs (runs/nce_partition.py).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from instdisc.jobs.evaluate import evaluate
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 
+PARTITIONS = ("moving_average", "first_batch", "exact")
 PUBLISHED = {"paper_cifar10": {"softmax": 80.8, "nce": 80.4}, "best_cifar10": {}}
 
 
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(PUBLISHED), default="paper_cifar10")
     parser.add_argument("--objectives", default="softmax,nce")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--partition", choices=PARTITIONS, default=PARTITIONS[0], help="how NCE knows Z")
     parser.add_argument("--epochs", type=float, default=200)
     parser.add_argument("--limit", type=int, help="train on the first pictures only, to try the script")
     parser.add_argument("--minutes-each", type=float, help="stop (and save) a run after so long; start again to go on")
@@ -50,7 +54,9 @@ def main() -> None:
         test = open_source("cifar10", split="test")
     seeds = [int(seed) for seed in settings.seeds.split(",")]
     for objective in settings.objectives.split(","):
-        name = f"{settings.preset}_{objective}" + (f"_{settings.limit}" if settings.limit else "")
+        constant = objective == "nce" and settings.partition != PARTITIONS[0]
+        name = f"{settings.preset}_{objective}" + (f"_{settings.partition}" if constant else "")
+        name += f"_{settings.limit}" if settings.limit else ""
         reports = []
         for seed in seeds:
             out = settings.runs / f"{name}_{seed}"
@@ -69,6 +75,7 @@ def main() -> None:
                 epochs=settings.epochs,
                 compile=not settings.no_compile,
                 precision="bfloat16",
+                **({"partition": settings.partition} if objective == "nce" else {}),
             )
             if settings.minutes_each:
                 timer.cancel()
@@ -83,6 +90,7 @@ def main() -> None:
             command="python runs/paper_cifar10.py"
             + (f" --preset {settings.preset}" if settings.preset != "paper_cifar10" else "")
             + f" --objectives {objective} --seeds {settings.seeds}"
+            + (f" --partition {settings.partition}" if constant else "")
             + f" --epochs {settings.epochs:g}"
             + (f" --limit {settings.limit}" if settings.limit else "")
             + (" --no-compile" if settings.no_compile else ""),

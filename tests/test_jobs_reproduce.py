@@ -124,11 +124,76 @@ def test_every_row_of_every_table_is_a_run() -> None:
         assert len(set(names)) == len(names)
         for scale in SCALES.values():
             for row in table.rows:
-                paper_cifar10().with_overrides(scale.overrides | row.overrides)
-    full = paper_cifar10().with_overrides(SCALES["full"].overrides)
+                paper_cifar10().with_overrides(scale.settings(published=False) | row.overrides)
+    full = paper_cifar10().with_overrides(SCALES["full"].settings(published=False))
     assert full.differences(paper_cifar10()), "bf16 and compiled"
     published = {row.name: (row.knn, row.svm) for row in TABLES["objectives"].rows}
     assert published["non-parametric softmax"] == (80.8, 75.4) and published["NCE, 4096 negatives"] == (80.4, 70.2)
+
+
+@pytest.mark.parametrize(("published", "name"), [(False, "partition-cpu"), (True, "partition-cpu-published")])
+def test_a_table_by_the_published_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool, name: str
+) -> None:
+    """What it would train with, where it goes, and what it says; the tables mean NCE whose Z is followed."""
+    from tiny_runs import picture_folder
+
+    begun: list[Any] = []
+
+    def trained(given: Any, path: Path, settings: Any, **more: Any) -> Any:
+        begun.append((path, settings, more["partition"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs_reproduce, "train", trained)
+    monkeypatch.chdir(tmp_path)
+    pictures, tests = picture_folder(tmp_path / "pictures", 60), picture_folder(tmp_path / "tests", 21, seed=5)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(
+            "partition",
+            published_optimizer=published,
+            source=str(pictures),
+            test=str(tests),
+            precision="float32",
+            epochs=3,
+            say=said.append,
+        )
+    ((path, settings, partition),) = begun
+    assert path == Path("runs") / name / "runs/first_batch-0" and settings.preset == name
+    assert partition == "first_batch" and (settings.width, settings.epochs) == (32, 3)
+    paper = paper_cifar10()
+    expected = ("sgd", paper.lr) if published else ("muon", 0.02)
+    assert (settings.optimizer, settings.lr) == expected
+    assert (
+        f"20 epochs, under 90 minutes a table on two cores, {'the published SGD' if published else 'Muon'}" in said[0]
+    )
+    assert "precision float32, epochs 3" in said[0]
+    for table in ("objectives", "proximal"):
+        for row in TABLES[table].rows:
+            chosen = paper.with_overrides(SCALES["cpu"].settings(published) | row.overrides)
+            assert chosen.partition == "moving_average"
+    assert jobs_reproduce.name_of("partition", "tiny", published) == "partition-tiny", "its own is the published one"
+
+
+def test_a_table_begun_when_the_constant_was_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose objective has no Z are taken as they are; of NCE the two are not mixed."""
+    found = {}
+    exact = QUICK | {"precision": "float32"}
+
+    def trained(given: Any, path: Path, settings: Any, **more: Any) -> Any:
+        found[path.name] = settings.to_dict()
+        old = {"settings": settings.to_dict() | {"partition": "first_batch"}, "knn": 1.0, "svm": 2.0}
+        path.mkdir(parents=True)
+        (path / "measured.json").write_text(json.dumps(old | {"minutes": 1, "device": "cpu"}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs_reproduce, "train", trained)
+    for _ in range(2):  # the parametric row, then the first of NCE
+        with pytest.raises(KeyboardInterrupt):
+            reproduce("objectives", tmp_path, scale="tiny", seeds=1, **exact)
+    assert list(found) == ["parametric_softmax-0", "NCE_1_negative-0"]
+    with pytest.raises(InputError, match="made with another partition"):
+        reproduce("objectives", tmp_path, scale="tiny", seeds=1, **exact)
 
 
 @pytest.mark.parametrize(

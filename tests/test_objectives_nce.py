@@ -105,7 +105,8 @@ def test_log_space_holds_where_the_equation_as_written_does_not() -> None:
 
 def test_the_estimate_of_the_first_batch_is_kept() -> None:
     rows = unit_rows(50, 6, 0)
-    objective, bank = NCE(0.3, 5, draw=lambda count: tensor_of(SHARED)), bank_of(rows)
+    objective = NCE(0.3, 5, partition="first_batch", draw=lambda count: tensor_of(SHARED))
+    bank = bank_of(rows)
     first = unit_rows(4, 6, 1)
     ask(objective, first, INDICES, bank)
     expected = math.log(slow_estimate(first, rows, np.tile(SHARED, (4, 1)), 0.3))
@@ -151,8 +152,9 @@ def test_moving_average_is_the_weighted_mean_of_the_estimates() -> None:
         bank.update(tensor_of(INDICES), tensor_of(features))
 
 
-def test_the_average_weighs_99_to_1_as_reported_to_work() -> None:
+def test_the_average_weighs_99_to_1_as_reported_to_work_and_is_what_nce_does() -> None:
     assert NCE().partition_momentum == 0.99
+    assert NCE().partition == "moving_average"
 
 
 @pytest.mark.fault("gradient accumulation writes twice")
@@ -242,7 +244,7 @@ def test_an_ordinary_start_warns_of_nothing(dim: int, temperature: float) -> Non
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("way", ["nce", "nce_private", "nce_exact"])
+@pytest.mark.parametrize("way", ["nce", "nce_average", "nce_private", "nce_exact"])
 def test_several_ranks_are_one(world: int, way: str) -> None:
     for what, tolerance in {"loss": 3e-6, "gradient": 3e-6, "rows": 0}.items():
         ours, one = joined(world)[f"{way}.{what}"], joined(1)[f"{way}.{what}"]
@@ -250,7 +252,7 @@ def test_several_ranks_are_one(world: int, way: str) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("way", ["nce", "nce_private"])
+@pytest.mark.parametrize("way", ["nce", "nce_average", "nce_private"])
 def test_every_rank_has_the_partition_of_the_global_batch(world: int, way: str) -> None:
     (one,) = tour(1)
     every = tour(world)

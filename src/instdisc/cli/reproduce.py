@@ -14,6 +14,8 @@ Examples:
 
 `instdisc reproduce proximal --scale full --seeds 1` — the paper's own setting, for a GPU
 
+`instdisc reproduce objectives --published-optimizer` — the same with the paper's SGD
+
 `instdisc reproduce objectives --train train.parquet --test test.parquet` — on pictures of your own
 """
 
@@ -24,8 +26,13 @@ def command(
         typer.Argument(help="objectives, proximal, partition, dimension, size, temperature or bank_momentum."),
     ],
     scale: Annotated[str, typer.Option(help="tiny (seconds), cpu (90 minutes on two cores) or full (a GPU).")] = "cpu",
+    published_optimizer: Annotated[
+        bool, typer.Option("--published-optimizer", help="The paper's SGD, where the scale has another (cpu: Muon).")
+    ] = False,
     seeds: Annotated[int, typer.Option(help="Runs of each row.")] = 3,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Without: runs/TABLE-SCALE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Without: runs/TABLE-SCALE, with -published by that optimizer.")
+    ] = None,
     train: Annotated[str | None, typer.Option(help="Labelled pictures; without: the scale's own.")] = None,
     test: Annotated[str | None, typer.Option(help="Labelled test pictures, for --train.")] = None,
     set_: Annotated[
@@ -37,8 +44,18 @@ def command(
     from instdisc.cli.train import parse_settings
     from instdisc.jobs.reproduce import markdown, reproduce
 
-    folder = out if out is not None else Path("runs") / f"{table}-{scale}"
     overrides = parse_settings(set_ or [])
-    result = reproduce(table, folder, scale=scale, seeds=seeds, source=train, test=test, device=device, **overrides)
+    result = reproduce(
+        table,
+        out,
+        scale=scale,
+        published_optimizer=published_optimizer,
+        seeds=seeds,
+        source=train,
+        test=test,
+        device=device,
+        **overrides,
+    )
+    folder = out if out is not None else Path("runs") / result["name"]
     print("\n" + markdown(result))
     print(f"The table is in {folder / 'table.md'} and table.json, the plot in table.png and table.svg.")

@@ -44,6 +44,7 @@ def reproduce(
     out: str | Path | None = None,
     *,
     scale: str = "cpu",
+    published_optimizer: bool = False,
     seeds: int = 3,
     source: Any = None,
     test: Any = None,
@@ -53,8 +54,9 @@ def reproduce(
 ) -> dict[str, Any]:
     """Make a table of the paper: every row with every seed, each an ordinary run; returns what table.json holds.
 
-    table: a key of TABLES; scale: of SCALES. out: where it goes, by default runs/TABLE-SCALE. source, test: labelled
-    pictures to train on and to be classified; without, the scale's own. overrides: settings of all runs.
+    table: a key of TABLES; scale: of SCALES. published_optimizer: the paper's SGD in place of the scale's own. out:
+    where it goes, by default runs/TABLE-SCALE, with -published where that option changes something. source, test:
+    labelled pictures to train on and to be classified; without, the scale's own. overrides: settings of all runs.
     Raises InputError for what can't be; KeyboardInterrupt where a run was interrupted: call again to go on.
     """
     if table not in TABLES:
@@ -65,13 +67,16 @@ def reproduce(
         raise InputError(f"A table needs at least one seed, not {seeds}.")
     if ranks.world() > 1:
         raise InputError("A table is made by one process: start it without torchrun.")
-    size = SCALES[scale]
-    folder = Path(out) if out is not None else Path("runs") / f"{table}-{scale}"
+    size, name = SCALES[scale], name_of(table, scale, published_optimizer)
+    about = size.words(published_optimizer) + "".join(f", {key} {value}" for key, value in overrides.items())
+    folder = Path(out) if out is not None else Path("runs") / name
     pictures = _open(size, source, test)
     training, testing = pictures.training, pictures.testing
-    base = _one_precision(folder, paper_cifar10().with_overrides(size.overrides | overrides), device)
+    base = _one_precision(
+        folder, paper_cifar10().with_overrides(size.settings(published_optimizer) | overrides), device
+    )
     rows, left_out = _rows(TABLES[table], len(training), base)
-    say(f"Table {table} at scale {scale}: {size.about}. {len(rows)} rows with {seeds} seeds, in {folder}.")
+    say(f"Table {table} at scale {scale}: {about}. {len(rows)} rows with {seeds} seeds, in {folder}.")
     for absent in left_out:
         say(f"Left out: {absent.name}, which would be fewer than {FEWEST} pictures.")
     measured: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
@@ -82,17 +87,17 @@ def reproduce(
         started = time.monotonic()
         remaining = f", about {duration(spent / made * (planned - number))} left" if made else ""
         say(f"\nRun {number + 1} of {planned}: {row.name}, seed {seed}{remaining}.")
-        settings = replace(base.with_overrides(row.overrides | {"seed": seed}), preset=f"{table}-{scale}")
+        settings = replace(base.with_overrides(row.overrides | {"seed": seed}), preset=name)
         found, fresh = _run(_folder(folder, row, seed), row, settings, pictures, device, say)
         measured[row.name].append(found)
         if fresh:
             made, spent = made + 1, spent + time.monotonic() - started
         say(f"  kNN {found['knn']:.2f} %, linear SVM {found['svm']:.2f} %")
     result = {
-        "name": f"{table}-{scale}",
+        "name": name,
         "table": table,
         "scale": scale,
-        "about": size.about,
+        "about": about,
         "unit": f"top-1 accuracy on {len(testing):,} test pictures, %, mean and standard deviation over seeds",
         "seeds": list(range(seeds)),
         "rows": [_summary(row, measured[row.name]) for row in rows],
@@ -108,6 +113,11 @@ def reproduce(
     for ending in ("png", "svg"):
         table_plot(TABLES[table].title, result["rows"], MEASURES, folder / f"table.{ending}", curves=curves)
     return result
+
+
+def name_of(table: str, scale: str, published_optimizer: bool) -> str:
+    """What a table is called, and its folder without another one."""
+    return f"{table}-{scale}" + ("-published" if published_optimizer and SCALES[scale].optimizer else "")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -212,8 +222,10 @@ def _run(
     wanted = settings.to_dict()
     if done.is_file():
         found = read_json(done)
-        if found["settings"] != wanted:
-            different = [name for name in wanted if found["settings"].get(name) != wanted[name]]
+        different = [name for name in wanted if found["settings"].get(name) != wanted[name]]
+        if settings.objective != "nce":  # how Z is known is NCE's own affair, and had another default
+            different = [name for name in different if name != "partition"]
+        if different:
             raise InputError(
                 f"{path} was made with another {', '.join(different)}: choose another folder with --out, or delete it."
             )
@@ -226,6 +238,8 @@ def _run(
         limit=pictures.limit if row.share == 1 else round(row.share * len(pictures.training)),
         device=device,
         say=say,
+        # asked for by name, it is not taken from a run that was started with another
+        **({"partition": settings.partition} if settings.objective == "nce" else {}),
     )
     if not run.finished:
         raise KeyboardInterrupt

@@ -116,7 +116,10 @@ def _train(
     described = describe_source(given, labels, split, limit)
     earlier = read_facts(run) if resume and run.exists() else None
     if earlier is not None:
-        settings = replace(settings, preset=str(earlier["settings"].get("preset", "custom")))
+        before = Settings.from_dict(earlier["settings"])
+        settings = replace(settings, preset=before.preset)
+        if "partition" not in overrides and before.partition == "first_batch":  # once the default of every run
+            settings = replace(settings, partition="first_batch")
         _check_same(run, earlier, settings, source)
     _say_source(say, source, look)
     _say_settings(say, settings)
@@ -356,6 +359,7 @@ def _say_settings(say: Callable[[str], None], settings: Settings) -> None:
     *early, whole = settings.view_sizes
     sizes = f"{', '.join(map(str, early))}, then {whole}" if early else str(whole)
     sampled = f" with {settings.negatives:,} negatives" if settings.objective in ("nce", "sampled") else ""
+    sampled += f", Z by {settings.partition}" if settings.objective == "nce" else ""
     say(
         f"Recipe: preset {settings.preset}: {settings.objective}{sampled}, temperature {settings.temperature:g}, "
         f"{views} of {sizes} px, batch {settings.batch}, lr {settings.lr:g} ({settings.schedule}), {length}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +18,10 @@ from instdisc.objectives.nonparametric_softmax import check_temperature
 from instdisc.shapes import Float, Int, Tensor
 
 Partition = Literal["first_batch", "moving_average", "exact"]
+# Once the estimate of Z is more than so many times a fixed constant, that is left behind. On a made problem 3 times
+# cost 2 points of 99, 10 times 9, 30 times 28, 100 times 53; one that is too large cost none (runs/nce_constant.py).
+LEFT_BEHIND = 10.0
+_WATCH_EVERY, _LOOK_EVERY = 10, 100  # steps
 
 
 class NCE(nn.Module):
@@ -27,8 +31,9 @@ class NCE(nn.Module):
     float32, so that exp(1 / 0.07) never stands alone. Eq 7's m * E_noise is the sum over the m draws.
 
     partition, how Z is known (eq 8); it is a constant for the gradient:
-        "first_batch"     the Monte Carlo estimate from the first batch, then fixed, as published;
-        "moving_average"  the same estimate in every step, averaged with weight 0.99;
+        "moving_average"  the Monte Carlo estimate of every step, averaged with weight 0.99;
+        "first_batch"     that of the first batch, then fixed, as published. It warns once where Z has left it behind:
+                          the noise then pulls Z / constant times as hard as it should (docs/method.md);
         "exact"           log Z of every picture over all rows: for study, it costs what the exact softmax costs.
     noise: a draw "shared" by the batch, or "private" to each picture as published.
     mask_own: leave out noise that hit the picture itself; eq 7 counts it.
@@ -37,13 +42,15 @@ class NCE(nn.Module):
 
     log_partition: Tensor
     estimated_at: Tensor
+    recent_log_partition: Tensor  # these two where the constant is fixed: the average that watches it,
+    left_behind_at: Tensor  # and the bank update at which it was said that it is left behind; -1 = not so far
 
     def __init__(
         self,
         temperature: float = 0.07,
         negatives: int = 4096,
         noise: Literal["shared", "private"] = "shared",
-        partition: Partition = "first_batch",
+        partition: Partition = "moving_average",
         *,
         mask_own: bool = False,
         partition_momentum: float = 0.99,
@@ -56,9 +63,14 @@ class NCE(nn.Module):
         self.temperature, self.partition, self.mask_own = check_temperature(temperature), partition, mask_own
         self.partition_momentum = partition_momentum
         self.noise = Noise(negatives, noise, seed, draw)
-        # Both are saved with the run: a resumed run that estimated Z anew would follow another objective.
+        # All are saved with the run: a resumed run that estimated Z again would follow another objective.
         self.register_buffer("log_partition", torch.tensor(math.nan))
         self.register_buffer("estimated_at", torch.tensor(-1))
+        if partition == "first_batch":
+            self.register_buffer("recent_log_partition", torch.tensor(math.nan))
+            self.register_buffer("left_behind_at", torch.tensor(-1))
+            self.register_load_state_dict_pre_hook(_watch_from_now_on)
+            self._watched_at = -1
 
     def forward(
         self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank
@@ -71,6 +83,8 @@ class NCE(nn.Module):
             log_z = bank.log_partition(features.detach(), self.temperature)[:, None]
         else:
             log_z = self._constant(scores.detach(), bank)
+            if self.partition == "first_batch" and self.training:
+                self._watch(scores.detach(), bank)
         # log(P / (m P_n)) of the data row and of the noise rows
         offset = log_z + math.log(self.noise.negatives / bank.instances)
         data, noise = positive[:, None] - offset, scores - offset
@@ -90,20 +104,65 @@ class NCE(nn.Module):
         settled = not self.training or known == bank.updates or self.partition == "first_batch"
         if known >= 0 and settled:
             return self.log_partition
-        each = ranks.gather(scores.float().logsumexp(1)) + math.log(bank.instances / self.noise.negatives)
-        estimate = each.logsumexp(0) - math.log(len(each))
+        estimate = self._estimate(scores, bank)
         if not self.training:
             return estimate
         if known < 0:
             _warn_of_strange_partition(float(estimate), bank, self.temperature)
             self.log_partition.copy_(estimate)
         else:
-            momentum = self.partition_momentum
-            self.log_partition.copy_(
-                torch.logaddexp(self.log_partition + math.log(momentum), estimate + math.log1p(-momentum))
-            )
+            self.log_partition.copy_(_log_average(self.log_partition, estimate, self.partition_momentum))
         self.estimated_at.fill_(bank.updates)
         return self.log_partition
+
+    def _estimate(self, scores: Float[Tensor, "batch negatives"], bank: MemoryBank) -> Float[Tensor, ""]:
+        each = ranks.gather(scores.float().logsumexp(1)) + math.log(bank.instances / self.noise.negatives)
+        return each.logsumexp(0) - math.log(len(each))
+
+    @torch.no_grad()
+    def _watch(self, scores: Float[Tensor, "batch negatives"], bank: MemoryBank) -> None:
+        """Follow Z beside the fixed constant, and say once when it has left that behind; neither loss nor gradient
+        knows of it.
+
+        The average takes every tenth step, and the host waits for it every hundredth: both go by the bank's updates,
+        so that ranks, micro-batches and resumed runs agree.
+        """
+        if bank.updates % _WATCH_EVERY or bank.updates == self._watched_at:
+            return
+        self._watched_at = bank.updates
+        recent = torch.where(self.recent_log_partition.isnan(), self.log_partition, self.recent_log_partition)
+        recent = _log_average(recent, self._estimate(scores, bank), self.partition_momentum**_WATCH_EVERY)
+        self.recent_log_partition.copy_(recent)
+        if bank.updates % _LOOK_EVERY or int(self.left_behind_at) >= 0:
+            return
+        grown = float(recent - self.log_partition)
+        if grown > math.log(LEFT_BEHIND):
+            self.left_behind_at.fill_(bank.updates)
+            if ranks.is_main():
+                _warn_of_constant_left_behind(grown, bank.updates)
+
+
+def _log_average(average: Float[Tensor, ""], new: Float[Tensor, ""], momentum: float) -> Float[Tensor, ""]:
+    """The logarithm of momentum * average + (1 - momentum) * new, of their logarithms."""
+    old, added = (math.log(weight) if weight > 0 else -math.inf for weight in (momentum, 1 - momentum))
+    return torch.logaddexp(average + old, new + added)
+
+
+def _watch_from_now_on(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A checkpoint from before a fixed constant was watched is taken as it is: the watch begins where it resumes."""
+    for name in ("recent_log_partition", "left_behind_at"):
+        state.setdefault(prefix + name, module.get_buffer(name))
+
+
+def _warn_of_constant_left_behind(grown: float, updates: int) -> None:
+    ratio = math.exp(min(grown, 99.0))
+    warnings.warn(
+        f"NCE's constant for Z is left behind after {updates:,} steps: the estimate is {ratio:,.0f} times that of the "
+        "first batch, so the noise pulls too hard by up to this factor and the vectors can collapse. Watch the "
+        "effective rank and kNN, or start a new run with partition=moving_average (--set partition=moving_average), "
+        "which follows Z.",
+        stacklevel=4,
+    )
 
 
 def _warn_of_strange_partition(log_z: float, bank: MemoryBank, temperature: float) -> None:

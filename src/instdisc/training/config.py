@@ -39,8 +39,9 @@ class Settings:
 
     Encoder: backbone, width, head, hidden, dim, size, pretrained: see EncoderConfig (`size` is its image_size).
     stored: side at which whole pictures are kept, for crops to be cut from; None = `size` up to 64 px, 8/7 of it above.
-    Objective: the bank term and its temperature [τ], negatives [m], noise, partition [Z], mask_own; proximal: the
-        weight [λ] of that term, 0 = without; view_share: the share in [0, 1) of the loss that ViewSoftmax takes.
+    Objective: the bank term and its temperature [τ], negatives [m], noise, mask_own; partition: how NCE knows Z,
+        "first_batch" as published; proximal: the weight [λ] of that term, 0 = without; view_share: the share in
+        [0, 1) of the loss that ViewSoftmax takes.
     views: random views of each picture in a step. fill_epochs: until then rows of the bank only fill, and the bank's
         terms wait (ViewSoftmax does not): a row that is still random teaches nothing. bank_momentum: 0 replaces a
         row, 0.5 is published. bank_dtype, bank_storage: see MemoryBank; "auto" goes by size and what is free.
@@ -72,7 +73,7 @@ class Settings:
     temperature: float = 0.1
     negatives: int = 4096
     noise: Literal["shared", "private"] = "shared"
-    partition: Literal["first_batch", "moving_average", "exact"] = "first_batch"
+    partition: Literal["first_batch", "moving_average", "exact"] = "moving_average"
     mask_own: bool = False
     proximal: float = 0.0
     view_share: float = 0.0
@@ -274,9 +275,13 @@ class Settings:
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Settings:
-        """The settings that `to_dict` wrote; InputError for one that does not exist."""
+        """The settings that `to_dict` wrote; InputError for one that does not exist.
+
+        Where there is no partition, it is the one that was the default when such facts were written.
+        """
         preset = facts.get("preset", "custom")
-        return replace(cls().with_overrides({k: v for k, v in facts.items() if k != "preset"}), preset=preset)
+        values = {"partition": "first_batch", **facts}
+        return replace(cls().with_overrides({k: v for k, v in values.items() if k != "preset"}), preset=preset)
 
     def differences(self, other: Settings) -> list[str]:
         """What would change the numbers: "lr: 0.03 there, 0.1 here", one entry a field."""

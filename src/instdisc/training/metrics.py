@@ -117,9 +117,11 @@ class Metrics:
         if training.settings.early_sizes:
             line["size"] = training.view_size
         if "nce" in training.terms:
-            log_partition = float(training.terms["nce"].get_buffer("log_partition"))
-            if math.isfinite(log_partition):  # the exact partition has no one number
-                line["log_partition"] = log_partition
+            # The exact partition has no one number, and only a constant is watched.
+            for name in ("log_partition", "recent_log_partition"):
+                logarithm = float(getattr(training.terms["nce"], name, math.nan))
+                if math.isfinite(logarithm):
+                    line[name] = logarithm
         self._append(line)
         self.latest = {**line, **losses}
         if training.step_number % training.batches_per_epoch == 0:

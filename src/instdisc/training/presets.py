@@ -25,7 +25,8 @@ class DataFacts:
 def paper_cifar10(facts: DataFacts | None = None) -> Settings:
     """instdisc train cifar10 --preset paper_cifar10 --out runs/paper     (published: kNN 80.8; NCE with 4096: 80.4)
 
-    The published CIFAR-10 recipe with the exact softmax; `--set objective=nce` for the NCE row.
+    The published CIFAR-10 recipe with the exact softmax; `--set objective=nce` for the NCE row, whose Z is a moving
+    average: with the published constant (`--set partition=first_batch`) NCE collapsed here (runs/nce_partition.py).
     """
     return Settings(preset="paper_cifar10", monitor_epochs=10)
 
@@ -33,7 +34,8 @@ def paper_cifar10(facts: DataFacts | None = None) -> Settings:
 def paper_imagenet(facts: DataFacts | None = None) -> Settings:
     """instdisc train IMAGENET --preset paper_imagenet --out runs/imagenet     (published: kNN 41.0)
 
-    The published ImageNet recipe: ResNet-18 (`--set backbone=resnet50` gives 46.5), NCE with 4096 negatives.
+    The published ImageNet recipe: ResNet-18 (`--set backbone=resnet50` gives 46.5), NCE with 4096 negatives. But for Z,
+    a moving average here: `--set partition=first_batch` is the published constant.
     """
     return Settings(
         preset="paper_imagenet",
