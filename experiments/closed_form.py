@@ -258,7 +258,7 @@ def embedded(
 
     def block(first: int, last: int) -> dict[int, tuple[Tensor, Tensor]]:
         maps = closed.maps(images[first:last])
-        return {count: mirror_parts(averages(maps, count), closed.evens) for count in cells}
+        return {count: mirror_parts(normalize(averages(maps, count), dim=1), closed.evens) for count in cells}
 
     def rows(first: int, last: int) -> dict[int, Tensor]:
         return {count: normalize(torch.cat(parts, 1), dim=1) for count, parts in block(first, last).items()}

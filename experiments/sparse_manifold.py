@@ -39,7 +39,7 @@ class Settings:
     atoms: int = 2048
     patch: int = 6  # pixels of a side
     means: str = "picture"  # whose channel means are taken off: "picture" or "patch"
-    whitening: float = 3e-4  # added to the variances, of pixels in [0, 1]
+    whitening: float = 3e-3  # added to the variances, of pixels in [0, 1]
     apart: float = 0.5  # the largest cosine between two patches of the dictionary
     cosine: float = 0.3  # from which on a patch's code has a 1
     window: int = 5  # patches of one class lie in a window of so many positions a side; 0: anywhere in the picture

@@ -171,8 +171,8 @@ def leaks(
         place = ranks.device(device)
         rows, vectors = collection.index.present(place)
         compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-        least, there = _known(threshold, collection, say), Vectors.of(values.to(place))
-        pairs = compared(least, against=there, show=say is not None)
+        usual, others = _known(threshold, collection, say), Vectors.of(values.to(place))
+        pairs = compared(usual, against=others, show=say is not None)
         if not ranks.is_main():
             return []
     _, best = np.unique(pairs.second, return_index=True)  # of each other picture the first, which is the most alike
