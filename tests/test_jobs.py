@@ -116,8 +116,10 @@ def test_test_pictures_with_recomputed_vectors_and_with_the_bank(copied: tuple[P
     tests = picture_folder(tmp_path / "tests", 40, seed=9)
     encoder = instdisc.load(run)
     train_source, test_source = open_source(pictures), open_source(tests)
-    queries = encoder.embed(test_source)
-    recomputed = KNN(5).fit(encoder.embed(train_source), train_source.labels).evaluate(queries, test_source.labels)
+    queries = encoder.embed(test_source, vectors="embedding")
+    known, labels = encoder.embed(train_source, vectors="embedding"), train_source.labels
+    recomputed = KNN(5).fit(known, labels).evaluate(queries, test_source.labels)
+    searched = KNN(5).fit(encoder.embed(train_source), labels).evaluate(encoder.embed(test_source), test_source.labels)
     saved = latest(RunFolder(run).checkpoints)
     assert saved is not None
     rows = saved.rows("bank", 0, COUNT)["rows"]
@@ -125,7 +127,8 @@ def test_test_pictures_with_recomputed_vectors_and_with_the_bank(copied: tuple[P
 
     report = measured(run, tests, neighbours=5)
     assert report["knn"]["top1"] == recomputed.top1
-    assert report["knn"]["count"] == 40
+    assert report["knn_search"]["top1"] == searched.top1
+    assert report["knn"]["count"] == report["knn_search"]["count"] == 40
     assert report["settings"]["mode"] == "test pictures"
     assert report["settings"]["train_vectors"] == "recomputed without augmentation"
     with_bank = measured(run, tests, neighbours=5, bank=True)
@@ -159,7 +162,8 @@ def test_further_measures_are_those_of_the_parts(copied: tuple[Path, Path], tmp_
     encoder, train_source, test_source = instdisc.load(run), open_source(pictures), open_source(tests)
     features, asked = encoder.features(train_source), encoder.features(test_source)
     report = measured(run, tests, neighbours=5, measures=("svm", "linear", "retrieval"))
-    assert list(report["svm"]["levels"]) == ["stage1", "stage2", "stage3", "embedding"], "the backbone's end is stage3"
+    levels = ["stage1", "stage2", "stage3", "embedding", "search vectors"]
+    assert list(report["svm"]["levels"]) == levels, "the backbone's end is stage3"
     for name, kind in (("svm", LinearSVM), ("linear", LinearProbe)):
         for level, found in report[name]["levels"].items():
             alone = kind().fit(features[level], train_source.labels).evaluate(asked[level], test_source.labels)
@@ -421,13 +425,15 @@ def test_arrays_are_given_again(tmp_path: Path) -> None:
 # embed
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
-def test_embed_writes_the_vectors_of_the_encoder(trained: tuple[Path, Path], tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(("suffix", "vectors", "dim"), [(".parquet", "search", 28), (".npy", "embedding", 8)])
+def test_embed_writes_the_vectors_of_the_encoder(
+    trained: tuple[Path, Path], tmp_path: Path, suffix: str, vectors: str, dim: int
+) -> None:
     pictures, run = trained
     out = tmp_path / f"vectors{suffix}"
-    written = embed(run, pictures, out, device="cpu", batch=16, say=None)
-    expected = instdisc.load(run).embed(pictures).numpy()
-    assert (written.count, written.dim, written.unreadable) == (COUNT, 8, 0)
+    written = embed(run, pictures, out, device="cpu", batch=16, vectors=vectors, say=None)
+    expected = instdisc.load(run).embed(pictures, vectors=vectors).numpy()
+    assert (written.count, written.dim, written.unreadable) == (COUNT, dim, 0)
     source = open_source(pictures)
     table = pq.read_table(out if suffix == ".parquet" else tmp_path / "vectors.ids.parquet")
     vectors = np.load(out) if suffix == ".npy" else np.stack(table["vector"].to_numpy())
@@ -506,7 +512,7 @@ def test_info_on_a_run_and_on_pictures(copied: tuple[Path, Path]) -> None:
     assert "knn" in facts["last measured"]
     assert "evaluated" not in facts
     measured(run)
-    assert info(run)["evaluated"].startswith("kNN ")
+    assert info(run)["evaluated"].startswith("kNN: search vectors ")
     facts = info(pictures)
     assert facts["pictures"] == str(COUNT)
     assert "16×16" in facts["sizes"]
@@ -537,7 +543,8 @@ def test_public_names(tmp_path: Path) -> None:
     assert run.finished and run.instances == COUNT and run.epochs == 1
     assert json.loads((run.path / "config.json").read_text())["settings"]["lr"] == 0.05
     vectors = instdisc.load(run.path).embed(made_pictures(5))
-    assert vectors.shape == (5, 8) and vectors.dtype == torch.float32
+    assert vectors.shape == (5, 28) and vectors.dtype == torch.float32
+    assert instdisc.load(run.path).embed(made_pictures(5), vectors="embedding").shape == (5, 8)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
     assert torch.equal(run.encoder().embed(made_pictures(5)), vectors)
     assert "at least 16 are needed" in refused(instdisc.train, made_pictures(9), tmp_path / "few", say=None)

@@ -53,29 +53,33 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.fault("no adding of pictures later")
-def test_added_pictures_are_found_by_their_own_vectors(run: Path, others: Path, trained: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("bank", [True, False])
+def test_added_pictures_are_found_by_their_own_vectors(
+    run: Path, others: Path, trained: tuple[Path, Path], bank: bool
+) -> None:
     said: list[str] = []
-    assert index.add(run, others, say=said.append) == 12
+    assert index.add(run, others, bank=bank, say=said.append) == 12
     assert any("1 could not be read" in line for line in said)
     readable = [path for path in files(others) if path.name != "broken.png"]
     encoder = instdisc.load(run)
-    vectors = encoder.embed([str(path) for path in readable])
+    kind = "embedding" if bank else "search"
+    vectors = encoder.embed([str(path) for path in readable], vectors=kind)
     collection = Collection(run)
-    assert len(collection.index) == COUNT + 12
+    assert len(collection.index) == COUNT + 12 and collection.vectors == kind
     np.testing.assert_allclose(collection.index.vectors(np.arange(COUNT, COUNT + 12)), vectors, atol=1e-6)
-    bank = collection.saved.rows("bank", 0, COUNT)["rows"]
-    assert torch.equal(collection.index.vectors(np.arange(COUNT)), bank)
+    own = collection.saved.rows("bank", 0, COUNT)["rows"] if bank else encoder.embed(trained[0])
+    torch.testing.assert_close(collection.index.vectors(np.arange(COUNT)), own, atol=0 if bank else 1e-5, rtol=0)
     asked = files(trained[0])[0]
-    (found,) = search(run, [asked], neighbours=51)
-    cosines = torch.cat([bank, vectors]) @ encoder.embed([str(asked)])[0]
+    (found,) = search(run, [asked], neighbours=51, bank=bank)
+    cosines = torch.cat([own, vectors]) @ encoder.embed([str(asked)], vectors=kind)[0]
     cosines[0] = -torch.inf  # the asked picture itself
     assert len(found) == COUNT + 11
     are_the_best([one.row for one in found], cosines.numpy())
     by_row = {one.row: one for one in found}
     assert [by_row[COUNT + place].path for place in range(12)] == [str(path) for path in readable]
     assert [by_row[COUNT + place].label for place in range(12)] == [path.parent.name for path in readable]
-    (own,) = search(run, [readable[0]], neighbours=3)
-    assert str(readable[0]) not in [one.path for one in own]
+    (of_added,) = search(run, [readable[0]], neighbours=3, bank=bank)
+    assert str(readable[0]) not in [one.path for one in of_added]
     for row in (0, 17, COUNT, COUNT + 11):
         expected = files(trained[0])[row] if row < COUNT else readable[row - COUNT]
         np.testing.assert_array_equal(collection.picture(row), decode(expected.read_bytes()))
@@ -83,7 +87,7 @@ def test_added_pictures_are_found_by_their_own_vectors(run: Path, others: Path, 
 
 def test_what_is_there_is_not_added_again(run: Path, others: Path, trained: tuple[Path, Path]) -> None:
     said: list[str] = []
-    assert index.add(run, trained[0], say=said.append) == 0 and "40 of the 40 pictures are in" in said[0]
+    assert index.add(run, trained[0], say=said.append) == 0 and "40 of the 40 pictures are in" in said[-1]
     assert index.add(run, others, say=None) == 12
     Image.fromarray(made_pictures(1, seed=9)[0]).save(others / "red" / "zz.png")
     assert index.add(run, others, say=None) == 1, "the folder grew by one; the broken file is tried again"
@@ -190,7 +194,7 @@ def test_the_command(
         return captured.err if ended.value.code else captured.out
 
     text = said("index", str(run), "--add", str(others), "--device", "cpu")
-    assert "12 pictures were added" in text and "52" in text and "the rows of the bank" in text
+    assert "12 pictures were added" in text and "52" in text and "search vectors (step" in text
     (tmp_path / "list.txt").write_text(f"{files(others)[1]}\r\n\n{files(others)[2]}\n")
     text = said("index", str(run), "--remove-list", str(tmp_path / "list.txt"), "--tag", "new", "--where", "cyan/*")
     assert "2 pictures were removed" in text and "pictures have the tag new" in text and "50" in text

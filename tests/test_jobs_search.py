@@ -34,18 +34,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return pictures, train(pictures, folder / "run", tiny(epochs=2), say=None).path
 
 
-def test_the_answers_are_those_of_all_cosines(made: tuple[Path, Path]) -> None:
-    pictures, run = made
+@pytest.mark.parametrize("bank", [True, False])
+def test_the_answers_are_those_of_all_cosines(made: tuple[Path, Path], tmp_path: Path, bank: bool) -> None:
+    pictures, run = made[0], Path(shutil.copytree(made[1], tmp_path / "run"))
     saved = latest(RunFolder(run).checkpoints)
     assert saved is not None
     files = sorted(pictures.glob("*/*.png"))
     kept = [files[row] for row in read_rows(RunFolder(run))]
     assert len(kept) == COUNT
-    bank = saved.rows("bank", 0, COUNT)["rows"].numpy()
+    encoder, paths = instdisc.load(run), [str(path) for path in kept]
+    known = saved.rows("bank", 0, COUNT)["rows"].numpy() if bank else encoder.embed(paths).numpy()
     asked = [kept[3], kept[40]]
-    queries = instdisc.load(run).embed([str(path) for path in asked]).numpy()
-    for line, query, own in zip(search(run, asked, neighbours=7), queries, (3, 40), strict=True):
-        cosines = bank @ query
+    queries = encoder.embed([str(path) for path in asked], vectors="embedding" if bank else "search").numpy()
+    for line, query, own in zip(search(run, asked, neighbours=7, bank=bank), queries, (3, 40), strict=True):
+        cosines = known @ query
         cosines[own] = -np.inf
         best = [one.row for one in line]
         assert len(best) == 7
