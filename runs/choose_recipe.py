@@ -112,30 +112,38 @@ def whitening(features: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.nd
     return mean, directions / np.sqrt(np.maximum(values, 1e-10 * values[-1]) + shrinkage * values[-1])
 
 
-def spaces(encoder: Encoder, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The embedding, and the last two stages beside one another."""
-    levels = encoder.features(images)
+def pooled_of(levels: dict[str, torch.Tensor]) -> np.ndarray:
+    """Pooled features of the last two stages beside one another, float64."""
     stages = [name for name in levels if name.startswith(("stage", "layer"))][-2:]
-    pooled = torch.cat([levels[name] for name in stages], dim=1)
-    return {"embedding": levels["embedding"].numpy(), "pooled": pooled.double().numpy()}
+    return torch.cat([levels[name] for name in stages], dim=1).double().numpy()
 
 
-def measure(encoder: Encoder, pictures: Divided) -> dict[str, float]:
-    """kNN on the held-out pictures, %: of each space, with k 200, and with the nearest neighbour alone."""
-    known, asked = spaces(encoder, pictures.images), spaces(encoder, pictures.out_images)
+def score(
+    known: dict[str, np.ndarray], labels: np.ndarray, asked: dict[str, np.ndarray], out_labels: np.ndarray
+) -> dict[str, float]:
+    """kNN, %: of each space, with k 200, and with the nearest neighbour alone. Whitening is fitted on `known`."""
     found = {"embedding": (known["embedding"], asked["embedding"])}
     for name, shrinkage in (("whitened", 1e-3), ("whitened, no shrinkage", 0.0)):
         mean, matrix = whitening(known["pooled"], shrinkage)
-        found[name] = tuple(((part["pooled"] - mean) @ matrix).astype(np.float32) for part in (known, asked))
+        first, second = (((part["pooled"] - mean) @ matrix).astype(np.float32) for part in (known, asked))
+        found[name] = first, second
     reached = {}
-    for name, (train_vectors, vectors) in found.items():
+    for name, (vectors, queries) in found.items():
         for k, suffix in ((200, ""), (1, ", k 1")):
-            knn = KNN(k).fit(train_vectors, pictures.labels)
-            reached[name + suffix] = round(100 * knn.score(vectors, pictures.out_labels), 2)
+            reached[name + suffix] = round(100 * KNN(k).fit(vectors, labels).score(queries, out_labels), 2)
     return reached
 
 
-def reach(pictures: Divided, folder: Path, name: str, epochs: float) -> dict[str, Any] | None:
+def measure(encoder: Encoder, pictures: Divided, gallery: int) -> dict[str, float]:
+    """`score` of the held-out pictures among the first of those trained on."""
+    known, asked = (encoder.features(images) for images in (pictures.images[:gallery], pictures.out_images))
+    first, second = (
+        {"embedding": levels["embedding"].numpy(), "pooled": pooled_of(levels)} for levels in (known, asked)
+    )
+    return score(first, pictures.labels[:gallery], second, pictures.out_labels)
+
+
+def reach(pictures: Divided, folder: Path, name: str, epochs: float, gallery: int) -> dict[str, Any] | None:
     """What a candidate reaches, from its folder if it was made before; None if it was interrupted."""
     result = folder / RESULT
     if result.is_file():
@@ -145,7 +153,7 @@ def reach(pictures: Divided, folder: Path, name: str, epochs: float) -> dict[str
     if not run.finished:
         return None
     facts = {"candidate": name, "epochs": round(run.epochs, 2), "minutes": round(run.seconds / 60, 1)}
-    facts |= measure(run.encoder(), pictures) | {"overrides": overrides_of(name)}
+    facts |= measure(run.encoder(), pictures, gallery) | {"overrides": overrides_of(name)}
     result.write_text(json.dumps(facts), encoding="utf-8")
     print(facts, flush=True)
     return facts
@@ -158,6 +166,7 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true", help="measure seconds a step, and train nothing")
     parser.add_argument("--rounds", type=int, default=3, help="of --cost")
     parser.add_argument("--epochs", type=float, default=4.0, help="of the base; a candidate gets those of equal work")
+    parser.add_argument("--gallery", type=int, default=45_000, help="pictures that the held-out ones are looked for in")
     parser.add_argument("--only", default=";".join(CANDIDATES), help="names of candidates, separated by semicolons")
     parser.add_argument("--name", default="choose_recipe", help="of the result")
     parser.add_argument("--runs", type=Path, default=Path("runs/out/choose_recipe"))
@@ -175,7 +184,7 @@ def main() -> None:
     for name in names:
         epochs = round(base / mean_cost(settings_of(name), known[name.split()[0]]), 2)
         folder = settings.runs / f"{name} {settings.epochs:g}".replace(" ", "_").replace("/", "-")
-        if reach(pictures, folder, name, epochs) is None:
+        if reach(pictures, folder, name, epochs, settings.gallery) is None:
             print(f"{name} was interrupted: start again to go on.")
             return
     done = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(settings.runs.glob(f"*/{RESULT}"))]
@@ -186,6 +195,7 @@ def main() -> None:
         unit=f"{UNIT}, one seed each; `values` are of the embedding",
         values=[facts["embedding"] for facts in done],
         seeds=[0] * len(done),
+        gallery=settings.gallery,
         seconds_a_step={name: dict(zip(("16 px", "24 px", "32 px"), known[name], strict=True)) for name in known},
         candidates=done,
     )
