@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from held_out import RESULT, UNIT, Divided
 from record import record
 
-from instdisc import KNN
+from instdisc import KNN, load
 from instdisc.data.pictures import open_pictures
 from instdisc.data.source import open_source
 from instdisc.encoder import Encoder, build_encoder
+from instdisc.jobs.sources import read_facts
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 from instdisc.training import Settings, Training
@@ -45,6 +46,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "conv7/64": {"backbone": "conv7", "width": 64},
 }
 WORDS: dict[str, dict[str, Any]] = {  # added to a candidate's name: "conv7/64 sphere"
+    "dirac": {"backbone": "conv7d"},
     "sphere": {"optimizer": "muon_sphere"},
     "t.07": {"temperature": 0.07},
     "crop.3": {"crop_scale": (0.3, 1.0)},
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=4.0, help="of the base; a candidate gets those of equal work")
     parser.add_argument("--gallery", type=int, default=45_000, help="pictures that the held-out ones are looked for in")
     parser.add_argument("--only", default=";".join(CANDIDATES), help="names of candidates, separated by semicolons")
+    parser.add_argument("--measure", type=Path, help="a finished run on the same 45,000: measure it, and train nothing")
     parser.add_argument("--name", default="choose_recipe", help="of the result")
     parser.add_argument("--runs", type=Path, default=Path("runs/out/choose_recipe"))
     parser.add_argument("--results", type=Path, default=Path("results"))
@@ -179,6 +182,15 @@ def main() -> None:
         known = measure_costs(pictures, names, settings.rounds)
         costs.write_text(json.dumps(known), encoding="utf-8")
         print(known)
+        return
+    if settings.measure is not None:
+        run = read_facts(RunFolder(settings.measure))["settings"]
+        facts = {"candidate": BASE, "epochs": run["epochs"], "overrides": overrides_of(BASE)}
+        facts |= measure(load(settings.measure), pictures, settings.gallery)
+        folder = settings.runs / f"base {run['epochs']:g}".replace(" ", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULT).write_text(json.dumps(facts), encoding="utf-8")
+        print(facts)
         return
     base = settings.epochs * mean_cost(settings_of(BASE), known[BASE])
     for name in names:
