@@ -86,7 +86,7 @@ class HaarStem(nn.Module):
         return torch.cat([white, -white], dim=1).relu_()
 
 
-def _learned(channels):
+def _learned(channels: int) -> nn.Sequential:
     convolution = nn.Conv2d(3, channels, 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
