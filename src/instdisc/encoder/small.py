@@ -116,9 +116,23 @@ def conv8(width: int = 32) -> Pairs:
     return Pairs(4, width)
 
 
+class StemPairs(Pairs):
+    """`Pairs` whose first convolution is the fixed stem."""
+
+    def __init__(self, pairs: int, width: int) -> None:
+        super().__init__(pairs, width)
+        convolution = nn.Conv2d(24, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        self.stage1 = nn.Sequential(HaarStem(), convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        for module in self.modules():
+            if isinstance(module, nn.MaxPool2d):
+                module.ceil_mode = True  # the stem leaves an odd side
+
+
 SMALL_ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "conv6": conv6,
     "conv8": conv8,
+    "conv6s": lambda width=32: StemPairs(3, width),
     "conv7": lambda width=64: PoolFirst(width),
     "conv7l": lambda width=64: PoolFirst(width, stem="learned"),
     "conv7d": lambda width=64: PoolFirst(width, dirac=True),
