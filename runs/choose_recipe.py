@@ -47,7 +47,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "conv7/64": {"backbone": "conv7", "width": 64},
 }
 WORDS: dict[str, dict[str, Any]] = {  # added to a candidate's name: "conv7/64 sphere"
-    "dirac": {"backbone": "conv7d"},
+    "dirac": {"dirac": True},
     "sphere": {"optimizer": "muon_sphere"},
     "t.07": {"temperature": 0.07},
     "crop.3": {"crop_scale": (0.3, 1.0)},
@@ -64,6 +64,8 @@ def overrides_of(name: str) -> dict[str, Any]:
     found = dict(CANDIDATES[network])
     for word in words:
         found |= WORDS[word]
+    if found.pop("dirac", False):
+        found["backbone"] += "d"
     return found
 
 

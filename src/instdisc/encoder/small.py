@@ -129,9 +129,17 @@ class StemPairs(Pairs):
                 module.ceil_mode = True  # the stem leaves an odd side
 
 
+def _dirac(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.dirac_(part.weight[: part.in_channels])
+    return module
+
+
 SMALL_ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "conv6": conv6,
     "conv8": conv8,
+    "conv6d": lambda width=32: _dirac(Pairs(3, width)),
     "conv6s": lambda width=32: StemPairs(3, width),
     "conv7": lambda width=64: PoolFirst(width),
     "conv7l": lambda width=64: PoolFirst(width, stem="learned"),
