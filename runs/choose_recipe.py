@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import recipe_candidates  # noqa: F401  (makes their names known)
 from held_out import RESULT, UNIT, Divided
 from record import record
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-import torch
 from torch import nn
 
 from instdisc.shapes import Float, Tensor
@@ -44,68 +43,6 @@ def _pair(entering: int, leaving: int, *, halve: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class PoolFirst(nn.Sequential):
-    """A fixed 2×2 stem, then three pairs of 3×3 convolutions of widths w, 2w, 4w; global average.
-
-    In each pair max-pooling follows the first convolution at once, so that normalisation, ReLU and the second one work
-    on a quarter of the numbers: on a CPU these passes over memory cost as much as convolutions.
-    """
-
-    def __init__(self, width: int, stem: str = "haar", dirac: bool = False) -> None:
-        super().__init__()
-        self.stem = HaarStem() if stem == "haar" else _learned(24)
-        widths = [24, width, 2 * width, 4 * width]
-        self.feature_info: list[dict[str, object]] = []
-        for number, (entering, leaving) in enumerate(pairwise(widths), start=1):
-            self.add_module(f"stage{number}", _pool_first(entering, leaving, dirac))
-            self.feature_info.append({"module": f"stage{number}", "num_chs": leaving, "reduction": 2**number})
-
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels"]:
-        return super().forward(images).mean(dim=(2, 3))
-
-
-class HaarStem(nn.Module):
-    """A fixed first layer: 2×2 patches in the basis that all photographs nearly share, each number and its negative.
-
-    The basis is Haar's (mean, two edges, a checkerboard) times opponent colours (grey, red − blue, green − both);
-    patches are all but uncorrelated in it, so normalising its 12 numbers whitens them. Nothing is learned here, and no
-    gradient goes through.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        haar = torch.tensor([[[1, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]) / 2
-        colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]])
-        colours = nn.functional.normalize(colours, dim=1)
-        filters = torch.einsum("kc,fhw->kfchw", colours, haar).reshape(12, 3, 2, 2)
-        self.register_buffer("filters", filters)
-        self.normalise = nn.BatchNorm2d(12, eps=5e-4, affine=False)
-
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 24 rows columns"]:
-        white = self.normalise(nn.functional.conv2d(images, self.get_buffer("filters")))
-        return torch.cat([white, -white], dim=1).relu_()
-
-
-def _learned(channels: int) -> nn.Sequential:
-    convolution = nn.Conv2d(3, channels, 2, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
-
-
-def _pool_first(entering: int, leaving: int, dirac: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (entering, leaving):
-        convolution = nn.Conv2d(channels, leaving, 3, padding=1, bias=False)  # the normalisation has the bias
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        if dirac:
-            nn.init.dirac_(convolution.weight[:channels])
-        layers.append(convolution)
-        if channels == entering and len(layers) == 1:
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        layers += [nn.BatchNorm2d(leaving), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
 def conv6(width: int = 32) -> Pairs:
     """Three pairs: widths w, 2w, 4w."""
     return Pairs(3, width)
@@ -116,32 +53,4 @@ def conv8(width: int = 32) -> Pairs:
     return Pairs(4, width)
 
 
-class StemPairs(Pairs):
-    """`Pairs` whose first convolution is the fixed stem."""
-
-    def __init__(self, pairs: int, width: int) -> None:
-        super().__init__(pairs, width)
-        convolution = nn.Conv2d(24, width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        self.stage1 = nn.Sequential(HaarStem(), convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-        for module in self.modules():
-            if isinstance(module, nn.MaxPool2d):
-                module.ceil_mode = True  # the stem leaves an odd side
-
-
-def _dirac(module: nn.Module) -> nn.Module:
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.dirac_(part.weight[: part.in_channels])
-    return module
-
-
-SMALL_ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    "conv6": conv6,
-    "conv8": conv8,
-    "conv6d": lambda width=32: _dirac(Pairs(3, width)),
-    "conv6s": lambda width=32: StemPairs(3, width),
-    "conv7": lambda width=64: PoolFirst(width),
-    "conv7l": lambda width=64: PoolFirst(width, stem="learned"),
-    "conv7d": lambda width=64: PoolFirst(width, dirac=True),
-}
+SMALL_ENCODERS: dict[str, Callable[..., nn.Module]] = {"conv6": conv6, "conv8": conv8}
