@@ -47,9 +47,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "conv7/48": {"backbone": "conv7", "width": 48},
     "conv7/64": {"backbone": "conv7", "width": 64},
 }
-WORDS: dict[str, dict[str, Any]] = {  # added to a candidate's name: "conv7/64 sphere"
+WORDS: dict[str, dict[str, Any]] = {  # added to a candidate's name: "conv7/64 dirac"
     "dirac": {"dirac": True},
-    "sphere": {"optimizer": "muon_sphere"},
     "t.07": {"temperature": 0.07},
     "crop.3": {"crop_scale": (0.3, 1.0)},
     "lr.1": {"lr": 0.1},

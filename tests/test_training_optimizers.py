@@ -57,42 +57,6 @@ def test_steps_equal_the_formulas() -> None:
     np.testing.assert_allclose(bias.detach().numpy(), weights[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(6, 2, 3, 3), (16, 4)])
-def test_weights_on_a_sphere_are_turned_by_the_rate_whatever_their_length(shape: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(4)
-    start, gradient = torch.randn(*shape, generator=generator), torch.randn(*shape, generator=generator)
-    ends = []
-    for length in (1.0, 50.0):
-        weight = nn.Parameter(length * start)
-        weight.grad = gradient.clone()
-        groups = [{"params": [weight], "lr": 0.1, "orthogonal": True, "sphere": True}]
-        Muon(groups, momentum=0.0).step()
-        ends.append(weight.detach())
-    torch.testing.assert_close(ends[0], ends[1])
-    on_sphere = (start * len(start) ** 0.5 / start.norm()).double().numpy()
-    turned = ends[0].double().numpy() - on_sphere
-    # singular values of the update lie between 0.7 and 1.2 times the rate
-    assert 0.6 * 0.1 < np.linalg.norm(turned) / np.linalg.norm(on_sphere) < 1.25 * 0.1
-
-
-def test_the_sphere_is_for_matrices_of_the_encoder_without_decay() -> None:
-    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    matrices, others = make_optimizer(tiny(optimizer="muon_sphere"), encoder, nn.ModuleDict()).param_groups
-    assert (matrices["sphere"], matrices["weight_decay"], others["sphere"]) == (True, 0.0, False)
-    assert not make_optimizer(tiny(optimizer="muon"), encoder, nn.ModuleDict()).param_groups[0]["sphere"]
-
-
-def test_a_run_from_before_the_sphere_goes_on() -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = Muon([{"params": [weight], "lr": 0.1, "orthogonal": True}])
-    saved = optimizer.state_dict()
-    del saved["param_groups"][0]["sphere"]
-    optimizer.load_state_dict(saved)
-    weight.grad = torch.eye(2)
-    optimizer.step()
-    assert weight.detach().trace() < 2
-
-
 def test_a_tall_matrix_is_stretched() -> None:
     weight = nn.Parameter(torch.zeros(16, 4))
     weight.grad = torch.randn(16, 4, generator=torch.Generator().manual_seed(2))

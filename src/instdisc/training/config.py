@@ -46,8 +46,7 @@ class Settings:
         row, 0.5 is published. bank_dtype, bank_storage: see MemoryBank; "auto" goes by size and what is free.
     batch: pictures of a step over all ranks; accumulate: forward passes a rank makes of it. They equal one large batch,
         but NCE's estimates of Z and ViewSoftmax see the pictures of one pass.
-    Optimiser: "sgd" as published, or "muon" (orthogonalised momentum for matrices; SGD with vector_lr for the rest);
-        "muon_sphere" also holds each matrix at one length, so that lr is the angle a step turns it by.
+    Optimiser: "sgd" as published, or "muon" (orthogonalised momentum for matrices; SGD with vector_lr for the rest).
     warmup: epochs over which the learning rate rises; drops: fractions of the run where a step schedule falls.
     epochs, or minutes of wall clock for the whole run (then the schedule follows the clock).
     Augmentation: crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur: see Augmentation.
@@ -84,7 +83,7 @@ class Settings:
     bank_storage: Literal["auto", "memory", "host", "disk"] = "auto"
     batch: int = 128
     accumulate: int = 1
-    optimizer: Literal["sgd", "muon", "muon_sphere"] = "sgd"
+    optimizer: Literal["sgd", "muon"] = "sgd"
     lr: float = 0.03
     vector_lr: float = 0.05
     momentum: float = 0.9

@@ -33,10 +33,8 @@ def make_optimizer(settings: Settings, encoder: nn.Module, terms: nn.Module) -> 
         )
     matrices = [parameter for parameter in encoder.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in encoder.parameters() if parameter.ndim <= 1]
-    sphere = settings.optimizer == "muon_sphere"
-    decay = 0.0 if sphere else settings.weight_decay
     groups = [
-        {"params": matrices, "lr": settings.lr, "orthogonal": True, "sphere": sphere, "weight_decay": decay},
+        {"params": matrices, "lr": settings.lr, "orthogonal": True, "weight_decay": settings.weight_decay},
         {"params": [*vectors, *terms.parameters()], "lr": settings.vector_lr, "orthogonal": False, "weight_decay": 0.0},
     ]
     return Muon(groups, momentum=settings.momentum)
@@ -48,15 +46,10 @@ class Muon(torch.optim.Optimizer):
     A group with orthogonal=True updates each weight W (convolutions as (out, in·height·width)) by
         B ← momentum·B + G,   W ← (1 − lr·weight_decay)·W − lr·√max(1, rows/columns)·orthogonal(G + momentum·B);
     another by Nesterov SGD, W ← W − lr·(G + momentum·B), with the same decoupled decay.
-    sphere=True: W is first brought to the length √rows, which is also that of an orthogonal matrix stretched so. What
-    is normalised after it (batch normalisation, unit length) does not see the length; a step then turns W by lr all
-    the run, where free weights grow and turn less and less.
     """
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.9) -> None:
-        super().__init__(
-            groups, {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0, "orthogonal": False, "sphere": False}
-        )
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0, "orthogonal": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -75,8 +68,6 @@ class Muon(torch.optim.Optimizer):
                     matrix = update.reshape(len(update), -1)
                     stretch = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
                     update = orthogonal(matrix).mul_(stretch).reshape(update.shape)
-                if group.get("sphere"):  # a run saved before there was this choice has no entry
-                    weight.mul_(len(weight) ** 0.5 / (weight.norm() + 1e-7))
                 weight.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate)
 
 
