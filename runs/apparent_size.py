@@ -96,7 +96,6 @@ def main() -> None:
         unit=f"{UNIT}; `values` are of the embedding",
         values=[row["embedding"] for row in rows],
         seeds=[0] * len(rows),
-        gallery=settings.gallery,
         rows=rows,
     )
 

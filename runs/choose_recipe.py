@@ -6,7 +6,7 @@
 Every candidate trains on 45,000 of the 50,000 training pictures for as many epochs as cost what the base's do, by the
 measured seconds of its steps at each side, so that another job on the machine does not matter. The other 5,000 are
 classified by kNN in two spaces: the embedding, and pooled features of the last two stages, whitened by what they
-are over the 45,000. No test picture is seen. What was interrupted goes on where it stopped; what is finished is not
+are over the gallery. No test picture is seen. What was interrupted goes on where it stopped; what is finished is not
 run again, and all of it goes to results/NAME.json.
 """
 
@@ -132,7 +132,7 @@ def score(
         mean, matrix = whitening(known["pooled"], shrinkage)
         first, second = (((part["pooled"] - mean) @ matrix).astype(np.float32) for part in (known, asked))
         found[name] = first, second
-    reached = {}
+    reached: dict[str, float] = {"gallery": len(labels)}
     for name, (vectors, queries) in found.items():
         for k, suffix in ((200, ""), (1, ", k 1")):
             reached[name + suffix] = round(100 * KNN(k).fit(vectors, labels).score(queries, out_labels), 2)
@@ -199,6 +199,8 @@ def main() -> None:
         (folder / RESULT).write_text(json.dumps(facts), encoding="utf-8")
         print(facts)
         return
+    if not known:
+        parser.error("measure the costs first: --cost")
     base = settings.epochs * mean_cost(settings_of(BASE), known[BASE])
     for name in names:
         epochs = round(base / mean_cost(settings_of(name), known[name.split()[0]]), 2)
@@ -214,7 +216,6 @@ def main() -> None:
         unit=f"{UNIT}, one seed each; `values` are of the embedding",
         values=[facts["embedding"] for facts in done],
         seeds=[0] * len(done),
-        gallery=settings.gallery,
         seconds_a_step={name: dict(zip(("16 px", "24 px", "32 px"), known[name], strict=True)) for name in known},
         candidates=done,
     )
