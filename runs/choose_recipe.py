@@ -173,7 +173,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=4.0, help="of the base; a candidate gets those of equal work")
     parser.add_argument("--gallery", type=int, default=45_000, help="pictures that the held-out ones are looked for in")
     parser.add_argument("--only", default=";".join(CANDIDATES), help="names of candidates, separated by semicolons")
-    parser.add_argument("--measure", type=Path, help="a finished run on the same 45,000: measure it, and train nothing")
+    parser.add_argument(
+        "--measure", type=Path, help="a finished run of the base, on the same 45,000: measure it, and train nothing"
+    )
     parser.add_argument("--name", default="choose_recipe", help="of the result")
     parser.add_argument("--runs", type=Path, default=Path("runs/out/choose_recipe"))
     parser.add_argument("--results", type=Path, default=Path("results"))
