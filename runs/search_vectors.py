@@ -2,7 +2,7 @@
 
     python runs/search_vectors.py runs/out/digits=digits --divided runs/out/laptop=train.parquet
 
-RUN=SOURCE: a finished run and its labelled training pictures. Each picture is named by all others, and the map is fitted
+RUN=SOURCE: a finished run and its labelled training pictures. Each is named by all others, and the map is fitted
 on the same pictures, without labels. --divided: the run of held_out.py on a part of SOURCE; the pictures that it never
 saw are named by those it was trained on. No test picture is seen. Features are computed once for each run and kept in
 --work. The result goes to results/search_vectors.json.
@@ -135,7 +135,7 @@ def candidates(
 def features(
     run: Path, source: str, work: Path, *, divided: bool
 ) -> tuple[Levels, np.ndarray, Levels, np.ndarray | None, Levels]:
-    """Levels and labels of the known pictures, and of those that ask (labels: None where they are the same); mirrored."""
+    """Levels and labels of the known pictures, and of those that ask (labels: None if the same); mirrored ones."""
     encoder = instdisc.load(run)
     if divided:
         parts = Divided.of(source)
