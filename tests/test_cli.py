@@ -152,7 +152,14 @@ def test_evaluate_embed_and_info_as_commands(trained: tuple[Path, Path], tmp_pat
     tests = picture_folder(tmp_path / "tests", 30, seed=5)
     done = shell("evaluate", run, tests, "-k", "5", "--temperature", "run", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    for words in ("Weighted kNN, k = 5", "this run", "raw pixels, centred", "untrained encoder", "Without labels:"):
+    for words in (
+        "k = 5",
+        "search vectors",
+        "embedding",
+        "raw pixels, centred",
+        "untrained encoder, whitened",
+        "Without labels:",
+    ):
         assert words in done.stdout
     report = json.loads(RunFolder(run).evaluation.read_text())
     assert f"{100 * report['knn']['top1']:.2f}" in done.stdout
@@ -199,7 +206,7 @@ def test_torchrun(trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert "on each of 2 ranks" in done.stdout
     steps = [line["step"] for line in map(json.loads, RunFolder(tmp_path / "run").metrics.read_text().splitlines())]
     assert steps[:4] == [1, 2, 3, 4]
-    assert instdisc.load(tmp_path / "run").embed(pictures).shape == (61, 8)
+    assert instdisc.load(tmp_path / "run").embed(pictures).shape == (61, 28)
 
 
 @pytest.mark.slow

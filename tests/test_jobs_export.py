@@ -48,8 +48,10 @@ def test_onnx_says_what_torch_says_for_any_batch(trained: tuple[Path, Path], tmp
     )
     for count in (1, 7):
         pictures = made_pictures(count, seed=4)
-        (found,) = session.run(None, {"pixels": pictures.transpose(0, 3, 1, 2)})
-        np.testing.assert_allclose(found, encoder.embed(pictures).numpy(), atol=1e-4)
+        found = session.run(["vectors", "embedding"], {"pixels": pictures.transpose(0, 3, 1, 2)})
+        for values, kind in zip(found, ("search", "embedding"), strict=True):
+            np.testing.assert_allclose(values, encoder.embed(pictures, vectors=kind).numpy(), atol=1e-4)
+    assert facts["vectors"] == "search vectors"
 
 
 @pytest.mark.parametrize(("backbone", "options"), [("mobilenetv3_small_050", {}), ("resnet18", {"width": 4})])
@@ -85,8 +87,9 @@ def test_vectors_with_what_they_belong_to(trained: tuple[Path, Path], tmp_path: 
     table = pq.read_table(table_file)
     assert table["path"].to_pylist() == [entry.path for entry in entries] and len(entries) == COUNT - 1
     assert table["label"].to_pylist() == [entry.label for entry in entries] and "by hand" in table["label"].to_pylist()
-    expected = collection.index.vectors(rows).numpy()
+    expected = Collection(run).index.vectors(rows).numpy()
     np.testing.assert_array_equal(np.load(array_file), expected)
+    assert Collection(run).vectors == "search" and expected.shape[1] == 28
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), expected)
 
 
@@ -101,7 +104,7 @@ def test_the_command_and_what_a_person_can_get_wrong(
     except SystemExit as end:
         assert not end.code  # noqa: PT017
     out = capsys.readouterr().out
-    assert "conv6 is not one of timm's" in out and "vectors of 8 numbers" in out
+    assert "conv6 is not one of timm's" in out and "vectors of 28 dimensions" in out
     with pytest.raises(InputError, match='What can be exported is onnx, timm, vectors, not "tflite"'):
         export(trained[1], tmp_path, only=["tflite"])
     with pytest.raises(InputError, match="conv6 is not one of timm's: export onnx"):
@@ -132,7 +135,7 @@ def test_it_works_in_a_pipeline_with_a_linear_svm(tmp_path: Path) -> None:
     assert list(model.get_feature_names_out()[:2]) == ["instancediscrimination0", "instancediscrimination1"]
     again = clone(model).set_params(out=None).fit(pictures)
     np.testing.assert_allclose(again.transform(pictures[:5]), vectors, atol=1e-5)
-    assert model.transform([pictures[0]]).shape == (1, 8)
+    assert model.transform([pictures[0]]).shape == (1, 28) == (1, len(model.get_feature_names_out()))
 
 
 def test_check_estimator_where_it_applies() -> None:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tiny_runs import picture_folder, tiny
 
+import instdisc
 from instdisc.checkpoint import latest
 from instdisc.data.decode import decode
 from instdisc.data.source import open_source
@@ -84,19 +85,18 @@ def test_a_report_shows_the_run(made: tuple[Path, list[Path]], tmp_path: Path) -
     for words in ("In short", "Nearest neighbours", "Most confused", "Map of the vectors", "Training", "All settings"):
         assert words in page.text
     evaluation = json.loads(RunFolder(run).evaluation.read_text())
-    assert f"{100 * evaluation['knn']['top1']:.2f}" in page.text
+    assert all(f"{100 * evaluation[kind]['top1']:.2f}" in page.text for kind in ("knn", "knn_search"))
     assert f"{100 * evaluation['svm']['levels']['embedding']['top1']:.2f}" in page.text and "linear SVM" in page.text
     assert page.classes("query") == 10 and page.classes("right") + page.classes("wrong") == 100
     assert page.text.count("✓") == page.classes("right") + 1  # the note explains it
     assert any("60 pictures" in line for line in said)
 
 
-def test_neighbours_and_their_cosines_are_the_banks(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
+def test_neighbours_and_their_cosines_are_those_of_the_vectors(made: tuple[Path, list[Path]], tmp_path: Path) -> None:
     pictures, (run, _) = made
     text = report([run], tmp_path / "report.html", say=None).read_text()
-    saved, source = latest(RunFolder(run).checkpoints), open_source(pictures)
-    assert saved is not None and source.labels is not None
-    bank = saved.rows("bank", 0, COUNT)["rows"]
+    source = open_source(pictures)
+    vectors = instdisc.load(run).embed(pictures)
     shown = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(found))).convert("RGB")).astype(int)
         for found in re.findall(r'<figure[^>]*><img src="data:image/jpeg;base64,([^"]+)"', text)
@@ -106,7 +106,7 @@ def test_neighbours_and_their_cosines_are_the_banks(made: tuple[Path, list[Path]
     lines = [which[first : first + 11] for first in range(0, len(which), 11)]
     cosines = [float(found) for found in re.findall(r"<figcaption>[✓✗] (-?\d\.\d\d)", text)]
     for number, line in enumerate(lines):
-        scores, found = top_k(bank[[line[0]]], bank, 10, exclude=torch.tensor([line[0]]))
+        scores, found = top_k(vectors[[line[0]]], vectors, 10, exclude=torch.tensor([line[0]]))
         assert line[1:] == found[0].tolist()
         np.testing.assert_allclose(cosines[10 * number : 10 * number + 10], scores[0], atol=0.0051)
 
@@ -139,7 +139,9 @@ def test_nothing_is_loaded_and_nothing_is_markup(made: tuple[Path, list[Path]], 
     without_pictures = re.sub(r"base64,[^\"]+", "", path.read_text())
     assert "http" not in without_pictures and "@import" not in without_pictures and "url(" not in without_pictures
     assert len(page.scripts) == 2, "a class called </script> does not end it"
-    assert sum(tag == "b" for tag, _ in page.tags) == 4 + 4, "the table's own: kNN and baselines, and four levels"
+    assert sum(tag == "b" for tag, _ in page.tags) == 6 + 5, (
+        "the table's own: kNN and baselines, four levels, search vectors"
+    )
 
 
 def test_two_runs_stand_side_by_side_with_their_differences(made: tuple[Path, list[Path]], tmp_path: Path) -> None:

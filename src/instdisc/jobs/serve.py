@@ -6,9 +6,11 @@ This file must not import torch: the page answers while the collection is being 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from instdisc.allocator import give_back_freed_memory
 from instdisc.data.decode import decode
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 
 def _print_now(words: str) -> None:
     print(words, flush=True)  # whoever reads it through a pipe waits for the address
+
+
+def _print_beside(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)  # programs take the first line of the output for the address
 
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -113,11 +119,16 @@ class RunLook:
 
 
 def _lacks_search_vectors(folder: RunFolder) -> bool:
-    """Whether the run has a map to search vectors and was never embedded by it: a look that costs nothing."""
+    """Whether the run has a map to search vectors and was not embedded since: a look that costs nothing."""
     index = folder.index / "index.json"
+    if not folder.search_vectors.is_file():
+        return False
     try:
-        return folder.search_vectors.is_file() and not (index.is_file() and read_json(index).get("recomputed"))
-    except InputError:
+        with safe_open(folder.search_vectors, framework="numpy") as file:
+            step = json.loads(file.metadata()["whitening"])["step"]
+        made = read_json(index) if index.is_file() else {}
+        return not made.get("recomputed") or made["step"] != step
+    except (InputError, OSError, SafetensorError, ValueError, LookupError, TypeError):
         return False  # the opening itself says what is wrong
 
 
@@ -144,15 +155,15 @@ def serve(
     if not bank and _lacks_search_vectors(RunFolder(run)):
         from instdisc.jobs.index import searchable
 
-        say("Computing search vectors: this happens once. (--bank shows the pictures by the rows of the bank at once.)")
-        searchable(run, train_source=train_source, device=device, say=say)
+        _print_beside("Computing search vectors: this happens once; --bank shows the collection without them at once.")
+        searchable(run, train_source=train_source, device=device, say=_print_beside)
 
     from instdisc.serve.handed import Opening
 
     def opened() -> ServedRun:
         from instdisc.jobs.served import ServedRun
 
-        served = ServedRun(run, bank=bank, train_source=train_source, device=device)
+        served = ServedRun(run, train_source=train_source, device=device)
         if approximate:
             threading.Thread(target=served.approximate, args=(say,), name="graph", daemon=True).start()
         return served

@@ -13,7 +13,8 @@ import numpy as np
 from instdisc.encoder import Encoder
 from instdisc.jobs import label as label_job
 from instdisc.jobs import votes as votes_job
-from instdisc.jobs.index import changing, searchable
+from instdisc.jobs.collection import Collection
+from instdisc.jobs.index import changing
 from instdisc.jobs.map import make_map, read_map
 from instdisc.jobs.outliers import known_outliers
 from instdisc.search.index import Index
@@ -26,8 +27,8 @@ _MOST_LINKED = 100_000  # pictures whose neighbours are computed while the page 
 class ServedRun:
     """A run's collection, as the page is handed it (serve/handed.py)."""
 
-    def __init__(self, run: str | Path, *, bank: bool = False, train_source: Any = None, device: str = "auto") -> None:
-        self.collection = searchable(run, bank=bank, train_source=train_source, device=device, say=None)
+    def __init__(self, run: str | Path, *, train_source: Any = None, device: str = "auto") -> None:
+        self.collection = Collection(run, train_source=train_source)
         self.name = Path(run).resolve().name
         self.index: Index = self.collection.index
         self.vectors = self.collection.vectors
