@@ -152,14 +152,8 @@ def test_evaluate_embed_and_info_as_commands(trained: tuple[Path, Path], tmp_pat
     tests = picture_folder(tmp_path / "tests", 30, seed=5)
     done = shell("evaluate", run, tests, "-k", "5", "--temperature", "run", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    for words in (
-        "k = 5",
-        "search vectors",
-        "embedding",
-        "raw pixels, centred",
-        "untrained encoder, whitened",
-        "Without labels:",
-    ):
+    kinds = ("search vectors", "embedding", "raw pixels, centred", "untrained encoder, whitened")
+    for words in ("Weighted kNN, k = 5", *kinds, "Without labels:"):
         assert words in done.stdout
     report = json.loads(RunFolder(run).evaluation.read_text())
     assert f"{100 * report['knn']['top1']:.2f}" in done.stdout

@@ -46,7 +46,7 @@ def test_a_table_holds_what_its_runs_reach(made: tuple[Path, dict[str, Any]]) ->
         assert row["knn"]["std"] == pytest.approx(np.std(values, ddof=1))
         assert row["published"] == {"knn": None, "svm": None}
     encoder = instdisc.load(next((folder / "runs").glob("*30-1")))
-    known, asked = encoder.embed(pictures[:cut]), encoder.embed(pictures[cut:])
+    known, asked = (encoder.embed(part, vectors="embedding") for part in (pictures[:cut], pictures[cut:]))
     alone = instdisc.KNN(200).fit(known, labels[:cut]).score(asked, labels[cut:])
     assert result["rows"][2]["knn"]["values"][1] == pytest.approx(100 * alone, abs=1e-3)
 

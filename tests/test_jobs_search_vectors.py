@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +99,20 @@ def test_the_first_search_embeds_the_collection_and_later_ones_do_not(made: tupl
     search(run, [asked], neighbours=3, say=second.append)
     assert any("were embedded" in line for line in first) and not second
     assert Collection(run).vectors == "search"
+
+
+def test_the_page_is_served_with_them(run: Path) -> None:
+    """They are computed before the address is printed, which stays the first line of the output."""
+    words = [sys.executable, "-u", "-m", "instdisc", "serve", str(run), "--port", "0", "--device", "cpu"]
+    for said in ("this happens once", ""):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None and server.stderr is not None
+            address = server.stdout.readline().strip()
+            with urllib.request.urlopen(f"{address}api/collection", timeout=60) as answer:
+                about = json.load(answer)
+            server.terminate()
+            assert said in server.stderr.read()
+        assert (about["vectors"], about["dim"], about["threshold"]) == ("search", 28, 0.85)
 
 
 def test_vectors_of_another_map_are_never_compared(made: tuple[Path, Path], run: Path) -> None:
