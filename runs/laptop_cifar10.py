@@ -65,6 +65,7 @@ def main() -> None:
         seeds=[settings.seed],
         interval=[100 * bound for bound in report["knn"]["interval"]],
         top5=100 * report["knn"]["top5"],
+        search_vectors={"top1": 100 * report["knn_search"]["top1"], "interval": report["knn_search"]["interval"]},
         baselines={name: 100 * result["top1"] for name, result in report["baselines"].items()},
         minutes=round(run.seconds / 60, 2),
         epochs=run.epochs,

@@ -63,6 +63,7 @@ def main() -> None:
         values=[100 * report["knn"]["top1"]],
         seeds=[settings.seed],
         interval=[100 * bound for bound in report["knn"]["interval"]],
+        search_vectors={"top1": 100 * report["knn_search"]["top1"], "interval": report["knn_search"]["interval"]},
         baselines={name: 100 * result["top1"] for name, result in report["baselines"].items()},
         pictures=run.instances,
         epochs=run.epochs,

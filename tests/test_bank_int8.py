@@ -207,6 +207,6 @@ def test_what_reads_the_bank_of_a_run_reads_int8_too(tmp_path: Path) -> None:
     assert report["knn"]["count"] == 61
     report = evaluate(run, device="cpu", neighbours=5, measures=("knn", "quality"), say=None)
     assert report["bank_quality"]["bank_drift"] < 1
-    assert "of int8" in describe(run)["vectors"]
+    assert "in int8" in describe(run)["vectors"]
     found = search(run, [pictures / "red" / "0000.png"], neighbours=3, device="cpu")
     assert len(found[0]) == 3

@@ -201,5 +201,5 @@ def test_the_command(
     assert "can't be read" in said("index", str(run), "--remove-list", "nowhere.txt")
     text = said("search", str(run), str(files(others)[5]), "--recompute", "--tag", "new", "-k", "2", "--device", "cpu")
     assert "cyan" in text
-    assert "computed anew" in said("index", str(run))
+    assert "search vectors" in said("index", str(run))
     assert "the rows of the bank" in said("index", str(run), "--reset")

@@ -1,4 +1,4 @@
-"""A run's pictures as they are now: those it was trained on, with what was added, removed and computed anew since.
+"""A run's pictures as they are now: those it was trained on, with what was added, removed and recomputed since.
 
 collection = Collection(run)
 collection.index.search(collection.embed(["cat.jpg"]), 20)
