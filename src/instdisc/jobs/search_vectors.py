@@ -23,7 +23,7 @@ from instdisc.runs import RunFolder
 from instdisc.shapes import Int, Tensor
 from instdisc.training import Training
 
-SAMPLE = 10_000  # pictures, for which more change nothing that can be measured (results/search_vectors.json)
+SAMPLE = 5_000  # pictures: more change nothing that can be measured (results/search_vectors.json)
 _BATCH = 256
 _APART = (1 << 40) + 1  # as the step of a draw: no step of a run, and not the monitor's
 Say = Callable[[str], None]
@@ -95,7 +95,7 @@ def fitted(encoder: Encoder, images: Iterable[Tensor], step: int, count: int) ->
 
 
 def sample_of(rows: Int[np.ndarray, " pictures"], seed: int) -> Int[np.ndarray, " sample"]:
-    """At most 10,000 of them, drawn once for all, ascending."""
+    """At most 5,000 of them, drawn once for all, ascending."""
     if len(rows) <= SAMPLE:
         return rows
     return np.sort(rows[draws.permutation(len(rows), seed=seed, step=_APART)[:SAMPLE]])
