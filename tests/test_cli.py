@@ -160,7 +160,7 @@ def test_evaluate_embed_and_info_as_commands(trained: tuple[Path, Path], tmp_pat
     assert report["settings"]["temperature"] == 0.1
 
     status, out, _ = command("embed", run, pictures, "-o", tmp_path / "v.npy", "--device", "cpu")
-    assert status == 0 and "61 vectors of 8 numbers are in" in out
+    assert status == 0 and "61 vectors of 28 dimensions are in" in out
     assert np.load(tmp_path / "v.npy").shape == (61, 8)
 
     status, out, _ = command("info", run)

@@ -96,7 +96,7 @@ def test_an_uploaded_picture_finds_itself(client: Client, trained: tuple[Path, P
     name = json.loads(content)["id"]
     assert status == 200
     found = client.json(f"/api/search?upload={name}&count=40")["results"]
-    own = instdisc.load(trained[1]).embed([str(path)])
+    own = instdisc.load(trained[1]).embed([str(path)], vectors="embedding")
     vectors = Collection(trained[1]).index.vectors(np.arange(COUNT))
     expected = (own @ vectors.T)[0].sort(descending=True).values
     assert [one["score"] for one in found] == pytest.approx(expected.tolist(), abs=1e-4)
