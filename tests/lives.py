@@ -102,7 +102,7 @@ def _embed(place: Path, folder: Path) -> list[Any]:
 
 
 def _add(place: Path, folder: Path) -> list[Any]:
-    return ["index", folder / "run", "--add", place / "others", "--device", "cpu"]
+    return ["index", folder / "run", "--add", place / "others", "--bank", "--device", "cpu"]
 
 
 def _label(place: Path, folder: Path) -> list[Any]:

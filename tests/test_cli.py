@@ -161,7 +161,7 @@ def test_evaluate_embed_and_info_as_commands(trained: tuple[Path, Path], tmp_pat
 
     status, out, _ = command("embed", run, pictures, "-o", tmp_path / "v.npy", "--device", "cpu")
     assert status == 0 and "61 vectors of 28 dimensions are in" in out
-    assert np.load(tmp_path / "v.npy").shape == (61, 8)
+    assert np.load(tmp_path / "v.npy").shape == (61, 28)
 
     status, out, _ = command("info", run)
     assert status == 0 and "61 of" in out and "evaluated" in out

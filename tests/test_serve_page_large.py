@@ -26,7 +26,7 @@ def browser() -> Iterator[playwright.Browser]:
 class Million:
     """A million pictures that are made when they are asked for."""
 
-    name, recomputed, version = "million", True, 0
+    name, vectors, recomputed, version = "million", "search", True, 0
 
     def __init__(self) -> None:
         names = pa.array([f"{row:07d}" for row in range(1_000_000)], pa.large_string())

@@ -271,7 +271,7 @@ def test_pictures_that_went_or_changed_after_the_training(tmp_path: Path) -> Non
     pictures = picture_folder(tmp_path / "pictures", 40)
     run = train(pictures, tmp_path / "run", tiny(epochs=1), say=None).path
     query = shutil.copy(pictures / "red" / "0003.png", tmp_path / "query.png")
-    expected = [hit.id for hit in search(run, [query], neighbours=5, device="cpu")[0]]
+    expected = [hit.id for hit in search(run, [query], neighbours=5, bank=True, device="cpu")[0]]
     (pictures / "red" / "0003.png").unlink()
     # The rows of the bank are what they were; what needs the pictures says that they have changed.
     assert [hit.id for hit in search(run, [query], neighbours=5, device="cpu")[0]] == expected
