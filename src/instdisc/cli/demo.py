@@ -37,7 +37,7 @@ def command(
         f"instdisc info {out}": "what is in this run",
         "instdisc train my-pictures/ --out runs/mine": "train on a folder",
         "instdisc evaluate runs/mine": "measure it",
-        "instdisc embed runs/mine my-pictures/ -o v.npy": "128 numbers for each picture",
+        "instdisc embed runs/mine my-pictures/ -o v.npy": "a vector for each picture",
     }
     widest = max(map(len, following))
     for words, meaning in following.items():
