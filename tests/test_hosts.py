@@ -86,6 +86,7 @@ def test_two_hosts_look_through_a_collection_as_one_process_does(tmp_path: Path)
     for number in (3, 30):
         shutil.copy(there / "pictures" / "red" / f"{number:04d}.png", there / "pictures" / "red" / f"9{number:03d}.png")
     train(there / "pictures", there / "run", "paper_cifar10", device="cpu", say=None, **work_on_hosts.RECIPE)
+    shutil.copy(there / "pictures" / "red" / "0003.png", there / "query.png")
     damaged = there / "pictures" / "red" / "0015.png"  # none of those that tell whether the collection has changed
     damaged.write_bytes(bytes(damaged.stat().st_size))
     shutil.copytree(there, here)

@@ -49,7 +49,7 @@ def whole_life(folder: Path) -> None:
 def look_through(folder: Path) -> None:
     """Duplicates, outliers and a search in the collection of `folder`/run, whose vectors are computed anew first."""
     run = folder / "run"
-    found = search(run, [folder / "pictures" / "red" / "0003.png"], neighbours=7, device="cpu")
+    found = search(run, [folder / "query.png"], neighbours=7, device="cpu")
     duplicates(run, threshold=0.9, device="cpu", say=None)
     outliers(run, neighbours=5, device="cpu", say=None)
     leaks(run, folder / "pictures", threshold=0.9, device="cpu", out=folder / "leaks", say=None)
