@@ -101,6 +101,35 @@ def test_small_encoders_have_pairs_of_convolutions_of_the_stated_widths(pairs: i
     ]
 
 
+def test_conv7_begins_with_a_rotation_of_patches_and_hands_them_on() -> None:
+    backbone = build_encoder({"backbone": "conv7", "width": 32}).backbone.train()
+    filters = backbone.stem.filters.reshape(12, 12)
+    torch.testing.assert_close(filters @ filters.T, torch.eye(12), msg="no number of a patch is lost or doubled")
+    grey, pixels = torch.full((1, 3, 9, 9), 0.7), torch.randn(4, 3, 9, 9)
+    mean_alone = torch.nn.functional.conv2d(grey, backbone.stem.filters)
+    assert (mean_alone.abs().amax(dim=(0, 2, 3)) > 1e-6).nonzero().tolist() == [[0]], "colours and edges see no grey"
+    stem = backbone.stem(pixels)
+    assert stem.shape == (4, 24, 8, 8) and (stem >= 0).all()
+    white = stem[:, :12] - stem[:, 12:]  # a number and its negative, each cut off at zero
+    torch.testing.assert_close(white.mean(dim=(0, 2, 3)), torch.zeros(12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(white.var(dim=(0, 2, 3), correction=0), torch.ones(12), atol=0.01, rtol=0)
+    for stage in (backbone.stage1, backbone.stage2, backbone.stage3):
+        for convolution in (part for part in stage if isinstance(part, nn.Conv2d)):
+            entering = torch.randn(2, convolution.in_channels, 5, 5)
+            torch.testing.assert_close(convolution(entering)[:, : convolution.in_channels], entering)
+
+
+@pytest.mark.parametrize(("side", "places"), [(32, (16, 8, 4)), (28, (14, 7, 4)), (16, (8, 4, 2)), (2, (1, 1, 1))])
+def test_conv7_halves_pictures_of_any_side(side: int, places: tuple[int, ...]) -> None:
+    encoder = build_encoder({"backbone": "conv7", "width": 8, "image_size": side})
+    found = []
+    for stage in (encoder.backbone.stage1, encoder.backbone.stage2, encoder.backbone.stage3):
+        stage.register_forward_hook(lambda module, entering, leaving: found.append(tuple(leaving.shape[1:])))
+    encoder(torch.zeros(2, 3, side, side))
+    assert found == [(width, place, place) for width, place in zip((8, 16, 32), places, strict=True)]
+    assert list(encoder.level_channels().values()) == [8, 16, 32, 32]
+
+
 @pytest.mark.parametrize(
     ("backbone", "size"),
     [("vit_tiny_patch16_224", 32), ("convnext_atto", 64), ("mobilenetv3_small_100", 32), ("resnet10t", 64)],
@@ -124,7 +153,7 @@ def test_mlp_head() -> None:
     [
         ({"backbone": "resnet81"}, "resnet18"),
         ({"backbone": "resnet18.nobody"}, "resnet18.a1_in1k"),
-        ({"backbone": "conv7"}, "conv6"),
+        ({"backbone": "conv9"}, "conv6"),
         ({"backbone": "inception_v3"}, "32 × 32 px"),
         ({"backbone": "convnext_atto", "width": 8}, "width of convnext_atto"),
         ({"backbone": "convnext_atto", "small_stem": True, "width": None}, "small stem"),

@@ -45,6 +45,22 @@ def test_it_learns_from_the_labelled_pictures_alone(collection: tuple[Pictures, 
     assert wrong.accuracy(pictures, asked) < 0.1, "it says what it was taught"
 
 
+def test_a_label_that_is_not_sure_teaches_less(collection: tuple[Pictures, np.ndarray]) -> None:
+    """Half of the names are wrong, and say so by their weight: as if they were not there."""
+    pictures, labels = collection
+    order = np.random.default_rng(0).permutation(90)
+    wrong = order[45:]
+    names, sure = labels.copy(), np.ones(90)
+    names[wrong] = (labels[wrong] + 1) % (labels.max() + 1)
+    sure[wrong] = 0.02
+    reached = [
+        FineTuning(VIEW, epochs=15, rate=3e-3).fit(tiny(), pictures, order, names[order], weights)
+        for weights in (sure[order], np.ones(90))
+    ]
+    believing, doubting = (tuned.accuracy(pictures, labels) for tuned in reversed(reached))
+    assert doubting > 0.9 > believing
+
+
 def test_in_half_precision_it_learns_as_well(collection: tuple[Pictures, np.ndarray]) -> None:
     """Pictures are cut and resized in float32; only the network is in half precision."""
     pictures, labels = collection

@@ -217,13 +217,15 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     shares = (0.5, 0.2)
     monkeypatch.setattr("instdisc.evaluation.semi._FEWEST_EPOCHS", 2)
     monkeypatch.setattr("instdisc.evaluation.semi._MOST_EPOCHS", 10)
+    monkeypatch.setattr("instdisc.evaluation.semi._SPREAD_VIEWS", 240)
     asked: list[tuple[str, np.ndarray, np.ndarray]] = []
     fit = FineTuning.fit
 
-    def noted(self: FineTuning, encoder: Any, opened: Any, instances: np.ndarray, labels: np.ndarray) -> FineTuning:
-        weights = next(encoder.parameters())
-        asked.append(("trained" if torch.equal(weights, own) else "fresh", opened.rows[instances], labels))
-        return fit(self, encoder, opened, instances, labels)
+    def noted(self: FineTuning, encoder: Any, opened: Any, *given: Any) -> FineTuning:
+        instances, labels, *sure = given
+        kind = "spread" if sure else "trained" if torch.equal(next(encoder.parameters()), own) else "fresh"
+        asked.append((kind, opened.rows[instances], labels))
+        return fit(self, encoder, opened, *given)
 
     own = next(instdisc.load(run).parameters())
     monkeypatch.setattr(FineTuning, "fit", noted)
@@ -231,12 +233,15 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     known = open_source(pictures).labels
     assert known is not None and found["mode"] == "test pictures"
     assert [row["labels"] for row in found["shares"]] == [12, 30]
-    assert [which for which, _, _ in asked] == ["trained", "fresh"] * 6
-    for (_, rows, labels), (_, same, _) in zip(asked[::2], asked[1::2], strict=True):
+    assert [which for which, _, _ in asked] == ["trained", "fresh", "spread"] * 6
+    for (_, rows, labels), (_, same, _), (_, all_rows, names) in zip(asked[::3], asked[1::3], asked[2::3], strict=True):
         assert np.array_equal(known[rows], labels), "each label is its own picture's"
         assert np.array_equal(rows, same) and len(np.unique(rows)) == len(rows), "both see the same pictures"
-    assert [np.bincount(labels).tolist() for _, _, labels in asked[::6]] == [[4, 4, 4], [10, 10, 10]]
-    assert not np.array_equal(asked[0][1], asked[2][1]), "another draw, other pictures"
+        by_hand = np.isin(all_rows, rows)
+        assert np.array_equal(known[all_rows[by_hand]], names[by_hand]), "labels by hand stay"
+        assert len(np.unique(all_rows)) == len(known), "the others have the names that spread to them"
+    assert [np.bincount(labels).tolist() for _, _, labels in asked[::9]] == [[4, 4, 4], [10, 10, 10]]
+    assert not np.array_equal(asked[0][1], asked[3][1]), "another draw, other pictures"
     for row in found["shares"]:
         for method in METHODS:
             assert row[method]["mean"] == pytest.approx(np.mean(row[method]["values"]))
@@ -247,13 +252,13 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     more = measured(run, tests, neighbours=5, measures=["semi"], shares=(*shares, 0.4))["semi"]
     assert [row["share"] for row in more["shares"]] == [0.2, 0.4, 0.5]
     assert [more["shares"][0], more["shares"][2]] == found["shares"]
-    assert len(asked) == 2 * 3, "what was done before is kept"
+    assert len(asked) == 3 * 3, "what was done before is kept"
 
     (run / "semi.json").unlink()
     asked.clear()
 
     def interrupted(self: FineTuning, *given: Any) -> FineTuning:
-        if len(asked) == 5:
+        if len(asked) == 7:
             raise KeyboardInterrupt
         return noted(self, *given)
 
@@ -263,7 +268,7 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(FineTuning, "fit", noted)
     asked.clear()
     assert measured(run, tests, neighbours=5, measures=["semi"], shares=shares)["semi"] == found
-    assert len(asked) == 2 * 4, "two draws were done before"
+    assert len(asked) == 3 * 4, "two draws were done before"
 
     asked.clear()
     held_out = measured(run, neighbours=5, measures=["semi"], shares=shares)["semi"]

@@ -33,13 +33,15 @@ _TEST_BATCH = 512
 _WARMUP = 0.05  # of the steps
 _VIEWS = 50_000  # seen in all where labels are few: more epochs then, within bounds
 _FEWEST_EPOCHS, _MOST_EPOCHS = 30, 200
+_SPREAD_VIEWS = 150_000  # the same where every label has its weight, as those that spread to all pictures
 
 
 class FineTuning:
     """A classifier made of an encoder's backbone and a linear layer, trained on labelled pictures.
 
     augmentation: of the training pictures. rate: AdamW's learning rate at its highest. epochs: passes over the labelled
-    pictures; None = about 50,000 views in all, between 30 and 200 passes. precision: as in `Encoder.embed`.
+    pictures; None = about 50,000 views in all, between 30 and 200 passes, and of labels with weights, as those that
+    spread to all pictures, 150,000 views and at most 200 passes. precision: as in `Encoder.embed`.
     After `fit`: `classes_` (ascending) and `network_`, normalised pictures to a score for each of them.
     """
 
@@ -61,10 +63,19 @@ class FineTuning:
         self.augmentation, self.rate, self.weight_decay = augmentation, rate, weight_decay
         self.epochs, self.precision, self.seed = epochs, precision, seed
 
-    def fit(self, encoder: Encoder, pictures: Pictures, instances: np.ndarray, labels: np.ndarray) -> FineTuning:
+    def fit(
+        self,
+        encoder: Encoder,
+        pictures: Pictures,
+        instances: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> FineTuning:
         """Learn from the pictures `instances` (n numbers of `pictures`) with their labels (n whole numbers from 0).
 
-        Raises InputError where there are fewer than two classes.
+        A picture that stands there several times is seen as often in each epoch. weights: float (n), of each picture's
+        part of the loss, as sure as its label is; None = 1 each. Raises InputError where there are fewer than two
+        classes.
         """
         values = integers(labels, len(instances))
         self.classes_, codes = np.unique(values, return_inverse=True)
@@ -73,9 +84,13 @@ class FineTuning:
         place, self._view = pictures.device, encoder.preprocessing
         of_instance = torch.zeros(pictures.count, dtype=torch.long, device=place)
         of_instance[torch.from_numpy(instances).to(place)] = torch.from_numpy(codes).to(place)
+        sure = torch.ones(pictures.count, device=place)
+        if weights is not None:
+            sure[torch.from_numpy(instances).to(place)] = torch.from_numpy(weights).float().to(place)
         network = _with_classifier(encoder, len(self.classes_)).to(place)
         self.network_ = network.to(memory_format=torch.channels_last) if place.type != "mps" else network
-        epochs = self.epochs or max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, _VIEWS // len(instances)))
+        fewest, views = (_FEWEST_EPOCHS, _VIEWS) if weights is None else (1, _SPREAD_VIEWS)
+        epochs = self.epochs or max(fewest, min(_MOST_EPOCHS, round(views / len(instances))))
         per_epoch = max(1, round(len(instances) / min(_BATCH, max(2, len(instances) // 8))))
         orders = (draws.permutation(len(instances), seed=self.seed, step=epoch) for epoch in range(epochs))
         parts = (part for order in orders for part in np.array_split(instances[order], per_epoch))
@@ -97,7 +112,8 @@ class FineTuning:
                 )
                 with autocast(place, self.precision):
                     scores = self.network_(images)
-                cross_entropy(scores.float(), of_instance[batch.indices]).backward()
+                losses = cross_entropy(scores.float(), of_instance[batch.indices], reduction="none")
+                (sure[batch.indices] * losses).mean().backward()
                 for group in optimizer.param_groups:
                     group["lr"] = self.rate * schedule.factor((step + 0.5) / steps)
                 optimizer.step()

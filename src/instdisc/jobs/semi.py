@@ -1,7 +1,8 @@
 """`evaluate --with semi`: what a few labels are worth, with the trained encoder and without, over several draws.
 
-For each share of the labels and each draw, three classifiers learn from the same labelled pictures: the trained encoder
-fine-tuned, the same network from random weights, and weighted kNN on the vectors as they are.
+For each share of the labels and each draw, these learn from the same labelled pictures: the trained encoder fine-tuned;
+the same network from random weights; weighted kNN on the embedding; weighted kNN on the search vectors, after the
+labels have spread over the neighbour graph to all training pictures; and the trained encoder fine-tuned on those names.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,14 +26,28 @@ from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
 from instdisc.evaluation.semi import FineTuning
 from instdisc.jobs.vectors import Vectors
+from instdisc.jobs.votes import NEIGHBOURS, vote
 from instdisc.runs import read_json, write_json
+from instdisc.search import pairs
+from instdisc.search.graph import nearest_graph
+from instdisc.shapes import Float, Int, Tensor
 from instdisc.training import Settings
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
 DRAWS = 3
-METHODS = {"fine_tuned": "trained encoder, fine-tuned", "scratch": "same network from scratch", "knn": "weighted kNN"}
+METHODS = {
+    "spread_tuned": "fine-tuned on spread labels",
+    "spread": "kNN of spread labels",
+    "fine_tuned": "trained encoder, fine-tuned",
+    "scratch": "same network from scratch",
+    "knn": "weighted kNN",
+}
 _NEIGHBOURS = (1, 5, 20, 50, 200)
 _HELD_OUT = 0.2  # of the training pictures, where there are no test pictures
+_BY_HAND = 0.25  # of the views of fine-tuning on spread labels, those of pictures with true ones
 
 
 def check_shares(shares: Sequence[float]) -> None:
@@ -81,7 +96,7 @@ def few_labels(
     )
     labelled = np.flatnonzero(known.labels >= 0)
     rows = []
-    of = hashlib.sha256(f"{encoder.origin} {fresh(0).config} {precision}".encode())
+    of = hashlib.sha256(f"{sorted(METHODS)} {encoder.origin} {fresh(0).config} {precision}".encode())
     for values in (known.rows, known.labels, asked.rows, asked.labels):
         of.update(np.ascontiguousarray(values, np.int64).tobytes())
     done = _done(kept, of.hexdigest())
@@ -91,6 +106,8 @@ def few_labels(
         if testing is not None:
             tests = opened.enter_context(open_pictures(testing, settings.stored_side, place))
         instances = _instances(pictures.rows, known.rows)
+        near = torch.from_numpy(np.array(known.trained if known.search is None else known.search))
+        graph = nearest_graph(pairs.Vectors.of(near), show=True).affinity()
         test_labels = np.full(tests.count, -1)
         test_labels[_instances(tests.rows, asked.rows)] = asked.labels
         for share in sorted(shares):
@@ -108,6 +125,12 @@ def few_labels(
                         tuned = tuning.fit(start, pictures, instances[some], labels)
                         reached[name] = tuned.accuracy(tests, test_labels)
                     reached["knn"] = _knn(known.trained[some], labels, asked)
+                    names, sure = _spread(near, graph, some, labels)
+                    queries = asked.trained if asked.search is None else asked.search
+                    reached["spread"] = KNN(min(NEIGHBOURS, len(names))).fit(near, names).score(queries, asked.labels)
+                    shown = _repeated(some, len(names))
+                    tuned = tuning.fit(encoder, pictures, instances[shown], names[shown], sure[shown])
+                    reached["spread_tuned"] = tuned.accuracy(tests, test_labels)
                     done[drawn] = reached
                     write_json(kept, {"of": of.hexdigest(), "done": done})
                 for name, accuracies in found.items():
@@ -124,6 +147,23 @@ def _done(kept: Path, of: str) -> dict[str, dict[str, float]]:
             if found.get("of") == of:
                 return dict(found["done"])
     return {}
+
+
+def _spread(
+    vectors: Tensor, graph: csr_array, some: np.ndarray, labels: np.ndarray
+) -> tuple[Int[np.ndarray, " pictures"], Float[np.ndarray, " pictures"]]:
+    """(label, confidence) of every picture, from the labels of `some`."""
+    codes = np.full(len(vectors), -1)
+    classes, codes[some] = np.unique(labels, return_inverse=True)
+    found = vote(np.arange(len(vectors)), vectors, codes, [str(value) for value in classes], graph=graph)
+    return classes[found.codes], found.confidence
+
+
+def _repeated(by_hand: np.ndarray, count: int) -> Int[np.ndarray, " places"]:
+    """An epoch's places: all pictures, those labelled by hand so often that they are a quarter of it."""
+    others = np.setdiff1d(np.arange(count), by_hand)
+    times = max(1, round(_BY_HAND / (1 - _BY_HAND) * len(others) / len(by_hand)))
+    return np.concatenate([others, np.tile(by_hand, times)])
 
 
 def _instances(readable: np.ndarray, rows: np.ndarray) -> np.ndarray:
