@@ -19,16 +19,47 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from choose_recipe import pooled_of, score
 from held_out import UNIT, Divided
 from record import record
 
-from instdisc import load
+from instdisc import KNN, load
 from instdisc.encoder import Encoder
 from instdisc.encoder.backbones import evaluating
 
 SIDES = (32, 36, 40, 44)
 BATCH = 250
+
+
+def whitening(features: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and matrix (d, d) that give centred features unit covariance.
+
+    shrinkage: a share of the largest eigenvalue that is added to all, so that directions of little variance stay small.
+    """
+    mean = features.mean(axis=0)
+    values, directions = np.linalg.eigh(np.cov(features.T))
+    return mean, directions / np.sqrt(np.maximum(values, 1e-10 * values[-1]) + shrinkage * values[-1])
+
+
+def pooled_of(levels: dict[str, torch.Tensor]) -> np.ndarray:
+    """Pooled features of the last two stages beside one another, float64."""
+    stages = [name for name in levels if name.startswith(("stage", "layer"))][-2:]
+    return torch.cat([levels[name] for name in stages], dim=1).double().numpy()
+
+
+def score(
+    known: dict[str, np.ndarray], labels: np.ndarray, asked: dict[str, np.ndarray], out_labels: np.ndarray
+) -> dict[str, float]:
+    """kNN, %: of each space, with k 200, and with the nearest neighbour alone. Whitening is fitted on `known`."""
+    found = {"embedding": (known["embedding"], asked["embedding"])}
+    for name, shrinkage in (("whitened", 1e-3), ("whitened, no shrinkage", 0.0)):
+        mean, matrix = whitening(known["pooled"], shrinkage)
+        first, second = (((part["pooled"] - mean) @ matrix).astype(np.float32) for part in (known, asked))
+        found[name] = first, second
+    reached: dict[str, float] = {"gallery": len(labels)}
+    for name, (vectors, queries) in found.items():
+        for k, suffix in ((200, ""), (1, ", k 1")):
+            reached[name + suffix] = round(100 * KNN(k).fit(vectors, labels).score(queries, out_labels), 2)
+    return reached
 
 
 def shown(encoder: Encoder, images: np.ndarray, side: int, *, flipped: bool = False) -> Tensor:

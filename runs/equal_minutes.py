@@ -47,8 +47,8 @@ from instdisc.encoder.backbones import evaluating
 from instdisc.evaluation.intervals import wilson
 from instdisc.jobs.search_vectors import SAMPLE, fitted
 from instdisc.jobs.train import train
-from instdisc.runs import RunFolder, read_metrics
-from instdisc.training import choose_precision
+from instdisc.runs import RunFolder
+from instdisc.training import choose_precision, read_metrics
 
 TURN = 5.0  # minutes
 RESULT = "reached.json"
@@ -175,12 +175,13 @@ class Theirs:
 
 
 def measure(encoder: Encoder, known: Pictures, asked: Pictures) -> dict[str, float]:
-    """kNN, %, of pooled features as they are and as search vectors."""
+    """kNN, %, of pooled features as they are and as search vectors; all in the precision of the training."""
+    precision = choose_precision(encoder, torch.device("cpu"), "auto", 256).precision
     sample = np.random.default_rng(0).permutation(len(known.images))[:SAMPLE]
     pixels = torch.from_numpy(known.images[sample]).permute(0, 3, 1, 2)
     with evaluating(encoder):
         whitening = fitted(encoder, map(encoder.preprocessing.normalise, pixels.split(256)), -1, len(pixels))
-    first, second = encoder.features(known.images), encoder.features(asked.images)
+    first, second = (encoder.features(part.images, precision=precision) for part in (known, asked))
     spaces = {
         "features": [nn.functional.normalize(part["backbone"], dim=1) for part in (first, second)],
         "search": [whitening.of(part) for part in (first, second)],
