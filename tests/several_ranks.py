@@ -28,6 +28,7 @@ from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
 from instdisc.objectives import (
     NCE,
+    BatchGroups,
     NonParametricSoftmax,
     ParametricSoftmax,
     Proximal,
@@ -106,6 +107,7 @@ def objectives() -> dict[str, torch.nn.Module]:
         "parametric": ParametricSoftmax(INSTANCES, DIM, seed=3),
         "views": ViewSoftmax(0.2, 300),
         "views_alone": ViewSoftmax(0.2, 0, weight=0.5),
+        "groups": BatchGroups(DIM, 2, seed=3),
         "proximal": Proximal(10.0),
     }
 

@@ -159,7 +159,7 @@ def test_z_is_a_moving_average_but_in_a_run_that_was_written_without_saying() ->
     assert Settings.from_dict(written).partition == "moving_average"
     del written["partition"]
     assert Settings.from_dict(written).partition == "first_batch"
-    (nce,) = Settings(objective="nce").terms(10).values()
+    (nce,) = Settings(objective="nce").terms(10, 6).values()
     assert isinstance(nce, objectives.NCE) and nce.partition == "moving_average"
 
 
@@ -170,7 +170,8 @@ def test_every_difference_counts_except_operational_ones() -> None:
         "backbone": "conv6", "width": 8, "head": "mlp", "hidden": 9, "dim": 64, "size": 64, "pretrained": "x",
             "stored": 70,
         "objective": "nce", "temperature": 0.2, "negatives": 7, "noise": "private", "partition": "exact",
-        "mask_own": True, "proximal": 1.0, "view_share": 0.25, "views": 3, "fill_epochs": 1.0, "bank_momentum": 0.0,
+        "mask_own": True, "proximal": 1.0, "view_share": 0.25,
+        "groups": 4, "group_weight": 1.0, "group_from": 0.5, "views": 3, "fill_epochs": 1.0, "bank_momentum": 0.0,
         "bank_dtype": "float16", "bank_storage": "disk", "batch": 64, "accumulate": 2, "optimizer": "muon", "lr": 0.1,
         "vector_lr": 0.2, "momentum": 0.8, "nesterov": True, "weight_decay": 0.0, "schedule": "cosine", "drops": (0.5,),
         "warmup": 1.0, "epochs": 100.0, "minutes": 5.0, "crop_scale": (0.3, 1.0), "flip": 0.5, "jitter": 0.5,
@@ -225,30 +226,32 @@ def test_views_grow_in_steps_of_four_pixels() -> None:
 
 def test_terms_and_their_weights() -> None:
     common: dict[str, Any] = {"temperature": 0.3, "negatives": 5, "seed": 9}
-    (softmax,) = Settings(**common, mask_own=True).terms(10).values()
+    (softmax,) = Settings(**common, mask_own=True).terms(10, 6).values()
     assert isinstance(softmax, objectives.NonParametricSoftmax)
     assert (softmax.temperature, softmax.mask_own) == (0.3, True)
 
-    (sampled,) = Settings(**common, objective="sampled", noise="private", mask_own=True).terms(10).values()
+    (sampled,) = Settings(**common, objective="sampled", noise="private", mask_own=True).terms(10, 6).values()
     assert isinstance(sampled, objectives.SampledSoftmax)
     assert (sampled.temperature, sampled.mask_own, sampled.decoupled) == (0.3, True, True)
     assert (sampled.noise.negatives, sampled.noise.kind, sampled.noise.seed) == (5, "private", 9)
 
-    (nce,) = Settings(**common, objective="nce", partition="exact", mask_own=True).terms(10).values()
+    (nce,) = Settings(**common, objective="nce", partition="exact", mask_own=True).terms(10, 6).values()
     assert isinstance(nce, objectives.NCE)
     assert (nce.temperature, nce.partition, nce.mask_own, nce.noise.kind) == (0.3, "exact", True, "shared")
 
-    settings = Settings(**common, objective="parametric", dim=16, views=2, view_share=0.25, proximal=30)
-    terms, weights = settings.terms(10), settings.weights()
-    assert list(terms) == ["parametric", "views", "proximal"]
+    settings = Settings(**common, objective="parametric", dim=16, views=2, view_share=0.25, groups=4, proximal=30)
+    terms, weights = settings.terms(10, 6), settings.weights()
+    assert list(terms) == ["parametric", "views", "groups", "proximal"]
     assert isinstance(terms["parametric"], objectives.ParametricSoftmax)
     assert terms["parametric"].weight.shape == (10, 16)
     assert isinstance(terms["views"], objectives.ViewSoftmax)
     assert terms["views"].temperature == 0.3
+    assert isinstance(terms["groups"], objectives.BatchGroups)
+    assert (terms["groups"].groups, terms["groups"].head.in_features) == (4, 6)
     assert isinstance(terms["proximal"], objectives.Proximal)
     assert terms["proximal"].weight == 30
-    assert [weights[name] for name in terms] == [0.75, 0.25, 1.0]
-    again = settings.terms(10)["parametric"]
+    assert [weights[name] for name in terms] == [0.75, 0.25, 0.5, 1.0]
+    again = settings.terms(10, 6)["parametric"]
     assert torch.equal(again.weight, terms["parametric"].weight)
 
 
@@ -327,7 +330,7 @@ def test_default_fits_any_data(count: int, side: int, device: str) -> None:
     assert settings.minutes is not None or 1 <= settings.epochs <= 1000
     assert settings.view_sizes[0] >= 16 and len(settings.view_sizes) == (3 if settings.size >= 32 else 1)
     assert settings.size <= 224
-    settings.with_overrides({"epochs": 0.5}).terms(20)
+    settings.with_overrides({"epochs": 0.5}).terms(20, 6)
 
 
 def test_presets_by_name() -> None:

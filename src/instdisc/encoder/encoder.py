@@ -62,9 +62,15 @@ class Encoder(nn.Module):
         self.channels = output_channels(self.backbone, config)
         self.head = _make_head(config.head, self.channels, config.hidden or self.channels, config.dim)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
-        """Unit vectors in float32 of normalised pictures. Head and length are float32 under autocast too."""
-        return self._project(self.backbone(images))
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], *, with_pooled: bool = False
+    ) -> Float[Tensor, "batch dim"] | tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch channels"]]:
+        """Unit vectors in float32 of normalised pictures. Head and length are float32 under autocast too.
+
+        with_pooled: and beside them the backbone's features that they come from, in the precision they have.
+        """
+        pooled = self.backbone(images)
+        return (self._project(pooled), pooled) if with_pooled else self._project(pooled)
 
     def describe(self) -> dict[str, Any]:
         """The encoder's choices as plain JSON values; `build_encoder` takes them back."""

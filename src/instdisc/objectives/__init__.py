@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from instdisc.objectives.batch_groups import BatchGroups
 from instdisc.objectives.nce import NCE
 from instdisc.objectives.nonparametric_softmax import NonParametricSoftmax
 from instdisc.objectives.parametric_softmax import ParametricSoftmax
@@ -21,12 +22,14 @@ OBJECTIVES: dict[str, type[nn.Module]] = {
     "nce": NCE,
     "parametric": ParametricSoftmax,
     "views": ViewSoftmax,
+    "groups": BatchGroups,
     "proximal": Proximal,
 }
 
 __all__ = [
     "NCE",
     "OBJECTIVES",
+    "BatchGroups",
     "NonParametricSoftmax",
     "ParametricSoftmax",
     "Proximal",

@@ -42,6 +42,8 @@ class Settings:
     Objective: the bank term and its temperature [τ], negatives [m], noise, mask_own; partition: how NCE knows Z,
         "first_batch" as published; proximal: the weight [λ] of that term, 0 = without; view_share: the share in
         [0, 1) of the loss that ViewSoftmax takes.
+    groups: how many k-means finds in each view of a batch, for the other view to tell (BatchGroups); 0 = without that
+        term. group_weight: its weight; group_from: the fraction of the run at which it begins.
     views: random views of each picture in a step. fill_epochs: until then rows of the bank only fill, and the bank's
         terms wait (ViewSoftmax does not): a row that is still random teaches nothing. bank_momentum: 0 replaces a
         row, 0.5 is published. bank_dtype, bank_storage: see MemoryBank; "auto" goes by size and what is free.
@@ -77,6 +79,9 @@ class Settings:
     mask_own: bool = False
     proximal: float = 0.0
     view_share: float = 0.0
+    groups: int = 0
+    group_weight: float = 0.5
+    group_from: float = 0.2
     views: int = 1
     fill_epochs: float = 0.0
     bank_momentum: float = 0.5
@@ -133,6 +138,10 @@ class Settings:
             self.fill_epochs == 0 or self.view_share > 0, "fill_epochs needs view_share, which teaches meanwhile"
         )
         self._check(self.views >= 2 or self.view_share == 0, "view_share needs two views or more: set views to 2")
+        self._check(self.groups == 0 or self.groups >= 2, "groups are 2 or more, or 0 for none")
+        self._check(self.views >= 2 or self.groups == 0, "groups need two views or more: set views to 2")
+        self._check(0 <= self.group_weight < math.inf, "group_weight must not be negative")
+        self._check(0 <= self.group_from < 1, "group_from is a fraction of the run in [0, 1)")
         self._check(self.batch >= 1, "batch must be at least 1")
         self._check(1 <= self.accumulate <= self.batch, "accumulate must be at least 1 and at most batch")
         self._check(0 < self.lr < math.inf, "lr must be positive")
@@ -218,8 +227,8 @@ class Settings:
         """The schedule, over the fraction of the run."""
         return Schedule(kind=self.schedule, warmup=self.warmup / self.epochs, drops=self.drops)
 
-    def terms(self, instances: int) -> dict[str, nn.Module]:
-        """The named terms of the loss; `weights` has their factors."""
+    def terms(self, instances: int, channels: int) -> dict[str, nn.Module]:
+        """The named terms of the loss; `weights` has their factors. channels: of the encoder's pooled features."""
         bank_term: nn.Module
         if self.objective == "softmax":
             bank_term = objectives.NonParametricSoftmax(self.temperature, mask_own=self.mask_own)
@@ -242,13 +251,16 @@ class Settings:
         terms: dict[str, nn.Module] = {self.objective: bank_term}
         if self.view_share > 0:
             terms["views"] = objectives.ViewSoftmax(self.temperature, self.negatives, seed=self.seed)
+        if self.groups:
+            terms["groups"] = objectives.BatchGroups(channels, self.groups, seed=self.seed)
         if self.proximal > 0:
             terms["proximal"] = objectives.Proximal(self.proximal)
         return terms
 
     def weights(self) -> dict[str, float]:
         """The factor of each term in the loss."""
-        return {self.objective: 1 - self.view_share, "views": self.view_share, "proximal": 1.0}
+        own = 1 - self.view_share
+        return {self.objective: own, "views": self.view_share, "groups": self.group_weight, "proximal": 1.0}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Settings:
         """The same with some fields replaced by name. Raises InputError for a name or a value that can't be."""

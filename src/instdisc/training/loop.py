@@ -33,7 +33,7 @@ from instdisc.errors import InputError, is_shortage
 from instdisc.objectives.noise import Noise
 from instdisc.runs import RunFolder
 from instdisc.training.config import Settings
-from instdisc.training.metrics import Measurement, Metrics
+from instdisc.training.metrics import APART, Measurement, Metrics
 from instdisc.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from instdisc.training.optimizers import make_optimizer
 
@@ -74,7 +74,7 @@ class Training:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         if settings.sync_batchnorm and ranks.world() > 1 and device.type == "cuda":
             self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)
-        self.terms = nn.ModuleDict(settings.terms(pictures.count)).to(device)
+        self.terms = nn.ModuleDict(settings.terms(pictures.count, encoder.channels)).to(device)
         self.rows = choose_rows(pictures.count, settings.dim, device, settings.bank_dtype, settings.bank_storage)
         self.bank = MemoryBank(
             pictures.count,
@@ -141,8 +141,7 @@ class Training:
         the loss. The pieces equal one large batch, the bank's update included.
         """
         self._set_learning_rate()
-        filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
-        counting = [name for name in self.terms if name == "views" or not filling]
+        counting = self.counting
         shares = {name: torch.zeros((), device=self.device) for name in self.terms}
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         for number, part in enumerate(parts):
@@ -151,10 +150,10 @@ class Training:
             images = self._views(part)
             last = number == self.settings.accumulate - 1
             with nullcontext() if last else self._no_sync():
-                with self._autocast:
-                    features = self._forward(images)
+                features, pooled = self._encoded(images)
                 losses = {
-                    name: self.weights[name] * self._parallel_terms[name](features, indices, self.bank)
+                    name: self.weights[name]
+                    * self._parallel_terms[name](pooled if name == "groups" else features, indices, self.bank)
                     for name in counting
                 }
                 share = len(part.indices) / planned
@@ -168,6 +167,13 @@ class Training:
         self.bank.update(torch.cat([indices for indices, _ in seen]), torch.cat([features for _, features in seen]))
         self.step_number += 1
         return shares
+
+    @property
+    def counting(self) -> list[str]:
+        """The terms of the loss in the step in hand: those of the bank wait till it is filled, and groups begin late."""
+        filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
+        early = self.progress < self.settings.group_from
+        return [name for name in self.terms if not (early if name == "groups" else filling and name not in APART)]
 
     @property
     def epoch(self) -> int:
@@ -275,6 +281,15 @@ class Training:
         ]
         self.metrics.count(len(part.indices), part.waited)
         return views[0] if len(views) == 1 else torch.cat(views)
+
+    def _encoded(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(embedding, pooled features) of views; where no term asks for the latter, the embedding twice."""
+        with self._autocast:
+            if "groups" in self.terms:
+                features, pooled = self._forward(images, with_pooled=True)
+                return features, pooled
+            features = self._forward(images)
+            return features, features
 
     def _read_ahead(self, indices: torch.Tensor, terms: Sequence[str]) -> None:
         """Have the rows that these terms will ask for, on all ranks, come from the disk while the encoder works."""

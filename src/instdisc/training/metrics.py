@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from instdisc.training.loop import Training
 
 
+APART = ("views", "groups")  # terms that do not ask the bank, and need not wait until it is filled
+
+
 class Measurement(NamedTuple):
     """What a monitor found: numbers by name, and a sentence where something is wrong."""
 
@@ -126,7 +129,7 @@ class Metrics:
         self.latest = {**line, **losses}
         if training.step_number % training.batches_per_epoch == 0:
             filling = training.step_number <= training.settings.fill_epochs * training.batches_per_epoch
-            self.say(_sentence(line, waiting=[name for name in self.terms if name != "views"] if filling else []))
+            self.say(_sentence(line, waiting=[name for name in self.terms if name not in APART] if filling else []))
         self._sums = dict.fromkeys(self.terms, 0.0)
         self._steps, self._images, self._waited = 0, 0, 0.0
         self._clock = time.monotonic()

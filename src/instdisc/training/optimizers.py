@@ -20,7 +20,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
 
-def make_optimizer(settings: Settings, encoder: nn.Module, terms: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(settings: Settings, encoder: nn.Module, terms: nn.ModuleDict) -> torch.optim.Optimizer:
     """The optimizer over the encoder's weights and those of the objective (the parametric softmax has some)."""
     parameters = [*encoder.parameters(), *terms.parameters()]
     if settings.optimizer == "sgd":
@@ -33,9 +33,12 @@ def make_optimizer(settings: Settings, encoder: nn.Module, terms: nn.Module) -> 
         )
     matrices = [parameter for parameter in encoder.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in encoder.parameters() if parameter.ndim <= 1]
+    others: list[nn.Parameter] = []
+    for name, term in terms.items():  # a head like the encoder's; the weights of a softmax are vectors, one a picture
+        (matrices if name == "groups" else others).extend(term.parameters())
     groups = [
         {"params": matrices, "lr": settings.lr, "orthogonal": True, "weight_decay": settings.weight_decay},
-        {"params": [*vectors, *terms.parameters()], "lr": settings.vector_lr, "orthogonal": False, "weight_decay": 0.0},
+        {"params": [*vectors, *others], "lr": settings.vector_lr, "orthogonal": False, "weight_decay": 0.0},
     ]
     return Muon(groups, momentum=settings.momentum)
 
