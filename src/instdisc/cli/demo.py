@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -33,12 +36,20 @@ def command(
     report = evaluate(out, device=device)
     show(report, out)
     print("\n3. Next, on pictures of your own:\n")
+    name = _as_typed()
     following = {
-        f"instdisc info {out}": "what is in this run",
-        "instdisc train my-pictures/ --out runs/mine": "train on a folder",
-        "instdisc evaluate runs/mine": "measure it",
-        "instdisc embed runs/mine my-pictures/ -o v.npy": "a vector for each picture",
+        f"{name} serve {out}": "see these digits in a browser",
+        f"{name} train my-pictures/ --out runs/mine": "train on a folder",
+        f"{name} evaluate runs/mine": "measure it",
+        f"{name} serve runs/mine": "browse, search, clean and label them",
     }
     widest = max(map(len, following))
     for words, meaning in following.items():
         print(f"   {words:<{widest}}   {meaning}")
+
+
+def _as_typed() -> str:
+    """How this command is called from the shell: where an environment is not active, by its path."""
+    path = Path(sys.argv[0])
+    apart = shutil.which("instdisc") is None and path.name == "instdisc" and path.is_file()
+    return os.path.relpath(path) if apart else "instdisc"
