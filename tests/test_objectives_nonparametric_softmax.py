@@ -69,7 +69,7 @@ def test_every_objective_computes_in_float32_inside_a_callers_autocast(name: str
     answers = []
     for enabled in (False, True):
         features = tensor_of(unit_rows(4, 6, 1)).requires_grad_()
-        objective = OBJECTIVES[name](*([0.5] if name != "proximal" else []))
+        objective = OBJECTIVES[name](*{"groups": (6, 2), "proximal": ()}.get(name, (0.5,)))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             loss = objective(features, indices, bank_of(rows))
         loss.backward()
@@ -84,7 +84,7 @@ def test_no_objective_writes_the_bank_and_forwards_may_be_summed(name: str) -> N
     """Two forwards and one backward give the mean of two gradients; nothing in the bank has moved."""
     bank = bank_of(unit_rows(500, 6, 0))
     rows, place, updates = bank.rows.clone(), bank.rows.data_ptr(), bank.updates
-    objective = OBJECTIVES[name](*{"parametric": (500, 6), "proximal": ()}.get(name, (0.5,)))
+    objective = OBJECTIVES[name](*{"parametric": (500, 6), "groups": (6, 2), "proximal": ()}.get(name, (0.5,)))
     halves = [(tensor_of(unit_rows(4, 6, seed)), torch.tensor([3, 3, seed, seed])) for seed in (1, 2)]
 
     def gradients(together: bool) -> list[torch.Tensor]:
