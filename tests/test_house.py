@@ -123,8 +123,8 @@ def test_every_objective_has_a_test_file_and_a_place_in_the_room() -> None:
 
 
 def test_the_file_map_agrees_with_the_files() -> None:
-    """In the section of docs/house.md headed "file map": every `name/` and `name.py` there exists, and every room and every
-    folder of the project stands there."""
+    """In the section of docs/house.md headed "file map": every `name/` and `name.py` there exists, and every room and
+    every folder of the project stands there."""
     page = ROOT / "docs" / "house.md"
     sections = re.split(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     maps = [body for title, body in zip(sections[1::2], sections[2::2], strict=True) if "file map" in title.lower()]

@@ -170,7 +170,7 @@ class Training:
 
     @property
     def counting(self) -> list[str]:
-        """The terms of the loss in the step in hand: those of the bank wait till it is filled, and groups begin late."""
+        """The terms of the loss in the step in hand: those of the bank wait till it is filled; groups begin late."""
         filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
         early = self.progress < self.settings.group_from
         return [name for name in self.terms if not (early if name == "groups" else filling and name not in APART)]
