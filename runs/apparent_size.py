@@ -25,38 +25,30 @@ from record import record
 from instdisc import KNN, load
 from instdisc.encoder import Encoder
 from instdisc.encoder.backbones import evaluating
+from instdisc.encoder.whitening import Moments, fit_whitening
+from instdisc.jobs.vectors import stages_of
 
 SIDES = (32, 36, 40, 44)
 BATCH = 250
 
 
-def whitening(features: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (d,) and matrix (d, d) that give centred features unit covariance.
-
-    shrinkage: a share of the largest eigenvalue that is added to all, so that directions of little variance stay small.
-    """
-    mean = features.mean(axis=0)
-    values, directions = np.linalg.eigh(np.cov(features.T))
-    return mean, directions / np.sqrt(np.maximum(values, 1e-10 * values[-1]) + shrinkage * values[-1])
-
-
-def pooled_of(levels: dict[str, torch.Tensor]) -> np.ndarray:
-    """Pooled features of the last two stages beside one another, float64."""
-    stages = [name for name in levels if name.startswith(("stage", "layer"))][-2:]
-    return torch.cat([levels[name] for name in stages], dim=1).double().numpy()
-
-
 def score(
-    known: dict[str, np.ndarray], labels: np.ndarray, asked: dict[str, np.ndarray], out_labels: np.ndarray
+    known: dict[str, Tensor],
+    labels: np.ndarray,
+    asked: dict[str, Tensor],
+    out_labels: np.ndarray,
+    stages: dict[str, int],
 ) -> dict[str, float]:
-    """kNN, %: of each space, with k 200, and with the nearest neighbour alone. Whitening is fitted on `known`."""
-    found = {"embedding": (known["embedding"], asked["embedding"])}
-    for name, shrinkage in (("whitened", 1e-3), ("whitened, no shrinkage", 0.0)):
-        mean, matrix = whitening(known["pooled"], shrinkage)
-        first, second = (((part["pooled"] - mean) @ matrix).astype(np.float32) for part in (known, asked))
-        found[name] = first, second
+    """kNN, %: of each space, with k 200, and with the nearest neighbour alone. Search vectors are fitted on `known`."""
+    stages = stages_of(encoder)
+    moments = Moments(tuple(stages.values()))
+    moments.add(known["stages"])
+    whitening = fit_whitening(moments, tuple(stages))
     reached: dict[str, float] = {"gallery": len(labels)}
-    for name, (vectors, queries) in found.items():
+    for name, vectors, queries in (
+        ("embedding", known["embedding"], asked["embedding"]),
+        ("search", whitening(known["stages"]), whitening(asked["stages"])),
+    ):
         for k, suffix in ((200, ""), (1, ", k 1")):
             reached[name + suffix] = round(100 * KNN(k).fit(vectors, labels).score(queries, out_labels), 2)
     return reached
@@ -71,14 +63,14 @@ def shown(encoder: Encoder, images: np.ndarray, side: int, *, flipped: bool = Fa
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def spaces(encoder: Encoder, images: np.ndarray, side: int, *, flipped: bool = False) -> dict[str, np.ndarray]:
-    """The embedding, and pooled features of the last two stages beside one another."""
+def spaces(encoder: Encoder, images: np.ndarray, side: int, *, flipped: bool = False) -> dict[str, Tensor]:
+    """The embedding, and pooled features of all stages beside one another."""
     parts = []
     with evaluating(encoder):
         for start in range(0, len(images), BATCH):
             parts.append(encoder.levels(shown(encoder, images[start : start + BATCH], side, flipped=flipped)))
     levels = {name: torch.cat([part[name].float() for part in parts]) for name in parts[0]}
-    return {"embedding": levels["embedding"].numpy(), "pooled": pooled_of(levels)}
+    return {"embedding": levels["embedding"], "stages": torch.cat([levels[name] for name in stages_of(encoder)], dim=1)}
 
 
 def with_statistics_of(encoder: Encoder, images: np.ndarray, side: int) -> Encoder:
@@ -112,13 +104,13 @@ def main() -> None:
             seen = with_statistics_of(encoder, pictures.images[:5_000], side) if again else encoder
             known, asked = (spaces(seen, images, side) for images in (gallery, pictures.out_images))
             row = {"side": side, "statistics": "whole pictures" if again else "as trained", "mirrored": False}
-            rows.append(row | score(known, labels, asked, pictures.out_labels))
+            rows.append(row | score(known, labels, asked, pictures.out_labels, encoder))
             print(rows[-1], flush=True)
             if side == SIDES[0] and not again:
                 for part, images in ((known, gallery), (asked, pictures.out_images)):
                     for name, values in spaces(seen, images, side, flipped=True).items():
                         part[name] = (part[name] + values) / 2
-                rows.append(row | {"mirrored": True} | score(known, labels, asked, pictures.out_labels))
+                rows.append(row | {"mirrored": True} | score(known, labels, asked, pictures.out_labels, encoder))
                 print(rows[-1], flush=True)
     record(
         settings.out,

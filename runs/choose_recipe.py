@@ -40,7 +40,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "conv7/64": {"backbone": "conv7", "width": 64},
     "conv7/96": {"backbone": "conv7", "width": 96},
 }
-WORDS: dict[str, dict[str, Any]] = {  # added to a candidate's name: "conv7/64 dirac"
+WORDS: dict[str, dict[str, Any]] = {  # added to a candidate's name: "conv7/64 groups"
+    "groups": {"groups": 64},
     "grow.25-.7": {"grow_at": (0.25, 0.7)},
     "grow.25-1": {"grow_at": (0.25, 0.9999)},
     "t.07": {"temperature": 0.07},

@@ -207,7 +207,8 @@ def take_turn(name: str, folder: Path, minutes: float, turn: float, known: Pictu
             return
         encoder = theirs.encoder
         facts = {"epochs": round(theirs.steps * theirs.batch / len(known.images), 2)}
-    facts = {"contestant": name, "minutes": minutes} | facts | measure(encoder, known, asked)
+    facts = {"contestant": name, "minutes": minutes, "asked": len(asked.labels)} | facts
+    facts |= measure(encoder, known, asked)
     (folder / RESULT).write_text(json.dumps(facts), encoding="utf-8")
     print(facts, flush=True)
 
@@ -288,7 +289,8 @@ def main() -> None:
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(settings.work.glob(f"*/{RESULT}"))]
     rows.sort(key=lambda row: (row["minutes"], -row["search"]))
     for row in rows:
-        row["interval"] = [round(100 * bound, 2) for bound in wilson(round(row["search"] * 100), 10_000)]
+        hits = round(row["search"] / 100 * row["asked"])
+        row["interval"] = [round(100 * bound, 2) for bound in wilson(hits, row["asked"])]
     record(
         settings.results / "equal_minutes.json",
         name="equal_minutes",
@@ -300,7 +302,9 @@ def main() -> None:
     )
     closed = settings.results / "closed_form.json"
     found = json.loads(closed.read_text(encoding="utf-8")) if closed.is_file() else None
-    draw(rows, found and {"minutes": found["minutes"], "knn": found["mean"]}, settings.results / "equal_minutes.png")
+    if found is not None:
+        found = {"minutes": sum(found["seconds"].values()) / 60, "knn": found["mean"]}
+    draw(rows, found, settings.results / "equal_minutes.png")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python runs/few_labels.py runs/out/laptop_cifar10 --test cifar10-test.parquet      # an hour on two cores
 
 An interrupted evaluation goes on where it stopped, and --shares may be added to: what is done is kept. The run is that
-of runs/laptop_cifar10.py, or any other with labels. The result goes to results/few_labels.json, the curves to
-results/few_labels.png.
+of runs/laptop_cifar10.py, or any other with labels. The result goes to results/NAME.json, the curves to
+results/NAME.png.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--train-source", help="where the training pictures are now, if they were moved")
     parser.add_argument("--test", default=None, help="labelled test pictures; without: CIFAR-10's test split")
     parser.add_argument("--shares", type=float, nargs="*", default=list(SHARES), help="of the labels, of 1")
+    parser.add_argument("--name", default="few_labels", help="of the result")
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
     test = settings.test
@@ -42,8 +43,8 @@ def main() -> None:
     ]
     least = found["shares"][0]
     record(
-        settings.results / "few_labels.json",
-        name="few_labels",
+        settings.results / f"{settings.name}.json",
+        name=settings.name,
         command=f"python runs/few_labels.py RUN --shares {' '.join(map(str, settings.shares))}, a run of {preset}",
         unit="top-1 on the test pictures, as a share of 1; `values` are those of the encoder fine-tuned on "
         f"{least['labels']:,} labels, `shares` has all",
@@ -54,7 +55,7 @@ def main() -> None:
         epochs_of_the_run=RunFolder(settings.run).read_config()["settings"]["epochs"],
         shares=found["shares"],
     )
-    shutil.copy(RunFolder(settings.run).few_labels_plot, settings.results / "few_labels.png")
+    shutil.copy(RunFolder(settings.run).few_labels_plot, settings.results / f"{settings.name}.png")
 
 
 if __name__ == "__main__":

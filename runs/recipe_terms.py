@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,16 +18,7 @@ from instdisc.training import Training
 
 
 class Extra(Training):
-    """A step whose loss has one more part, over the pooled features or the embedding of the whole views."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.pooled = torch.empty(0)
-
-        def keep(_: nn.Module, entering: tuple[Tensor]) -> None:
-            self.pooled = entering[0]
-
-        self.encoder.head.register_forward_pre_hook(keep)
+    """A step whose loss has one more part, over the embedding of the whole views."""
 
     def part(self, features: Float[Tensor, "views_batch dim"], images: Batch) -> Tensor | float:
         """What is added to the loss."""
@@ -36,8 +26,7 @@ class Extra(Training):
 
     def step(self, parts: Iterator[Batch], planned: int) -> dict[str, torch.Tensor]:
         self._set_learning_rate()
-        filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
-        counting = [name for name in self.terms if name == "views" or not filling]
+        counting = self.counting
         (part,) = parts
         indices = part.indices.repeat(self.settings.views)
         images = self._views(part)
@@ -50,40 +39,6 @@ class Extra(Training):
         self.bank.update(indices, features.detach())
         self.step_number += 1
         return {name: losses[name].detach() if name in losses else torch.zeros(()) for name in self.terms}
-
-
-class Groups(Extra):
-    """Cross-level discrimination (Wang et al. 2021): a second head, whose batch is grouped by k-means.
-
-    Each view of a picture is told its group among the centroids of the other view's batch.
-    """
-
-    groups, temperature, weight, begin = 64, 0.2, 0.5, 0.2
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.second = nn.Linear(self.encoder.channels, 128, bias=False)
-        self.optimizer.param_groups[0]["params"].append(self.second.weight)
-
-    def part(self, features: Tensor, images: Batch) -> Tensor | float:
-        if self.progress < self.begin:
-            return 0.0
-        first, second = nn.functional.normalize(self.second(self.pooled.float()), dim=1).chunk(2)
-        loss = torch.zeros(())
-        for view, other in ((first, second), (second, first)):
-            owner, centroids = self._kmeans(other)
-            loss = loss + nn.functional.cross_entropy(view @ centroids.T / self.temperature, owner)
-        return self.weight * loss / 2
-
-    def _kmeans(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        centroids = rows[: self.groups].detach()
-        for _ in range(5):
-            owner = (rows.detach() @ centroids.T).argmax(1)
-            sums = torch.zeros_like(centroids).index_add(0, owner, rows.detach())
-            centroids = nn.functional.normalize(sums, dim=1)
-        owner = (rows.detach() @ centroids.T).argmax(1)
-        count = owner.bincount(minlength=self.groups).clamp(min=1)
-        return owner, torch.zeros_like(centroids).index_add(0, owner, rows) / count[:, None]
 
 
 class Spread(Extra):
@@ -109,8 +64,7 @@ class Local(Extra):
     They meet the rows of the bank, and the whole views as constants; never one another.
     """
 
-    count, scale, side, begin = 4, (0.08, 0.4), 0.5, 0.3
-    share, among = 0.5, 0.6
+    count, scale, side, begin, share = 4, (0.08, 0.4), 0.5, 0.3, 0.5
 
     def part(self, features: Tensor, images: Batch) -> Tensor | float:
         if self.progress < self.begin:
@@ -141,12 +95,6 @@ class Local(Extra):
         return self.share * (bank + contrast)
 
 
-class Local6(Local):
-    """Six of them, and larger parts."""
-
-    count, scale = 6, (0.1, 0.5)
-
-
 @contextmanager
 def _still_statistics(encoder: nn.Module) -> Iterator[None]:
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
@@ -158,4 +106,4 @@ def _still_statistics(encoder: nn.Module) -> Iterator[None]:
         norm.momentum = momentum
 
 
-WAYS: dict[str, type[Training]] = {"cld": Groups, "spread": Spread, "local": Local, "local6": Local6}
+WAYS: dict[str, type[Training]] = {"spread": Spread, "local": Local}

@@ -217,13 +217,13 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     shares = (0.5, 0.2)
     monkeypatch.setattr("instdisc.evaluation.semi._FEWEST_EPOCHS", 2)
     monkeypatch.setattr("instdisc.evaluation.semi._MOST_EPOCHS", 10)
-    monkeypatch.setattr("instdisc.evaluation.semi._SPREAD_VIEWS", 240)
+    monkeypatch.setattr("instdisc.jobs.semi._SPREAD_VIEWS", 240)
     asked: list[tuple[str, np.ndarray, np.ndarray]] = []
     fit = FineTuning.fit
 
     def noted(self: FineTuning, encoder: Any, opened: Any, *given: Any) -> FineTuning:
         instances, labels, *sure = given
-        kind = "spread" if sure else "trained" if torch.equal(next(encoder.parameters()), own) else "fresh"
+        kind = "spread" if sure != [None] else "trained" if torch.equal(next(encoder.parameters()), own) else "fresh"
         asked.append((kind, opened.rows[instances], labels))
         return fit(self, encoder, opened, *given)
 

@@ -18,7 +18,7 @@ Examples:
 
 `instdisc evaluate runs/photos test/ --with svm,retrieval` — linear SVMs on every level, and retrieval
 
-`instdisc evaluate runs/photos test/ --with semi` — fine-tuning with 1 to 20 % of the labels, and from scratch
+`instdisc evaluate runs/photos test/ --with semi` — 1 to 20 % of the labels: fine-tuned, spread, from scratch
 
 `instdisc evaluate runs/photos --labels labels.csv -k 20` — labels from a file, 20 neighbours
 """

@@ -33,15 +33,13 @@ _TEST_BATCH = 512
 _WARMUP = 0.05  # of the steps
 _VIEWS = 50_000  # seen in all where labels are few: more epochs then, within bounds
 _FEWEST_EPOCHS, _MOST_EPOCHS = 30, 200
-_SPREAD_VIEWS = 150_000  # the same where every label has its weight, as those that spread to all pictures
 
 
 class FineTuning:
     """A classifier made of an encoder's backbone and a linear layer, trained on labelled pictures.
 
     augmentation: of the training pictures. rate: AdamW's learning rate at its highest. epochs: passes over the labelled
-    pictures; None = about 50,000 views in all, between 30 and 200 passes, and of labels with weights, as those that
-    spread to all pictures, 150,000 views and at most 200 passes. precision: as in `Encoder.embed`.
+    pictures; None = about 50,000 views in all, between 30 and 200 passes. precision: as in `Encoder.embed`.
     After `fit`: `classes_` (ascending) and `network_`, normalised pictures to a score for each of them.
     """
 
@@ -89,8 +87,7 @@ class FineTuning:
             sure[torch.from_numpy(instances).to(place)] = torch.from_numpy(weights).float().to(place)
         network = _with_classifier(encoder, len(self.classes_)).to(place)
         self.network_ = network.to(memory_format=torch.channels_last) if place.type != "mps" else network
-        fewest, views = (_FEWEST_EPOCHS, _VIEWS) if weights is None else (1, _SPREAD_VIEWS)
-        epochs = self.epochs or max(fewest, min(_MOST_EPOCHS, round(views / len(instances))))
+        epochs = self.epochs or max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, _VIEWS // len(instances)))
         per_epoch = max(1, round(len(instances) / min(_BATCH, max(2, len(instances) // 8))))
         orders = (draws.permutation(len(instances), seed=self.seed, step=epoch) for epoch in range(epochs))
         parts = (part for order in orders for part in np.array_split(instances[order], per_epoch))

@@ -11,6 +11,8 @@ import hashlib
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ import torch
 
 from instdisc import draws
 from instdisc.data.augment import Augmentation
-from instdisc.data.pictures import open_pictures
+from instdisc.data.pictures import Pictures, open_pictures
 from instdisc.data.source import Source
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError
@@ -47,6 +49,7 @@ METHODS = {
 }
 _NEIGHBOURS = (1, 5, 20, 50, 200)
 _HELD_OUT = 0.2  # of the training pictures, where there are no test pictures
+_SPREAD_VIEWS, _MOST_PASSES = 150_000, 200  # of fine-tuning on spread labels
 _BY_HAND = 0.25  # of the views of fine-tuning on spread labels, those of pictures with true ones
 
 
@@ -97,6 +100,8 @@ def few_labels(
     labelled = np.flatnonzero(known.labels >= 0)
     rows = []
     of = hashlib.sha256(f"{sorted(METHODS)} {encoder.origin} {fresh(0).config} {precision}".encode())
+    if encoder.whitening is not None:
+        of.update(encoder.whitening.digest.encode())
     for values in (known.rows, known.labels, asked.rows, asked.labels):
         of.update(np.ascontiguousarray(values, np.int64).tobytes())
     done = _done(kept, of.hexdigest())
@@ -105,11 +110,7 @@ def few_labels(
         tests = pictures
         if testing is not None:
             tests = opened.enter_context(open_pictures(testing, settings.stored_side, place))
-        instances = _instances(pictures.rows, known.rows)
-        near = torch.from_numpy(np.array(known.trained if known.search is None else known.search))
-        graph = nearest_graph(pairs.Vectors.of(near), show=True).affinity()
-        test_labels = np.full(tests.count, -1)
-        test_labels[_instances(tests.rows, asked.rows)] = asked.labels
+        draw_of = _Draws(encoder, fresh, pictures, tests, known, asked, augmentation, precision)
         for share in sorted(shares):
             count = round(share * len(labelled))
             found: dict[str, list[float]] = {name: [] for name in METHODS}
@@ -117,26 +118,68 @@ def few_labels(
                 tell(f"{100 * share:g} % of the labels ({count:,} pictures), draw {draw + 1} of {DRAWS}.")
                 drawn = f"{count}/{draw}"
                 if drawn not in done:
-                    some = labelled[_drawn(known.labels[labelled], count, draw)]
-                    labels = known.labels[some]
-                    tuning = FineTuning(augmentation, precision=precision, seed=draw)
-                    reached = {}
-                    for name, start in (("fine_tuned", encoder), ("scratch", fresh(draw).to(place))):
-                        tuned = tuning.fit(start, pictures, instances[some], labels)
-                        reached[name] = tuned.accuracy(tests, test_labels)
-                    reached["knn"] = _knn(known.trained[some], labels, asked)
-                    names, sure = _spread(near, graph, some, labels)
-                    queries = asked.trained if asked.search is None else asked.search
-                    reached["spread"] = KNN(min(NEIGHBOURS, len(names))).fit(near, names).score(queries, asked.labels)
-                    shown = _repeated(some, len(names))
-                    tuned = tuning.fit(encoder, pictures, instances[shown], names[shown], sure[shown])
-                    reached["spread_tuned"] = tuned.accuracy(tests, test_labels)
-                    done[drawn] = reached
+                    done[drawn] = draw_of.reached(labelled[_drawn(known.labels[labelled], count, draw)], draw)
                     write_json(kept, {"of": of.hexdigest(), "done": done})
                 for name, accuracies in found.items():
                     accuracies.append(done[drawn][name])
             rows.append({"share": share, "labels": count} | {name: _summary(values) for name, values in found.items()})
     return {"mode": mode, "draws": DRAWS, "precision": precision, "shares": rows}
+
+
+@dataclass
+class _Draws:
+    """What all draws have in common. known, asked: vectors of the pictures to learn from and of those to be named."""
+
+    encoder: Encoder
+    fresh: Callable[[int], Encoder]
+    pictures: Pictures
+    tests: Pictures
+    known: Vectors
+    asked: Vectors
+    augmentation: Augmentation
+    precision: str
+
+    def reached(self, some: Int[np.ndarray, " labelled"], draw: int) -> dict[str, float]:
+        """The accuracy of every method that is given the labels of `some` of the known pictures."""
+        known, asked = self.known, self.asked
+        assert known.labels is not None and asked.labels is not None
+        labels, instances = known.labels[some], _instances(self.pictures.rows, known.rows)
+        of_tests = np.full(self.tests.count, -1)
+        of_tests[_instances(self.tests.rows, asked.rows)] = asked.labels
+        names, sure = self._spread(some, labels)
+        queries = asked.trained if asked.search is None else asked.search
+        spread = KNN(min(NEIGHBOURS, len(names))).fit(self._vectors, names)
+        reached = {"knn": _knn(known.trained[some], labels, asked), "spread": spread.score(queries, asked.labels)}
+        shown = _repeated(some, len(names))
+        passes = max(1, min(_MOST_PASSES, round(_SPREAD_VIEWS / len(shown))))
+        untrained = self.fresh(draw).to(self.pictures.device)
+        for method, start, epochs, places, taught, weights in (
+            ("fine_tuned", self.encoder, None, some, labels, None),
+            ("scratch", untrained, None, some, labels, None),
+            ("spread_tuned", self.encoder, passes, shown, names[shown], sure[shown]),
+        ):
+            tuning = FineTuning(self.augmentation, epochs=epochs, precision=self.precision, seed=draw)
+            tuned = tuning.fit(start, self.pictures, instances[places], taught, weights)
+            reached[method] = tuned.accuracy(self.tests, of_tests)
+        return reached
+
+    @cached_property
+    def _vectors(self) -> Float[Tensor, "pictures dim"]:
+        known = self.known
+        return torch.from_numpy(np.array(known.trained if known.search is None else known.search))
+
+    @cached_property
+    def _graph(self) -> csr_array:
+        return nearest_graph(pairs.Vectors.of(self._vectors), show=True).affinity()
+
+    def _spread(
+        self, some: np.ndarray, labels: np.ndarray
+    ) -> tuple[Int[np.ndarray, " pictures"], Float[np.ndarray, " pictures"]]:
+        """(label, confidence) of every known picture, from the labels of `some`."""
+        rows, codes = self.known.rows, np.full(len(self.known.rows), -1)
+        classes, codes[some] = np.unique(labels, return_inverse=True)
+        found = vote(rows, self._vectors, codes, [str(value) for value in classes], graph=self._graph)
+        return classes[found.codes], found.confidence
 
 
 def _done(kept: Path, of: str) -> dict[str, dict[str, float]]:
@@ -147,16 +190,6 @@ def _done(kept: Path, of: str) -> dict[str, dict[str, float]]:
             if found.get("of") == of:
                 return dict(found["done"])
     return {}
-
-
-def _spread(
-    vectors: Tensor, graph: csr_array, some: np.ndarray, labels: np.ndarray
-) -> tuple[Int[np.ndarray, " pictures"], Float[np.ndarray, " pictures"]]:
-    """(label, confidence) of every picture, from the labels of `some`."""
-    codes = np.full(len(vectors), -1)
-    classes, codes[some] = np.unique(labels, return_inverse=True)
-    found = vote(np.arange(len(vectors)), vectors, codes, [str(value) for value in classes], graph=graph)
-    return classes[found.codes], found.confidence
 
 
 def _repeated(by_hand: np.ndarray, count: int) -> Int[np.ndarray, " places"]:

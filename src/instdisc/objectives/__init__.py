@@ -6,17 +6,16 @@ names that configurations use. A new objective is one file, one line here, and o
 
 from __future__ import annotations
 
-from torch import nn
-
 from instdisc.objectives.batch_groups import BatchGroups
 from instdisc.objectives.nce import NCE
 from instdisc.objectives.nonparametric_softmax import NonParametricSoftmax
 from instdisc.objectives.parametric_softmax import ParametricSoftmax
 from instdisc.objectives.proximal import Proximal
 from instdisc.objectives.sampled_softmax import SampledSoftmax
+from instdisc.objectives.term import Term
 from instdisc.objectives.view_softmax import ViewSoftmax
 
-OBJECTIVES: dict[str, type[nn.Module]] = {
+OBJECTIVES: dict[str, type[Term]] = {
     "softmax": NonParametricSoftmax,
     "sampled": SampledSoftmax,
     "nce": NCE,
@@ -34,5 +33,6 @@ __all__ = [
     "ParametricSoftmax",
     "Proximal",
     "SampledSoftmax",
+    "Term",
     "ViewSoftmax",
 ]

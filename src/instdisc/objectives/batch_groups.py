@@ -10,13 +10,14 @@ from instdisc import ranks
 from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
 from instdisc.objectives.nonparametric_softmax import check_temperature
+from instdisc.objectives.term import Term
 from instdisc.shapes import Float, Int, Tensor
 
 _ROUNDS = 5
 _OWN_SEED = 0x6B0  # apart from other weights drawn from the run's seed
 
 
-class BatchGroups(nn.Module):
+class BatchGroups(Term):
     """Cross-level discrimination (Wang, Liu and Yu, CVPR 2021): pictures that are alike need not be pushed apart.
 
     With h = unit(W · pooled features) of the views a and b of a batch, k-means groups {h_b}: the picture i is in the
@@ -26,13 +27,26 @@ class BatchGroups(nn.Module):
     from the first pictures on. W is a head of its own, so that the embedding may still tell all pictures apart. A
     third view and more take no part.
 
-    channels: of the pooled features. groups: k, at most half of the pictures of a batch. dim: of h.
+    channels: of the pooled features. groups: k, at most half of the pictures of a batch. dim: of h. begins: the
+    fraction of the run from which it counts.
     """
 
+    reads = "pooled"
+    waits_for_bank = False
+    is_layer = True
+
     def __init__(
-        self, channels: int, groups: int = 64, temperature: float = 0.2, *, dim: int = 128, seed: int = 0
+        self,
+        channels: int,
+        groups: int = 64,
+        temperature: float = 0.2,
+        *,
+        dim: int = 128,
+        begins: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.begins = begins
         if groups < 2:
             raise InputError(f"Pictures are told apart by two groups or more, not {groups}.")
         self.groups, self.temperature = groups, check_temperature(temperature)
@@ -61,7 +75,7 @@ class BatchGroups(nn.Module):
         return loss / max(1, count)
 
     def _grouped(self, rows: Float[Tensor, "pictures dim"]) -> tuple[Int[Tensor, " pictures"], Float[Tensor, "k dim"]]:
-        """(group of each, means of the groups), k-means by cosine; a group that nobody is in is left out."""
+        """(group of each, means of the groups), k-means by cosine; empty groups are left out."""
         fixed = rows.detach()
         centres = fixed[: max(1, min(self.groups, len(rows) // 2))]
         for _ in range(_ROUNDS):

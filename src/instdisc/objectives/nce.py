@@ -15,6 +15,7 @@ from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
 from instdisc.objectives.noise import Draw, Noise, is_own
 from instdisc.objectives.nonparametric_softmax import check_temperature
+from instdisc.objectives.term import Term
 from instdisc.shapes import Float, Int, Tensor
 
 Partition = Literal["first_batch", "moving_average", "exact"]
@@ -24,7 +25,7 @@ LEFT_BEHIND = 10.0
 _WATCH_EVERY, _LOOK_EVERY = 10, 100  # steps
 
 
-class NCE(nn.Module):
+class NCE(Term):
     """-log h(i, v_i) - sum_k log(1 - h(i, v_jk)) with h = P / (P + m P_n), P = exp(v . f / temperature) / Z, P_n = 1/n.
 
     All of it is a logistic loss on the logit v . f / temperature - log Z - log(m / n): computed in log space, in

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
+from instdisc.objectives.term import Term
 from instdisc.shapes import Float, Int, Tensor
 
 
@@ -17,7 +17,7 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-class NonParametricSoftmax(nn.Module):
+class NonParametricSoftmax(Term):
     """-log P(i | f), P(i | f) = exp(v_i . f / temperature) / sum_j exp(v_j . f / temperature), over all n rows.
 
     mask_own: leave the picture's own row out of the denominator (the "decoupled" form of Yeh et al. 2022): the positive

@@ -8,12 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from instdisc import draws
 from instdisc.bank import MemoryBank, full_precision
+from instdisc.objectives.term import Term
 from instdisc.shapes import Float, Int, Tensor
 
 _WEIGHT_STREAM = 3  # of draws
 
 
-class ParametricSoftmax(nn.Module):
+class ParametricSoftmax(Term):
     """-log P(i | f), P(i | f) = exp(w_i . f) / sum_j exp(w_j . f), with trainable `w` of shape (instances, dim).
 
     The bank is not read. Each rank keeps all weights and forms the whole (batch, instances) matrix: a baseline for

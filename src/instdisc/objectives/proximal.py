@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
+from instdisc.objectives.term import Term
 from instdisc.shapes import Float, Int, Tensor
 
 
-class Proximal(nn.Module):
+class Proximal(Term):
     """weight * |f_i - v_i|^2, the mean over the batch; `weight` is the paper's lambda (0, 10, 30, 50 are compared).
 
     It pulls the encoder, where the bank's momentum moves the bank: they are not the same, and a run may use both.

@@ -10,10 +10,11 @@ from torch import nn
 from instdisc.bank import MemoryBank
 from instdisc.objectives.noise import Draw, Noise, is_own
 from instdisc.objectives.nonparametric_softmax import check_temperature
+from instdisc.objectives.term import Term
 from instdisc.shapes import Float, Int, Tensor
 
 
-class SampledSoftmax(nn.Module):
+class SampledSoftmax(Term):
     """-log [exp(v_i . f / temperature) / (exp(v_i . f / temperature) + sum_k exp(v_jk . f / temperature))].
 
     negatives: how many rows j_k are drawn, uniformly; noise: "shared" by the batch or "private" to each picture.

@@ -10,10 +10,11 @@ from instdisc.bank import MemoryBank, full_precision
 from instdisc.errors import InputError
 from instdisc.objectives.noise import Draw, Noise
 from instdisc.objectives.nonparametric_softmax import check_temperature
+from instdisc.objectives.term import Term
 from instdisc.shapes import Float, Int, Tensor
 
 
-class ViewSoftmax(nn.Module):
+class ViewSoftmax(Term):
     """-log [exp(f . f' / t) / (exp(f . f' / t) + sum over other pictures of exp(f . g / t) + sum_k exp(f . v_jk / t))].
 
     f' is another view of the same picture in the same batch; g runs over all views of the other pictures of the global
@@ -21,6 +22,8 @@ class ViewSoftmax(nn.Module):
     the other views. Early in a run the rows of the bank are an epoch old, while the views of a batch are not: this term
     teaches while the bank still fills, and it is the batch-wise contrast of Chen et al. 2020 with the bank as memory.
     """
+
+    waits_for_bank = False
 
     def __init__(
         self,

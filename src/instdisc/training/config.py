@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torch import nn
-
 from instdisc import objectives
 from instdisc.data.augment import Augmentation
 from instdisc.encoder import EncoderConfig
@@ -227,9 +225,9 @@ class Settings:
         """The schedule, over the fraction of the run."""
         return Schedule(kind=self.schedule, warmup=self.warmup / self.epochs, drops=self.drops)
 
-    def terms(self, instances: int, channels: int) -> dict[str, nn.Module]:
+    def terms(self, instances: int, channels: int) -> dict[str, objectives.Term]:
         """The named terms of the loss; `weights` has their factors. channels: of the encoder's pooled features."""
-        bank_term: nn.Module
+        bank_term: objectives.Term
         if self.objective == "softmax":
             bank_term = objectives.NonParametricSoftmax(self.temperature, mask_own=self.mask_own)
         elif self.objective == "sampled":
@@ -248,11 +246,11 @@ class Settings:
             )
         else:
             bank_term = objectives.ParametricSoftmax(instances, self.dim, seed=self.seed)
-        terms: dict[str, nn.Module] = {self.objective: bank_term}
+        terms: dict[str, objectives.Term] = {self.objective: bank_term}
         if self.view_share > 0:
             terms["views"] = objectives.ViewSoftmax(self.temperature, self.negatives, seed=self.seed)
         if self.groups:
-            terms["groups"] = objectives.BatchGroups(channels, self.groups, seed=self.seed)
+            terms["groups"] = objectives.BatchGroups(channels, self.groups, begins=self.group_from, seed=self.seed)
         if self.proximal > 0:
             terms["proximal"] = objectives.Proximal(self.proximal)
         return terms

@@ -33,7 +33,7 @@ from instdisc.errors import InputError, is_shortage
 from instdisc.objectives.noise import Noise
 from instdisc.runs import RunFolder
 from instdisc.training.config import Settings
-from instdisc.training.metrics import APART, Measurement, Metrics
+from instdisc.training.metrics import Measurement, Metrics
 from instdisc.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from instdisc.training.optimizers import make_optimizer
 
@@ -74,7 +74,8 @@ class Training:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         if settings.sync_batchnorm and ranks.world() > 1 and device.type == "cuda":
             self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)
-        self.terms = nn.ModuleDict(settings.terms(pictures.count, encoder.channels)).to(device)
+        self._kinds = settings.terms(pictures.count, encoder.channels)
+        self.terms = nn.ModuleDict(self._kinds).to(device)
         self.rows = choose_rows(pictures.count, settings.dim, device, settings.bank_dtype, settings.bank_storage)
         self.bank = MemoryBank(
             pictures.count,
@@ -150,10 +151,11 @@ class Training:
             images = self._views(part)
             last = number == self.settings.accumulate - 1
             with nullcontext() if last else self._no_sync():
-                features, pooled = self._encoded(images)
+                encoded = self._encoded(images)
+                features = encoded["embedding"]
                 losses = {
                     name: self.weights[name]
-                    * self._parallel_terms[name](pooled if name == "groups" else features, indices, self.bank)
+                    * self._parallel_terms[name](encoded[self._kinds[name].reads], indices, self.bank)
                     for name in counting
                 }
                 share = len(part.indices) / planned
@@ -170,10 +172,13 @@ class Training:
 
     @property
     def counting(self) -> list[str]:
-        """The terms of the loss in the step in hand: those of the bank wait till it is filled; groups begin late."""
+        """The terms of the loss that count in the step in hand."""
         filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
-        early = self.progress < self.settings.group_from
-        return [name for name in self.terms if not (early if name == "groups" else filling and name not in APART)]
+        return [
+            name
+            for name, term in self._kinds.items()
+            if self.progress >= term.begins and not (filling and term.waits_for_bank)
+        ]
 
     @property
     def epoch(self) -> int:
@@ -282,14 +287,12 @@ class Training:
         self.metrics.count(len(part.indices), part.waited)
         return views[0] if len(views) == 1 else torch.cat(views)
 
-    def _encoded(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(embedding, pooled features) of views; where no term asks for the latter, the embedding twice."""
+    def _encoded(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The embedding of views, and the pooled features where a term reads them."""
         with self._autocast:
-            if "groups" in self.terms:
-                features, pooled = self._forward(images, with_pooled=True)
-                return features, pooled
-            features = self._forward(images)
-            return features, features
+            if any(term.reads == "pooled" for term in self._kinds.values()):
+                return dict(zip(("embedding", "pooled"), self._forward(images, with_pooled=True), strict=True))
+            return {"embedding": self._forward(images)}
 
     def _read_ahead(self, indices: torch.Tensor, terms: Sequence[str]) -> None:
         """Have the rows that these terms will ask for, on all ranks, come from the disk while the encoder works."""

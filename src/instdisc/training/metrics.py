@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from instdisc.training.loop import Training
 
 
-APART = ("views", "groups")  # terms that do not ask the bank, and need not wait until it is filled
-
-
 class Measurement(NamedTuple):
     """What a monitor found: numbers by name, and a sentence where something is wrong."""
 
@@ -129,7 +126,8 @@ class Metrics:
         self.latest = {**line, **losses}
         if training.step_number % training.batches_per_epoch == 0:
             filling = training.step_number <= training.settings.fill_epochs * training.batches_per_epoch
-            self.say(_sentence(line, waiting=[name for name in self.terms if name not in APART] if filling else []))
+            waiting = [name for name, term in training.terms.items() if filling and term.waits_for_bank]
+            self.say(_sentence(line, waiting))
         self._sums = dict.fromkeys(self.terms, 0.0)
         self._steps, self._images, self._waited = 0, 0, 0.0
         self._clock = time.monotonic()

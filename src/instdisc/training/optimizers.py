@@ -33,9 +33,9 @@ def make_optimizer(settings: Settings, encoder: nn.Module, terms: nn.ModuleDict)
         )
     matrices = [parameter for parameter in encoder.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in encoder.parameters() if parameter.ndim <= 1]
-    others: list[nn.Parameter] = []
-    for name, term in terms.items():  # a head like the encoder's; the weights of a softmax are vectors, one a picture
-        (matrices if name == "groups" else others).extend(term.parameters())
+    others: list[nn.Parameter] = []  # the weights of a softmax are vectors, one a picture
+    for term in terms.values():
+        (matrices if term.is_layer else others).extend(term.parameters())
     groups = [
         {"params": matrices, "lr": settings.lr, "orthogonal": True, "weight_decay": settings.weight_decay},
         {"params": [*vectors, *others], "lr": settings.vector_lr, "orthogonal": False, "weight_decay": 0.0},
