@@ -37,7 +37,7 @@ def score(
     labels: np.ndarray,
     asked: dict[str, Tensor],
     out_labels: np.ndarray,
-    stages: dict[str, int],
+    encoder: Encoder,
 ) -> dict[str, float]:
     """kNN, %: of each space, with k 200, and with the nearest neighbour alone. Search vectors are fitted on `known`."""
     stages = stages_of(encoder)

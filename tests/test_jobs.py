@@ -222,8 +222,8 @@ def test_few_labels(copied: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     fit = FineTuning.fit
 
     def noted(self: FineTuning, encoder: Any, opened: Any, *given: Any) -> FineTuning:
-        instances, labels, *sure = given
-        kind = "spread" if sure != [None] else "trained" if torch.equal(next(encoder.parameters()), own) else "fresh"
+        instances, labels, sure = given
+        kind = "spread" if sure is not None else "trained" if torch.equal(next(encoder.parameters()), own) else "fresh"
         asked.append((kind, opened.rows[instances], labels))
         return fit(self, encoder, opened, *given)
 

@@ -158,7 +158,7 @@ def _show_linear(shown: Any, report: dict[str, Any]) -> None:
 
 
 def _show_few_labels(shown: Any, report: dict[str, Any], run: Path) -> None:
-    """What a few labels give: a line for each share, mean and standard deviation over the draws."""
+    """What a few labels give: a line for each method, mean and standard deviation over the draws."""
     from rich.table import Table
 
     from instdisc.jobs.semi import METHODS
@@ -167,11 +167,12 @@ def _show_few_labels(shown: Any, report: dict[str, Any], run: Path) -> None:
         return
     found = report["semi"]
     table = Table(title=f"With a few labels, top-1 %, {found['draws']} draws, {found['mode']}", title_justify="left")
-    for column in ("labels", "pictures", *METHODS.values()):
-        table.add_column(column, justify="right")
+    table.add_column("of the labels")
     for row in found["shares"]:
-        cells = [f"{100 * row[name]['mean']:.2f} ± {100 * row[name]['std']:.2f}" for name in METHODS]
-        table.add_row(f"{100 * row['share']:g} %", f"{row['labels']:,}", *cells)
+        table.add_column(f"{100 * row['share']:g} %, {row['labels']:,}", justify="right")
+    for name, words in METHODS.items():
+        means = (f"{100 * row[name]['mean']:.2f} ± {100 * row[name]['std']:.2f}" for row in found["shares"])
+        table.add_row(words, *means)
     shown.print(table)
     if found["plot"]:
         shown.print(f"As curves: {run / found['plot']}")
