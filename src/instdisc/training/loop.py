@@ -32,6 +32,7 @@ from instdisc.encoder import Encoder
 from instdisc.errors import InputError, is_shortage
 from instdisc.objectives.noise import Noise
 from instdisc.runs import RunFolder
+from instdisc.training import weight_gradients
 from instdisc.training.config import Settings
 from instdisc.training.metrics import Measurement, Metrics
 from instdisc.training.optimizer_state import flatten_optimizer, unflatten_optimizer
@@ -74,6 +75,8 @@ class Training:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         if settings.sync_batchnorm and ranks.world() > 1 and device.type == "cuda":
             self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)
+        if weight_gradients.pays(device, precision) and not compiled:
+            weight_gradients.by_products(self.encoder)
         self._kinds = settings.terms(pictures.count, encoder.channels)
         self.terms = nn.ModuleDict(self._kinds).to(device)
         self.rows = choose_rows(pictures.count, settings.dim, device, settings.bank_dtype, settings.bank_storage)
