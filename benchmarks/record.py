@@ -29,6 +29,8 @@ def device_name() -> str:
         platform.machine(),
     )
     capability = torch.backends.cpu.get_cpu_capability()  # processors of one name differ in it, and by times in speed
+    if torch.cpu._is_amx_tile_supported():
+        capability += " and AMX"
     cores, threads = os.cpu_count(), torch.get_num_threads()
     return f"{model} with {capability}, {cores} cores, torch {torch.__version__}, {threads} threads"
 

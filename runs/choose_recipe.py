@@ -45,6 +45,7 @@ WORDS: dict[str, dict[str, Any]] = {  # added to a candidate's name: "conv7/64 g
     "grow.25-.7": {"grow_at": (0.25, 0.7)},
     "grow.25-1": {"grow_at": (0.25, 0.9999)},
     "t.07": {"temperature": 0.07},
+    "t.2": {"temperature": 0.2},
     "crop.3": {"crop_scale": (0.3, 1.0)},
     "lr.1": {"lr": 0.1},
     "lr.03": {"lr": 0.03},

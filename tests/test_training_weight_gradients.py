@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from instdisc.encoder import EncoderConfig, build_encoder
-from instdisc.training.weight_gradients import ConvolutionByProducts, by_products, pays, patches
+from instdisc.training.weight_gradients import ConvolutionByProducts, by_products, patches, pays
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (6, 6), (9, 9)])
