@@ -5,7 +5,8 @@
 From each run's pictures 10,000 (or all) are drawn anew for every seed and embedded as they are. Labels are asked for in
 rounds, and after each the accuracy of the votes on all pictures that are not labelled is taken: of labels spread over
 the neighbour graph, and of the direct vote. After 50, 100 and 200 labels also how often votes of each confidence are
-right. The result goes to results/labelling.json, the curves to results/labelling.png.
+right, and how many of the labelled pictures the others name rightly (`left_out`). The result goes to
+results/labelling.json, the curves to results/labelling.png.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--train-source", nargs="*", default=[], help="where each run's pictures are now, if moved")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--name", default="labelling", help="of the result")
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
     found = []
@@ -49,8 +51,8 @@ def main() -> None:
         found.append(simulated(run, moved, settings.seeds))
     values = next(line for line in found[0]["curves"] if line["by"] == WAYS[0])["values"]
     record(
-        settings.results / "labelling.json",
-        name="labelling",
+        settings.results / f"{settings.name}.json",
+        name=settings.name,
         command=f"python runs/labelling.py RUN [RUN...] --seeds {settings.seeds}",
         unit=f"share of the other pictures that the votes name rightly; `values`: {found[0]['name']}, "
         f"{CHECKED[0]} labels, proposals as {WAYS[0]}, spread; `collections` has all",
@@ -59,7 +61,7 @@ def main() -> None:
         budgets=BUDGETS,
         collections=found,
     )
-    draw(found, settings.results / "labelling.png")
+    draw(found, settings.results / f"{settings.name}.png")
 
 
 def simulated(run: Path, moved: str | None, seeds: int) -> dict[str, Any]:
@@ -70,15 +72,17 @@ def simulated(run: Path, moved: str | None, seeds: int) -> dict[str, Any]:
     facts = collection.facts
     curves, reliability = [], []
     for votes, by in CURVES:
-        lines, sure = [], []
+        lines, sure, left_out = [], [], []
         for seed in range(seeds):
             random = np.random.default_rng(seed)
             rows = np.sort(random.permutation(everyone)[:PICTURES])
             asking = Asking(collection.index.vectors(rows), truth_of_all[rows], votes, by, seed)
             lines.append(asking.accuracies)
             sure.append(asking.sure)
+            left_out.append(asking.left_out)
         values = [list(column) for column in zip(*lines, strict=True)]
-        curves.append({"votes": votes, "by": by, "mean": [statistics.fmean(one) for one in values], "values": values})
+        curve = {"votes": votes, "by": by, "mean": [statistics.fmean(one) for one in values], "values": values}
+        curves.append(curve | {"left_out": [list(column) for column in zip(*left_out, strict=True)]})
         reliability.append({"votes": votes, "by": by} | {str(budget): reliable(sure, budget) for budget in CHECKED})
         print(run.name, votes, by, [f"{100 * mean:.1f}" for mean in curves[-1]["mean"]], flush=True)
     return {
@@ -91,7 +95,8 @@ def simulated(run: Path, moved: str | None, seeds: int) -> dict[str, Any]:
 
 
 class Asking:
-    """Labels asked for in rounds. accuracies: on the pictures that are not labelled, after each budget.
+    """Labels asked for in rounds. accuracies: on the pictures that are not labelled, after each budget; left_out: on
+    those that are, each by the others.
 
     sure: budget -> (confidence, whether right) of those pictures.
     """
@@ -102,6 +107,7 @@ class Asking:
         names = [str(code) for code in range(int(truth.max()) + 1)]
         graph = nearest_graph(Vectors.of(vectors)).affinity() if votes == "spread" else None
         self.accuracies: list[float] = []
+        self.left_out: list[float | None] = []
         self.sure: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for budget in BUDGETS:
             more = budget - int((codes >= 0).sum())
@@ -113,6 +119,7 @@ class Asking:
             labelled = vote(np.arange(len(truth)), vectors, codes, names, graph=graph)
             right = (labelled.codes == truth)[~labelled.hand]
             self.accuracies.append(float(right.mean()))
+            self.left_out.append(None if labelled.accuracy is None else labelled.accuracy.top1)
             self.sure[budget] = labelled.confidence[~labelled.hand], right
 
 
