@@ -53,7 +53,7 @@ def main() -> None:
     record(
         settings.results / f"{settings.name}.json",
         name=settings.name,
-        command=f"python runs/labelling.py RUN [RUN...] --seeds {settings.seeds}",
+        command=f"python runs/labelling.py RUN [RUN...] --seeds {settings.seeds} --name {settings.name}",
         unit=f"share of the other pictures that the votes name rightly; `values`: {found[0]['name']}, "
         f"{CHECKED[0]} labels, proposals as {WAYS[0]}, spread; `collections` has all",
         values=values[BUDGETS.index(CHECKED[0])],

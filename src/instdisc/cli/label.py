@@ -92,8 +92,7 @@ def command(
         low, high = found.accuracy.interval
         shown.print(
             f"Right on the {found.accuracy.count:,} labelled by hand, each by the others: "
-            f"{100 * found.accuracy.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}); "
-            "the others may be named less often rightly."
+            f"{100 * found.accuracy.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}); they are no random sample."
         )
     if out is not None:
         job.save(run, found, out)

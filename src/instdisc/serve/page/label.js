@@ -93,7 +93,7 @@ export async function labelling(parameters, keep, about) {
       h("h2", {}, "So far"),
       state.accuracy === null ? h("p", { class: "quiet" }, state.classes.length ? "A few more labels, and their accuracy will show here." : "Nothing is labelled by hand yet.")
         : h("p", { role: "status" }, h("strong", { class: "figure" }, `${(100 * state.accuracy).toFixed(1)} %`), " Right on those labelled by hand, each by the others ",
-          h("span", { class: "quiet" }, `(${(100 * state.interval[0]).toFixed(0)} to ${(100 * state.interval[1]).toFixed(0)}; the others may be named less often rightly)`)),
+          h("span", { class: "quiet" }, `(${(100 * state.interval[0]).toFixed(0)} to ${(100 * state.interval[1]).toFixed(0)}; they are no random sample)`)),
       curve(grown),
       state.classes.length ? table() : null].filter(Boolean));
     if (!one) {
