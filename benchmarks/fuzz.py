@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from record import record
 
 Act = Callable[[bytes], None]
@@ -35,7 +35,7 @@ _LAST = re.compile(r"#(\d+)\s+\S+\s+cov: (\d+) ft: (\d+) corp: (\d+)")
 
 def labels(folder: Path) -> tuple[Act, list[bytes]]:
     """A table of labels beside pictures, and one of labels by hand."""
-    from instdisc.data.labels import read_labels
+    from instdisc.data.sources.labels import read_labels
     from instdisc.jobs.label import read_table
 
     file = folder / "labels.csv"
@@ -44,10 +44,11 @@ def labels(folder: Path) -> tuple[Act, list[bytes]]:
     def act(content: bytes) -> None:
         file.write_bytes(content)
         with refused():
-            codes, classes = read_labels(file, 3, lambda a, b: names[a:b], lambda a, b: names[a:b])
+            (codes, classes), _ = read_labels(file, 3, lambda a, b: names[a:b], lambda a, b: names[a:b])
             assert codes.shape == (3,) and codes.min() >= -1 and codes.max() < max(len(classes), 1)
         with refused():
-            assert all(isinstance(path, str) and isinstance(label, str) for path, label in read_table(file).items())
+            lines = read_table(file)
+            assert len(lines.names) == len(lines.labels) and all(lines.labels)
 
     lines = "path,label\na.jpg,1\nb.jpg,2\n"
     return act, [lines.encode(), b'"id","label"\n"a.jpg","x, y"\n', b"label\n1\n2\n3\n", lines.encode("utf-16")]
@@ -55,7 +56,7 @@ def labels(folder: Path) -> tuple[Act, list[bytes]]:
 
 def hand(folder: Path) -> tuple[Act, list[bytes]]:
     """labels/hand.csv of a run folder."""
-    from instdisc.jobs.collection import read_hand_labels
+    from instdisc.jobs import journal
     from instdisc.runs import RunFolder
 
     run = RunFolder(folder)
@@ -64,7 +65,7 @@ def hand(folder: Path) -> tuple[Act, list[bytes]]:
     def act(content: bytes) -> None:
         run.hand_labels.write_bytes(content)
         with refused():
-            for path, (label, when) in read_hand_labels(run).items():
+            for path, (label, when) in journal.read(run).items():
                 assert isinstance(path, str) and isinstance(label, str) and isinstance(when, str)
 
     return act, [b"path,label,time\n/a/b.jpg,cat,2026-01-01\n", b"path,label,time\n"]
@@ -74,7 +75,7 @@ def index(folder: Path) -> tuple[Act, list[bytes]]:
     """The index of a source in the cache folder: damaged, it is none."""
     import pyarrow as pa
 
-    from instdisc.data.index import facts_of, read_index, write_index
+    from instdisc.data.storage.scan import facts_of, read_index, write_index
 
     file = folder / "index.arrow"
 
@@ -159,7 +160,7 @@ def weights(folder: Path) -> tuple[Act, list[bytes]]:
 
 def tar(folder: Path) -> tuple[Act, list[bytes]]:
     """A tar shard: its index, and each picture that it says it has."""
-    from instdisc.data.source import open_source
+    from instdisc.data.sources.open import open_source
 
     shard = io.BytesIO()
     with tarfile.TarFile(fileobj=shard, mode="w") as made:
@@ -187,15 +188,17 @@ def tar(folder: Path) -> tuple[Act, list[bytes]]:
 
 def pictures(folder: Path) -> tuple[Act, list[bytes]]:
     """The bytes of a picture, in every accepted format."""
+    from hostile_pictures import small_files
     from PIL import Image
 
-    from instdisc.data.decode import decode
+    from instdisc.data.decoding.decode import decode
 
     seeds = []
     for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"):
         content = io.BytesIO()
         Image.new("RGB", (7, 5), (200, 10, 30)).save(content, kind)
         seeds.append(content.getvalue())
+    seeds += [content for kind, content in small_files().items() if kind in ("avif", "heic")]
 
     def act(content: bytes) -> None:
         with refused():
@@ -211,12 +214,12 @@ def requests(folder: Path) -> tuple[Act, list[bytes]]:
 
     from serving import made_collection
 
-    from instdisc.jobs.served import ServedRun
     from instdisc.serve.app import make_app
-    from instdisc.serve.handed import Opening
+    from instdisc.serve.opened import Opened
+    from instdisc.serve.opening import Opening
 
     _, run = made_collection(folder)
-    served = ServedRun(run, device="cpu")
+    served = Opened(run, device="cpu")
     opening = Opening("run", lambda: served, lambda: None)
     app = make_app(opening, ["x"], None)
     loop = asyncio.new_event_loop()
@@ -256,7 +259,8 @@ def requests(folder: Path) -> tuple[Act, list[bytes]]:
     while loop.run_until_complete(ask(b"api/pictures", b"start=0&count=3")) == 503:  # it is being opened
         pass
     loop.run_until_complete(ask(b"index.html", b""))
-    ways = ["pictures", "neighbours/0", "search", "duplicates", "map/points", "labels", "proposals", "uploads/x"]
+    ways = ["pictures", "neighbours/0", "search", "duplicates", "look-alikes", "map/points", "labels", "proposals"]
+    ways.append("uploads/x")
     asked = [f"api/{way}?count=3&start=1&where=*&rows=1,2&like=0&by=mixed&threshold=0.9&size=full" for way in ways]
     return act, [one.encode() for one in [*asked, "pictures/0?size=full", "index.html"]]
 
@@ -277,7 +281,7 @@ TARGETS: dict[str, Callable[[Path], tuple[Act, list[bytes]]]] = {
 @contextlib.contextmanager
 def refused() -> Any:
     """What is refused in one line is right."""
-    from instdisc.data.decode import UnreadableError
+    from instdisc.data.decoding.decode import UnreadableError
     from instdisc.errors import InputError
 
     said = ""

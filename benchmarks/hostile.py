@@ -4,9 +4,9 @@
     python benchmarks/hostile.py --attacks queries --seconds 5 --results /tmp
 
 The collection has 20,000 pictures, with secrets planted beside and above it and behind links in it. The attacks are in
-tests/attacks.py. Each comes from another address of this machine than the honest user, and those that only ask for more
-than there is come from the same address too. That user keeps looking at the grid, at a picture, searching by it and
-with a picture of their own; a 503 is waited out, as the page does, and the wait counts. Results go to
+tests/support/attacks.py. Each comes from another address of this machine than the honest user, and those that only ask
+for more than there is come from the same address too. That user keeps looking at the grid, at a picture, searching by
+it and with a picture of their own; a 503 is waited out, as the page does, and the wait counts. Results go to
 results/hostile.json after each attack; what stands there of the same commit is not tried again, and other attacks of
 other commits are kept.
 """
@@ -30,7 +30,7 @@ from page import made_run
 from processes import held, serving
 from record import commit, record
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from attacks import ATTACKS, attacked, plant
 
 COUNT, TOKEN, STRANGER, HONEST = 20_000, "a-token-for-this-measurement", "127.0.0.2", "127.0.0.1"

@@ -20,18 +20,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import numpy as np
 import pyarrow as pa
 import torch
-from hosts import hosts, torchrun
+from pretend_hosts import hosts, torchrun
 from record import record
 from torch.nn.functional import normalize
 
 from instdisc import ranks
 from instdisc.allocator import keep_freed_memory
-from instdisc.data.pictures import open_pictures
-from instdisc.data.source import open_source
+from instdisc.data.loading.dataset import open_pictures
+from instdisc.data.sources.open import open_source
 from instdisc.encoder import build_encoder
 from instdisc.runs import RunFolder
 from instdisc.search.index import Index

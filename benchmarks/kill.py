@@ -3,9 +3,9 @@
     python benchmarks/kill.py                          # half an hour on two cores; as root, disks are truly full
     python benchmarks/kill.py --times 10 --trials kill
 
-The lives are in tests/lives.py (training, embed, scan, cache, index add, labels, a table of reproduce), the trials and
-what counts as lost in tests/killing.py. Results go to results/kill.json; other lives and trials that stand there are
-kept, each with the commit at which it was tried.
+The lives are in tests/support/lives.py (training, embed, scan, cache, index add, labels, a table of reproduce), the
+trials and what counts as lost in tests/support/killing.py. Results go to results/kill.json; other lives and trials that
+stand there are kept, each with the commit at which it was tried.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from record import commit, record
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from killing import TRIALS, killing
 from lives import LIVES
 

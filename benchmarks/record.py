@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from datetime import UTC, datetime
@@ -36,7 +37,9 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout; "+changes" where files differ from it."""
+    """The commit of the checkout; "+changes" where files differ from it, "" where there is no git."""
+    if shutil.which("git") is None:
+        return ""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()

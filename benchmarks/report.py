@@ -19,8 +19,7 @@ from playwright.sync_api import sync_playwright
 from record import record
 
 from instdisc.jobs.report import report
-from instdisc.jobs.sources import read_rows
-from instdisc.runs import RunFolder
+from instdisc.jobs.run import Run
 
 OPENINGS = 5
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -65,7 +64,7 @@ def main() -> None:
         unit="seconds until headless Chromium shows the report, at desktop width",
         values=seconds["desktop"],
         seeds=list(range(OPENINGS)),
-        pictures=len(read_rows(RunFolder(settings.run))),
+        pictures=len(Run(settings.run).rows),
         seconds_to_make=round(making, 1),
         megabytes=round(size / 1e6, 2),
         median_seconds_to_open={name: statistics.median(found) for name, found in seconds.items()},

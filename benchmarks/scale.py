@@ -33,7 +33,7 @@ def main() -> None:
     """Measure every count in a process of its own, record, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="*", default=[10**5, 10**6, 10**7, 10**8])
-    parser.add_argument("--most-gb", type=float, default=14, help="banks that are larger are passed over")
+    parser.add_argument("--most-gb", type=float, default=14, help="banks that are larger are skipped")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--folder", type=Path, default=Path("runs/out"), help="where rows on disk lie")
     parser.add_argument("--one", nargs=2, metavar=("COUNT", "KIND"), help="what a process of its own does")

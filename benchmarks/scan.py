@@ -22,7 +22,7 @@ PICTURE = b"\xff\xd8\xff\xe0" + bytes(28)  # a scan looks at no more than this
 SCAN = """
 import json, pickle, resource, sys, time
 start = time.perf_counter()
-from instdisc.data.source import open_source
+from instdisc.data.sources.open import open_source
 imported = time.perf_counter() - start
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()

@@ -217,7 +217,7 @@ class Client:
                 yield paths(turn, "/api/status", "/api/labels.csv", "/api/map", f"/api/pictures?where=*{turn % 10}.png")
             if turn % 20 == 0:
                 yield paths(
-                    turn, f"/api/duplicates?threshold={0.9 + turn % 100 / 1000}", "/api/outliers", "/", "/app.js"
+                    turn, f"/api/look-alikes?threshold={0.9 + turn % 100 / 1000}", "/api/outliers", "/", "/app.js"
                 )
 
 

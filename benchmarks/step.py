@@ -38,8 +38,8 @@ from record import record
 from torch import nn
 
 from instdisc.allocator import keep_freed_memory
-from instdisc.data.pictures import open_pictures
-from instdisc.data.source import open_source
+from instdisc.data.loading.dataset import open_pictures
+from instdisc.data.sources.open import open_source
 from instdisc.encoder import build_encoder
 from instdisc.runs import RunFolder
 from instdisc.training import Training, choose_precision

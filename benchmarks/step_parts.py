@@ -38,8 +38,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instdisc.allocator import keep_freed_memory
 from instdisc.data import augment
-from instdisc.data.pictures import open_pictures
-from instdisc.data.source import open_source
+from instdisc.data.loading.dataset import open_pictures
+from instdisc.data.sources.open import open_source
 from instdisc.encoder import build_encoder
 from instdisc.runs import RunFolder
 from instdisc.training import DataFacts, Settings, Training, choose_precision, preset

@@ -32,8 +32,8 @@ from decode import photographs
 from record import record_contestants
 
 from instdisc.data import open_pictures, open_source
-from instdisc.data.order import choose_order
-from instdisc.data.quarantine import Quarantine
+from instdisc.data.loading.quarantine import Quarantine
+from instdisc.data.loading.sampler import choose_order
 
 BATCH, SIZE, GROUP = 128, 128, 64
 

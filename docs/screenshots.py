@@ -1,4 +1,4 @@
-"""The pictures of docs/collection.md: the page around the digits of `instdisc demo`, in headless Chromium.
+"""The picture of docs/collection.md that shows a picture: the page around the digits of `instdisc demo`, in Chromium.
 
 instdisc demo && python docs/screenshots.py runs/demo
 """
@@ -18,19 +18,16 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Serve the run, visit, photograph."""
     run = sys.argv[1] if len(sys.argv) > 1 else "runs/demo"
-    if not (Path(run) / "map" / "map.safetensors").is_file():
-        subprocess.run(["instdisc", "map", run], check=True)
     command = ["instdisc", "serve", run, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as started:
         assert server.stdout is not None
         address = server.stdout.readline().strip()
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1000, "height": 640})
-        for name, view, ready in (("picture", "picture/12", ".few .cell img"), ("map", "map", "canvas.map")):
-            page.goto(f"{address}#/{view}")
-            page.wait_for_selector(ready)
-            page.wait_for_timeout(1500)
-            page.screenshot(path=HERE / f"page-{name}.png")
+        page.goto(f"{address}#/picture/12")
+        page.wait_for_selector(".few .cell img")
+        page.wait_for_timeout(1500)
+        page.screenshot(path=HERE / "page-picture.png")
         browser.close()
         server.terminate()
 

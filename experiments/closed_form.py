@@ -347,7 +347,7 @@ def main() -> None:
     row = next(row for row in tables[which] if {**row, **dict.fromkeys(CHANGES)} == {**best, **dict.fromkeys(CHANGES)})
     record(
         chosen.out,
-        name="closed form",
+        name="closed_form",
         command=" ".join(["python", *sys.argv]),
         unit=f"kNN top-1 on {which} pictures, %, k 200, temperature 0.07",
         values=[row["k 200"]],

@@ -26,7 +26,6 @@ from instdisc import KNN, load
 from instdisc.encoder import Encoder
 from instdisc.encoder.backbones import evaluating
 from instdisc.encoder.whitening import Moments, fit_whitening
-from instdisc.jobs.vectors import stages_of
 
 SIDES = (32, 36, 40, 44)
 BATCH = 250
@@ -40,7 +39,7 @@ def score(
     encoder: Encoder,
 ) -> dict[str, float]:
     """kNN, %: of each space, with k 200, and with the nearest neighbour alone. Search vectors are fitted on `known`."""
-    stages = stages_of(encoder)
+    stages = encoder.search_levels()
     moments = Moments(tuple(stages.values()))
     moments.add(known["stages"])
     whitening = fit_whitening(moments, tuple(stages))
@@ -65,12 +64,12 @@ def shown(encoder: Encoder, images: np.ndarray, side: int, *, flipped: bool = Fa
 
 def spaces(encoder: Encoder, images: np.ndarray, side: int, *, flipped: bool = False) -> dict[str, Tensor]:
     """The embedding, and pooled features of all stages beside one another."""
-    parts = []
+    parts, stages = [], tuple(encoder.search_levels())
     with evaluating(encoder):
         for start in range(0, len(images), BATCH):
-            parts.append(encoder.levels(shown(encoder, images[start : start + BATCH], side, flipped=flipped)))
+            parts.append(encoder.levels(shown(encoder, images[start : start + BATCH], side, flipped=flipped), stages))
     levels = {name: torch.cat([part[name].float() for part in parts]) for name in parts[0]}
-    return {"embedding": levels["embedding"], "stages": torch.cat([levels[name] for name in stages_of(encoder)], dim=1)}
+    return {"embedding": levels["embedding"], "stages": torch.cat([levels[name] for name in stages], dim=1)}
 
 
 def with_statistics_of(encoder: Encoder, images: np.ndarray, side: int) -> Encoder:

@@ -1,4 +1,4 @@
-"""Do `duplicates` and `outliers` find what was planted? Precision and recall among photographs, without labels.
+"""Do vectors alone (`look_alikes`) and `outliers` find what was planted? Precision and recall, without labels.
 
     python runs/cleaning.py --photos photos.parquet              # a Parquet file or folder of photographs; 6 minutes
 
@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from record import record
 
-from instdisc.data.decode import decode
-from instdisc.data.source import open_source
-from instdisc.jobs.duplicates import duplicates
+from instdisc.data.decoding.decode import decode
+from instdisc.data.sources.open import open_source
+from instdisc.jobs.duplicates import look_alikes
 from instdisc.jobs.outliers import WAYS, Outlier, outliers
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
@@ -102,8 +102,8 @@ def plant(photos: str, folder: Path, random: np.random.Generator) -> None:
 def at(run: Path, threshold: float, out: Path) -> dict[str, float | dict[str, float]]:
     """Precision and recall of the pairs that stand in one group."""
     found = set()
-    for group in duplicates(run, threshold=threshold, out=out, say=None):
-        names = sorted(Path(copy.path).stem for copy in (group.kept, *group.copies))
+    for group in look_alikes(run, threshold=threshold, out=out, say=None):
+        names = sorted(Path(one.path).stem for one in group.pictures)
         found.update(combinations(names, 2))
     planted = {(name[:4], name) for name in (f"{row:04d}-{kind}" for row, kind in _planted())}
     right = found & planted

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from instdisc import KNN, draws
-from instdisc.data.pictures import open_pictures
-from instdisc.data.source import open_source
+from instdisc.data.loading.dataset import open_pictures
+from instdisc.data.sources.open import open_source
 from instdisc.jobs.train import train
 
 HELD_OUT = 5_000

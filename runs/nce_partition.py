@@ -22,8 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from record import commit, record
 
+from instdisc.files import write_json
 from instdisc.jobs.train import train
-from instdisc.runs import RunFolder, write_json
+from instdisc.runs import RunFolder
 
 WAYS = ("softmax", "first_batch", "moving_average", "exact")
 MEASURED = "measured.json"

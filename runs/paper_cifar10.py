@@ -49,7 +49,7 @@ def main() -> None:
     settings = parser.parse_args()
     test = settings.test
     if test is None:
-        from instdisc.data.source import open_source
+        from instdisc.data.sources.open import open_source
 
         test = open_source("cifar10", split="test")
     seeds = [int(seed) for seed in settings.seeds.split(",")]

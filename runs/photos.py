@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from record import record
 
-from instdisc.data.source import open_source
+from instdisc.data.sources.open import open_source
 from instdisc.jobs.embed import embed
 from instdisc.jobs.evaluate import evaluate
 from instdisc.jobs.train import train

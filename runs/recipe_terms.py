@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from instdisc.data.pictures import Batch
+from instdisc.data.loading.dataset import Batch
 from instdisc.shapes import Float, Tensor
 from instdisc.training import Training
 

@@ -26,8 +26,10 @@ from record import record
 
 import instdisc
 from instdisc import KNN
-from instdisc.data.decode import decode
-from instdisc.data.source import open_source
+from instdisc.data.decoding.decode import decode
+from instdisc.data.sources.open import open_source
+from instdisc.encoder import Encoder
+from instdisc.encoder.backbones import DEVIATION
 from instdisc.encoder.whitening import SHRINKAGE, Moments, fit_whitening
 from instdisc.evaluation.retrieval import retrieval
 from instdisc.runs import RunFolder
@@ -88,7 +90,7 @@ def measured(run: Path, source: str, work: Path, *, divided: bool) -> dict[str, 
         "asked": "each by all others" if wanted is None else f"{len(wanted)} held out",
         "epochs": facts["settings"]["epochs"],
         "backbone": facts["settings"]["backbone"],
-        "stages": {name: values.shape[1] for name, values in known.items() if name not in ("backbone", "embedding")},
+        "stages": {name: values.shape[1] for name, values in known.items() if name != "embedding"},
         "rows": rows,
     }
 
@@ -97,7 +99,8 @@ def candidates(
     known: Levels, asked: Levels, mirrored: Levels | None
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """(name, vectors of the known pictures, of those that ask) of every way that was weighed."""
-    stages = [name for name in known if name not in ("backbone", "embedding")]
+    stages = [name for name in known if name != "embedding"]
+    means = [name for name in stages if not name.endswith(DEVIATION)]
 
     def whitened(of: list[str], sample: int | None = None, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
         train, test = side_by_side(known, of), side_by_side(asked, of)
@@ -109,9 +112,12 @@ def candidates(
 
     yield "embedding", known["embedding"], asked["embedding"]
     yield "search vectors", *whitened(stages)
-    for name, of in (("last stage", stages[-1:]), ("last two stages", stages[-2:]), ("last three stages", stages[-3:])):
-        yield f"{name} as they are", unit(side_by_side(known, of)), unit(side_by_side(asked, of))
-        yield f"{name} whitened", *whitened(of)
+    yield "means of all stages", *whitened(means)
+    for words, last in (("last stage", 1), ("last two stages", 2), ("last three stages", 3)):
+        of = means[-last:]
+        yield f"{words}, means as they are", unit(side_by_side(known, of)), unit(side_by_side(asked, of))
+        yield f"{words}, means whitened", *whitened(of)
+        yield f"{words} whitened", *whitened(stages[-2 * last :])
     yield "embedding whitened", *whitened(["embedding"])
     for shrinkage in SHRINKAGES:
         if shrinkage != SHRINKAGE:
@@ -152,7 +158,7 @@ def features(
     def kept(name: str, pictures: Any) -> Levels:
         file = work / f"{run.name}-{name}.npz"
         if not file.is_file():
-            np.savez(file, **{level: values.numpy() for level, values in encoder.features(pictures).items()})
+            np.savez(file, **{level: values.numpy() for level, values in levels_of(encoder, pictures).items()})
         with np.load(file) as levels:
             return {level: torch.from_numpy(levels[level]) for level in levels.files}
 
@@ -163,6 +169,14 @@ def features(
         wanted,
         kept("mirrored", mirrored),
     )
+
+
+def levels_of(encoder: Encoder, pictures: Any) -> Levels:
+    """All levels that search vectors could be made of, stage by stage, and the embedding."""
+    found = encoder.features(pictures, deviations=True)
+    stages = [name for name in found if name + DEVIATION in found]
+    order = [level for name in stages for level in (name, name + DEVIATION)]
+    return {name: found[name] for name in [*order, "embedding"]}
 
 
 def side_by_side(levels: Levels, names: list[str]) -> torch.Tensor:

@@ -11,7 +11,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +50,52 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+# The longest files, longest first: they begin first, so that at the end no process works alone (`make test` prints the
+# seconds of each). The others follow in their own order.
+LONGEST = (
+    "stress/test_hosts.py",
+    "training/test_pretend_device.py",
+    "stress/test_killing.py",
+    "stress/test_strange_users.py",
+    "house/test_docs_collection.py",
+    "house/test_docs_readme.py",
+    "cli/test_cli.py",
+    "house/test_docs_ranks.py",
+    "jobs/test_jobs.py",
+    "jobs/test_jobs_reproduce.py",
+    "house/test_docs_published.py",
+    "training/test_training_resume.py",
+    "stress/test_hostile_parsers.py",
+    "house/test_additions.py",
+    "serve/test_serve_page.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    here = Path(__file__).parent
+    if lost := [name for name in LONGEST if not (here / name).is_file()]:
+        raise pytest.UsageError(f"LONGEST in {__file__} names what is not there: {', '.join(lost)}")
+    place = {here / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+_SECONDS: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up the time of each file, whichever process ran it."""
+    _SECONDS[report.nodeid.partition("::")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The files that took longest."""
+    if len(_SECONDS) > 1:
+        terminalreporter.section(f"seconds of the {min(20, len(_SECONDS))} longest of {len(_SECONDS)} files")
+        for file, seconds in _SECONDS.most_common(20):
+            terminalreporter.line(f"{seconds:8.1f}  {file}")
+
+
 @pytest.fixture(autouse=True)
 def _pytest_hears_what_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line sets a hook of its own in front of pytest's, which turns ignored exceptions into failures."""
@@ -63,3 +112,50 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real pictures at {folder}: set INSTDISC_TEST_DATA to a folder that holds them")
     return folder
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy, for a test to change, of the run that its file trains once: the last thing that its `trained` gives."""
+    return Path(shutil.copytree(request.getfixturevalue("trained")[-1], tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, one for the tests of a file; a test that needs it is skipped without playwright."""
+    from browsing import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`instdisc WORDS` in this process: exit status, standard output, standard error."""
+
+    def act(*words: Any) -> tuple[int, str, str]:
+        from instdisc import cli
+
+        monkeypatch.setattr(sys, "argv", ["instdisc", *map(str, words)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return act
+
+
+@pytest.fixture
+def said(command: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """said("info", folder, code=0): what `instdisc info folder` prints, on one line; its exit status is checked."""
+
+    def act(*words: Any, code: int = 0) -> str:
+        status, out, errors = command(*words)
+        assert status == code, out + errors
+        return " ".join((out + errors).split())
+
+    return act

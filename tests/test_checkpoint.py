@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trips, what is kept and passed over, loading, and no pickle."""
+"""Checkpoints: exact round trips, what is kept and skipped, loading, and no pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from instdisc import checkpoint, runs
+from instdisc import checkpoint, files
 from instdisc.checkpoint import (
     DamagedError,
     Shard,
@@ -29,7 +29,8 @@ from instdisc.checkpoint import (
 )
 from instdisc.encoder import build_encoder
 from instdisc.errors import InputError
-from instdisc.runs import RunFolder, write_json
+from instdisc.files import write_json
+from instdisc.runs import RunFolder
 from instdisc.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 
 
@@ -183,7 +184,7 @@ def test_kinds_of_tensors(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Keeping, replacing, passing over
+# Keeping, replacing, skipping
 
 
 def test_only_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ def test_a_pickle_among_the_files_is_never_run(form: str, run: Path) -> None:
         with open(path / f"{group}.safetensors", "wb") as file:
             (pickle.dump if form == "pickle" else torch.save)(RunsCode(trace), file)
         state = json.loads((path / "state.json").read_text())
-        state["files"][f"{group}.safetensors"] = runs.measured(path / f"{group}.safetensors")
+        state["files"][f"{group}.safetensors"] = files.file_digest(path / f"{group}.safetensors")
         del state["sha256"]
         (path / "state.json").write_text(json.dumps(state | {"sha256": checkpoint._digest(state)}))
         found = latest(path.parent)

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from instdisc.errors import InputError, is_shortage, refusal
+from instdisc.errors import InputError, counted, is_shortage, refusal
 
 
 def test_an_error_is_one_line_that_does_nothing_to_a_terminal() -> None:
@@ -17,6 +17,15 @@ def test_an_error_is_one_line_that_does_nothing_to_a_terminal() -> None:
     error = InputError("There is no a\nb\r\x1b[31m\x9b\u2028 in \udce9, é.")
     assert str(error) == r"There is no a\nb\r\x1b[31m\x9b\u2028 in " + "\udce9, é."
     assert pickle.loads(pickle.dumps(error)).args == error.args  # noqa: S301 - our own: ranks send it to each other
+
+
+def test_a_number_stands_with_the_words_for_so_many() -> None:
+    assert [counted(n, "picture was", "pictures were") for n in (0, 1, 2)] == [
+        "0 pictures were",
+        "1 picture was",
+        "2 pictures were",
+    ]
+    assert counted(1, "vector") == "1 vector" and counted(12_345, "vector") == "12,345 vectors"
 
 
 @pytest.mark.parametrize(

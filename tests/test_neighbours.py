@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from instdisc.errors import InputError
-from instdisc.neighbours import Nearest, top_k
+from instdisc.neighbours import Keyed, Nearest, top_k
+from instdisc.neighbours.selection import best_columns
 
 
 def slow_top_k(queries: np.ndarray, rows: np.ndarray, k: int, exclude: np.ndarray | None = None):
@@ -148,3 +149,70 @@ def test_what_a_person_can_get_wrong() -> None:
         for queries, bank in ((damaged, rows), (rows, damaged), (torch.zeros(5, 3), damaged)):
             with pytest.raises(InputError, match="NaN or infinity"):
                 top_k(queries, bank, 2)
+
+
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_the_way_of_a_gpu_finds_the_same_rows_with_ties_and_left_out_rows(k: int) -> None:
+    """Whole numbers as scores, of which many are equal, some -0; against a stable sort in NumPy."""
+    random = np.random.default_rng(k)
+    rows = random.integers(-1, 2, (300, 3)).astype(np.float32)
+    queries = random.integers(-1, 2, (1_100, 3)).astype(np.float32)
+    exclude = random.integers(-1, 300, len(queries))
+    keyed = Keyed(torch.from_numpy(queries), k, torch.from_numpy(exclude))
+    for first in range(0, 300, 70):
+        keyed.add(torch.from_numpy(rows[first : first + 70]), first)
+    scores, indices = (found.numpy() for found in keyed.answer())
+    products = queries @ rows.T
+    products[np.flatnonzero(exclude >= 0), exclude[exclude >= 0]] = -np.inf
+    expected = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(indices, expected)
+    assert np.array_equal(scores, np.take_along_axis(products, expected, 1))
+
+
+def test_the_way_of_a_gpu_says_what_is_missing_or_no_number() -> None:
+    keyed = Keyed(torch.eye(2), 5, None)
+    keyed.add(torch.tensor([[1.0, 2.0], [3.0, -4.0]]), 10)
+    scores, indices = keyed.answer()
+    assert indices.tolist() == [[11, 10, -1, -1, -1], [10, 11, -1, -1, -1]]
+    assert scores[:, :2].tolist() == [[3.0, 1.0], [2.0, -4.0]] and torch.isneginf(scores[:, 2:]).all()
+    keyed.add(torch.tensor([[0.0, torch.nan]]), 12)
+    with pytest.raises(InputError, match="NaN or infinity"):
+        keyed.answer()
+    with pytest.raises(InputError, match="NaN or infinity"):
+        Keyed(torch.tensor([[torch.inf, 0.0]]), 1, None).answer()
+
+
+@pytest.mark.parametrize("columns", [900, 4096, 4099])
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_the_best_of_many_columns_with_equal_scores(columns: int, k: int) -> None:
+    """Groups of columns that are looked at by their maximum: no equal score is taken before an earlier one."""
+    generator = np.random.default_rng(columns + k)
+    tied = generator.integers(0, 8 * k, (30, columns)).astype(np.float32)
+    few = np.where(generator.random((30, columns)) < 0.002, 1.0, 0.0).astype(np.float32)
+    few[:, -1] = 2.0  # in the rest that fills no group
+    for scores in (tied, few, -tied, np.zeros_like(few)):
+        best, chosen = best_columns(torch.from_numpy(scores), k)
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(chosen.numpy(), expected)
+        np.testing.assert_array_equal(best.numpy(), np.take_along_axis(scores, expected, axis=1))
+
+
+def test_many_queries_in_threads_give_what_they_give_alone() -> None:
+    """Tiles that threads share: the same answers, errors come through, and torch has its threads back."""
+    generator = np.random.default_rng(5)
+    rows, queries = (small_integers(generator, count, 6) for count in (700, 2100))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        scores, indices = top_k(torch.from_numpy(queries), torch.from_numpy(rows), 30, block=250)
+        assert torch.get_num_threads() == 3
+        damaged = torch.from_numpy(rows).clone()
+        damaged[300, 2] = torch.nan
+        with pytest.raises(InputError, match="NaN"):
+            top_k(torch.from_numpy(queries), damaged, 30, block=250)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    slow_scores, slow_indices = slow_top_k(queries, rows, 30)
+    np.testing.assert_array_equal(indices, slow_indices)
+    np.testing.assert_array_equal(scores, slow_scores)

@@ -13,39 +13,49 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from instdisc.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from instdisc import objectives as objectives
     from instdisc.bank import MemoryBank as MemoryBank
     from instdisc.checkpoint import load_encoder as load
+    from instdisc.data.augment import Augmentation as Augmentation
+    from instdisc.data.loading.indexed import IndexedDataset as IndexedDataset
     from instdisc.encoder import Encoder as Encoder
     from instdisc.errors import InputError as InputError
     from instdisc.evaluation.knn import KNN as KNN
     from instdisc.jobs.estimator import InstanceDiscrimination as InstanceDiscrimination
+    from instdisc.jobs.handle import open_run as open
     from instdisc.jobs.train import train as train
 
-__version__ = "0.1.0"
 
 # public name -> (module, attribute); an attribute of None means the module itself.
 _HOMES: dict[str, tuple[str, str | None]] = {
+    "Augmentation": ("instdisc.data.augment", "Augmentation"),
     "Encoder": ("instdisc.encoder", "Encoder"),
+    "IndexedDataset": ("instdisc.data.loading.indexed", "IndexedDataset"),
     "InputError": ("instdisc.errors", "InputError"),
     "InstanceDiscrimination": ("instdisc.jobs.estimator", "InstanceDiscrimination"),
     "KNN": ("instdisc.evaluation.knn", "KNN"),
     "MemoryBank": ("instdisc.bank", "MemoryBank"),
     "load": ("instdisc.checkpoint", "load_encoder"),
     "objectives": ("instdisc.objectives", None),
+    "open": ("instdisc.jobs.handle", "open_run"),
     "train": ("instdisc.jobs.train", "train"),
 }
 
 __all__ = [
     "KNN",
+    "Augmentation",
     "Encoder",
+    "IndexedDataset",
     "InputError",
     "InstanceDiscrimination",
     "MemoryBank",
     "__version__",
     "load",
     "objectives",
+    "open",
     "train",
 ]
 

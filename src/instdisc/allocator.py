@@ -1,8 +1,8 @@
 """How this process's C library hands out memory: kept for the next step, or given back once a crowd has gone.
 
-A training step on a CPU frees and asks anew for the same hundreds of megabytes. By default glibc maps every large block
-afresh from the kernel, which zeroes each page again: that cost a sixth of a small network's step where it was tried,
-and embedding took 1.4 times as long for pictures of 32 pixels, 1.2 times at 96.
+A training step on a CPU frees the same hundreds of megabytes and asks for them again. By default glibc maps every large
+block afresh from the kernel, which zeroes each page again: that cost a sixth of a small network's step where it was
+tried, and embedding took 1.4 times as long for pictures of 32 pixels, 1.2 times at 96.
 Keeping freed memory gives what preloading another allocator (tcmalloc, jemalloc) gives, without one.
 
 A server is asked by many threads, and glibc gives each its own arena, of which little goes back: after floods of

@@ -34,13 +34,15 @@ from instdisc import ranks
 from instdisc.bank import Rows
 from instdisc.encoder import Encoder, EncoderConfig, build_encoder, load_whitening
 from instdisc.errors import InputError, is_shortage
-from instdisc.runs import FORMAT, RunFolder, measured, sync_folder
+from instdisc.files import file_digest, sync_file, sync_folder
+from instdisc.runs import FORMAT, RunFolder
 from instdisc.shapes import Tensor
 
-_STATE = "state.json"
+STATE = "state.json"
 _NAME = re.compile(r"step-(\d{9,})")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ENCODER = "has vectors made elsewhere and no encoder: `instdisc open PICTURES --encoder NAME` makes a run with one."
 _BLOCK = 65_536  # rows copied at a time: 32 MB of 128 floats
 _log = logging.getLogger(__name__)
 
@@ -77,8 +79,8 @@ class Checkpoint:
     def rows(self, group: str, start: int, stop: int, *, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Rows [start, stop) of each of a sharded group's tensors, from however many shards they were saved in.
 
-        Only these rows are read, so that another number of ranks can take its shares of a bank that fits none of them
-        whole. into: tensors of stop - start rows that take them, so that they are held once; others are made.
+        Only these rows are read: another number of ranks can take its shares of a bank that fits none of them whole.
+        into: tensors of stop - start rows that take them, so that they are held once; others are made.
         Raises InputError if the shards do not hold all of them, ValueError if they are others than `into` names.
         """
         taken, found = dict(into or {}), set[str]()
@@ -174,7 +176,7 @@ def save(
     written; what stood before still stands.
     """
     final = folder / f"step-{step:09d}"
-    aside = folder / f".{final.name}.tmp"
+    temporary = folder / f".{final.name}.tmp"
     if ranks.broadcast_object(ranks.is_main() and _is_whole(final)):  # it stands already
         return final
 
@@ -182,22 +184,19 @@ def save(
         _remove_leftovers(folder)
         if final.exists():  # damaged, or it would be standing
             _discard(final)
-        aside.mkdir(parents=True)
+        temporary.mkdir(parents=True)
 
     def write() -> None:
         for name, shard in {"random": Shard(_random_states(), 0, 0), **(shards or {})}.items():
-            file = aside / _shard_name(name, ranks.rank(), ranks.world())
-            _write_tensors(file, shard.tensors, start=str(shard.start), stop=str(shard.stop))
+            file = temporary / _shard_name(name, ranks.rank(), ranks.world())
+            write_tensors(file, shard.tensors, start=str(shard.start), stop=str(shard.stop))
         if ranks.is_main():
             for name, group in tensors.items():
-                _write_tensors(aside / f"{name}.safetensors", group)
+                write_tensors(temporary / f"{name}.safetensors", group)
 
     def finish() -> None:
-        files = {file.name: measured(file) for file in sorted(aside.iterdir())}
-        state = json.loads(_json({"format": FORMAT, "step": step, "facts": dict(facts), "files": files}))
-        _write_bytes(aside / _STATE, _json(state | {"sha256": _digest(state)}))
-        sync_folder(aside)
-        os.rename(aside, final)
+        write_state(temporary, step, facts, {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
+        os.rename(temporary, final)
         sync_folder(folder)
         for old in [path for path in _listed(folder) if _step(path) <= step][max(keep, 1) :]:
             _discard(old)
@@ -207,9 +206,17 @@ def save(
         problem = _attempt(act) if by_all or ranks.is_main() else None
         if ranks.any_rank(problem is not None):
             if ranks.is_main():
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
             raise _as_input_error(problem, folder, step) from problem
     return final
+
+
+def write_state(folder: Path, step: int, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """state.json: the facts, and what `file_digest` says of each file; with it a checkpoint is whole."""
+    state = json.loads(_json({"format": FORMAT, "step": step, "facts": dict(facts), "files": dict(files)}))
+    (folder / STATE).write_bytes(_json(state | {"sha256": _digest(state)}))
+    sync_file(folder / STATE)
+    sync_folder(folder)
 
 
 def latest(
@@ -231,47 +238,50 @@ def latest(
         try:
             return open_checkpoint(path, verify=verify)
         except DamagedError as error:
-            warn(f"The checkpoint {path} is damaged ({error}): it is passed over.")
+            warn(f"The checkpoint {path} is damaged ({error}): it is skipped.")
     return None
 
 
 def open_checkpoint(path: Path, *, verify: Collection[str] | None = None) -> Checkpoint:
     """The checkpoint in this folder, as `latest` takes it. Raises DamagedError if it is not whole."""
     try:
-        state = json.loads((path / _STATE).read_bytes())
+        state = json.loads((path / STATE).read_bytes())
         version = state["format"]
         if isinstance(version, int) and version > FORMAT:
             raise InputError(f"{path} was written by a newer version of instdisc (format {version}): update instdisc.")
         if state.pop("sha256") != _digest(state):
-            raise DamagedError(f"{_STATE} was changed")
+            raise DamagedError(f"{STATE} was changed")
         checkpoint = Checkpoint(path, state["step"], state["facts"])
         files = [(name, expected["bytes"], expected) for name, expected in state["files"].items()]
     except OSError as error:
         if is_shortage(error):
             raise
-        raise DamagedError(f"{_STATE} can't be read: {error.strerror}") from error
+        raise DamagedError(f"{STATE} can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{_STATE} is not what was written") from error
+        raise DamagedError(f"{STATE} is not what was written") from error
     for name, size, expected in files:
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             raise DamagedError(f"{name} is {'cut short' if file.is_file() else 'missing'}")
-        if (verify is None or _group(name) in verify) and measured(file) != expected:
+        if (verify is None or _group(name) in verify) and file_digest(file) != expected:
             raise DamagedError(f"{name} was changed")
     return checkpoint
 
 
-def load_encoder(run: str | os.PathLike[str], checkpoint: Checkpoint | None = None) -> Encoder:
+def load_encoder(
+    run: str | os.PathLike[str], checkpoint: Checkpoint | None = None, facts: Mapping[str, Any] | None = None
+) -> Encoder:
     """The encoder of a run's last whole checkpoint, on the CPU, evaluating; at the run's end with its search vectors.
 
-    checkpoint: one of the run's that is open already, instead of the last: a run that still trains saves others.
+    checkpoint, facts: one of the run's that is open already, instead of the last, and its config.json as it was read.
     Raises InputError, in a sentence, for a folder that is no run, is damaged, has no checkpoint yet, or is newer.
     """
     folder = RunFolder(run)
-    config = folder.read_config()
+    config = folder.read_config() if facts is None else facts
     try:
-        choices = EncoderConfig.from_dict(config["encoder"] | {"pretrained": False})  # the checkpoint has the weights
-        encoder = build_encoder(choices)
+        if config["encoder"].get("backbone", "") is None:
+            raise InputError(f"{folder.path} {_NO_ENCODER}")
+        encoder = build_encoder(EncoderConfig.from_dict(config["encoder"] | {"pretrained": False}))  # weights: below
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder.config} does not describe an encoder: the run folder is damaged.") from error
     if (checkpoint := checkpoint or latest(folder.checkpoints, verify=("encoder",))) is None:
@@ -298,7 +308,8 @@ def _as_written(file: Path) -> Iterator[None]:
         raise InputError(f"{file} does not hold what a checkpoint does ({error}): restore the run folder.") from error
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """A group's file, on the disk when it returns."""
     plain: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
@@ -308,17 +319,7 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor], **metadata: str) -
         memory.add(place)
     # Metadata without any tensor would be written as a header that safetensors itself can't read.
     save_file(plain, file, metadata if plain and metadata else None)
-    _sync_file(file)
-
-
-def _write_bytes(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
-    _sync_file(file)
-
-
-def _sync_file(file: Path) -> None:
-    with open(file, "rb+") as written:
-        os.fsync(written.fileno())
+    sync_file(file)
 
 
 def _random_states() -> dict[str, Tensor]:
@@ -358,8 +359,7 @@ def _shard_name(group: str, rank: int, world: int) -> str:
 
 
 def _group(name: str) -> str:
-    match = _SHARD.fullmatch(name)
-    return match[1] if match else name.removesuffix(".safetensors")
+    return match[1] if (match := _SHARD.fullmatch(name)) else name.removesuffix(".safetensors")
 
 
 def _json(state: dict[str, Any]) -> bytes:

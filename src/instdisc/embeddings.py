@@ -32,11 +32,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instdisc import ranks
-from instdisc.data.cache import fingerprint_of
-from instdisc.data.source import Source
+from instdisc.data.loading.pixel_cache import fingerprint_of
+from instdisc.data.sources.source import Source
 from instdisc.errors import InputError, advice, is_shortage
+from instdisc.files import sync_folder, write_json, write_whole
 from instdisc.progress import Bar
-from instdisc.runs import sync_folder, write_json, write_whole
 
 _METADATA = b"instdisc"  # key in the Parquet schema: whose vectors these are, and the names of the labels
 
@@ -83,6 +83,12 @@ class Embeddings:
         return os.fsdecode(self.locations[row].as_py())
 
 
+def check_ending(out: Path) -> None:
+    """Raise InputError for a file whose name does not say how vectors are to be written."""
+    if out.suffix not in (".parquet", ".npy"):
+        raise InputError(f"{out} should end in .parquet or .npy: that says how the vectors are written.")
+
+
 def write_embeddings(
     source: Source,
     embed_rows: Callable[[np.ndarray], Embedded],
@@ -103,8 +109,7 @@ def write_embeddings(
     could be read.
     """
     out = Path(out)
-    if out.suffix not in (".parquet", ".npy"):
-        raise InputError(f"{out} should end in .parquet or .npy: that says how the vectors are written.")
+    check_ending(out)
     parts = _Parts(out.with_name(out.name + ".parts"), len(source), chunk)
     missing = ranks.on_main(lambda: parts.prepare(_job(source, run_fingerprint, chunk), restart))
     todo = sum(stop - start for start, stop in map(parts.bounds, missing))
@@ -232,9 +237,7 @@ class _Parts:
             if is_shortage(error):
                 raise
             path.unlink(missing_ok=True)
-            raise InputError(
-                f"{path} was damaged and is removed: run the same command again to make it anew."
-            ) from None
+            raise InputError(f"{path} was damaged and is removed: run the same command to make it again.") from None
 
     def remove(self) -> None:
         """Remove the folder, its journal first: what a kill leaves here is then known to be of no use."""
@@ -273,8 +276,8 @@ def _put_together(source: Source, parts: _Parts, out: Path, run_fingerprint: str
             # The old vectors go first and the new ones come last, so that no kill leaves vectors beside foreign ids;
             # and not before the disk has taken all of it.
             out.unlink(missing_ok=True)
-            for aside, path in zip(written, (table, out), strict=True):
-                os.replace(aside, path)
+            for temporary, path in zip(written, (table, out), strict=True):
+                os.replace(temporary, path)
                 sync_folder(path.parent)
         else:
             os.replace(_write_table(source, parts, out, schema), out)
@@ -282,7 +285,7 @@ def _put_together(source: Source, parts: _Parts, out: Path, run_fingerprint: str
     except OSError as error:
         for path in (out, out.with_suffix(".ids.parquet")):
             with suppress(OSError):
-                _aside(path).unlink(missing_ok=True)
+                _temporary(path).unlink(missing_ok=True)
         raise InputError(f"{out} could not be written ({error.strerror or error}): {advice(error)}.") from None
     parts.remove()
     return count, dim, unreadable
@@ -312,9 +315,9 @@ def _all_utf8(source: Source, step: int = 65536) -> bool:
 
 def _write_table(source: Source, parts: _Parts, path: Path, schema: pa.Schema) -> Path:
     """Written beside its place; where."""
-    aside = _aside(path)
+    temporary = _temporary(path)
     labels = source.labels
-    with open(aside, "wb") as file:
+    with open(temporary, "wb") as file:
         with pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
             for number in range(parts.count):
                 start, stop = parts.bounds(number)
@@ -332,7 +335,7 @@ def _write_table(source: Source, parts: _Parts, path: Path, schema: pa.Schema) -
                 if len(rows):
                     writer.write_table(pa.table(columns, schema=schema))
         _sync(file)
-    return aside
+    return temporary
 
 
 def _texts(names: list[bytes], kind: pa.DataType) -> pa.Array:
@@ -341,18 +344,18 @@ def _texts(names: list[bytes], kind: pa.DataType) -> pa.Array:
 
 def _write_array(parts: _Parts, path: Path, shape: tuple[int, int]) -> Path:
     """The same of the vectors alone."""
-    aside = _aside(path)
+    temporary = _temporary(path)
     # Written as a stream: a full disk is then an error and not, as in a memory map, a bus error that ends the process.
-    with open(aside, "wb") as file:
+    with open(temporary, "wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for number in range(parts.count):
             file.write(parts.read(number, "vectors")[0].astype("<f4", copy=False).tobytes())
         _sync(file)
-    return aside
+    return temporary
 
 
-def _aside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 

@@ -14,6 +14,11 @@ def visible(text: str, keep: str = "\n") -> str:
     return _CONTROL.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """ "1 picture was", "2,000 pictures were": a number with the words for one, or for many (`one` with an s)."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 class InputError(Exception):
     """Something the person can put right: one clear sentence that says what is wrong and what to do.
 

@@ -41,7 +41,7 @@ def _meet(timeout: timedelta) -> dict[str, Any]:
     """Where the processes of this start find each other, for init_process_group.
 
     torchrun keeps one store for all the starts of a group, so a process that is early can read there what one of the
-    start before had written: the address of a process that is dead. It fails, all are started anew, and so on. Hence
+    start before had written: the address of a process that is dead. It fails, all are started again, and so on. Hence
     each start has keys of its own: rank 0 invents a name for them, and another believes it when rank 0, under that
     name, says the very word that this one had left there.
     """

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from instdisc import ranks
-from instdisc.data.budgets import free_memory, readable_bytes
 from instdisc.errors import InputError
+from instdisc.system import free_memory, readable_bytes
 
 _ON = {"memory": "in memory", "host": "in the host's memory", "disk": "in a memory-mapped file"}
 _COMFORTABLE = 0.5  # of what is free: the encoder, its optimizer and the batches come after the bank

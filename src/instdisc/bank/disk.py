@@ -1,7 +1,7 @@
 """Rows in a memory-mapped file of no name: what memory can't hold, the system reads and writes back by pages.
 
 The file has no name in any folder, so that a killed process leaves nothing: the checkpoint is the truth, and a resumed
-run makes the file anew. All of its room is taken at the start: a full disk is a sentence then, and no SIGBUS later.
+run makes the file again. All of its room is taken at the start: a full disk is a sentence then, and no SIGBUS later.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from instdisc.data.budgets import readable_bytes
 from instdisc.errors import InputError, advice
 from instdisc.shapes import Tensor
+from instdisc.system import readable_bytes
 
 _MOST = 1 << 16  # rows asked for at once: 256 MB of pages; who wants more reads in order, and the system reads ahead
 _ZEROS = 1 << 24

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from instdisc import ranks
 from instdisc.bank.disk import DiskRows
@@ -17,8 +19,12 @@ from instdisc.errors import InputError
 from instdisc.shapes import Float, Int, Tensor
 
 
-class MemoryBank:
+class MemoryBank(nn.Module):
     """One unit row for each instance, of shape (instances, dim); `rows` is this rank's part.
+
+    A module without parameters: it goes with `to`, `state_dict` and `load_state_dict`. `state_dict` has the whole bank,
+    so every rank asks for it together, and it is loaded by any number of ranks. The rows keep their dtype in `to` and
+    `half`, and are no registered buffers: DistributedDataParallel writes rank 0's buffers over those of the others.
 
     momentum: a row is renewed as normalise(momentum * row + (1 - momentum) * feature). The published runs use 0.5; the
         text of the paper replaces the row, which is 0.
@@ -42,6 +48,7 @@ class MemoryBank:
         storage: str = "memory",
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
+        super().__init__()
         if instances < 1 or dim < 1:
             raise InputError(f"A bank needs at least one instance and one dimension, not {instances} and {dim}.")
         if not 0 <= momentum < 1:
@@ -53,6 +60,7 @@ class MemoryBank:
         self.instances, self.dim, self.momentum, self.seed = instances, dim, momentum, seed
         self.updates = 0  # how often `update` was called: the step that the objectives' noise is drawn for
         self._over_some = SumsOverSome()
+        self._world = ranks.world()
         self.start, self.stop = ranks.share(instances)
         local = self.stop - self.start
         self._disk: DiskRows | None = None
@@ -74,6 +82,11 @@ class MemoryBank:
     @property
     def kept(self) -> Rows:
         """This rank's rows with their scales."""
+        if ranks.world() != self._world:
+            raise InputError(
+                f"This bank was made for {self._world} process(es), and now there are {ranks.world()}: make it once "
+                "they have met (in Lightning: in `setup`)."
+            )
         return Rows(self.rows, self.scales)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -189,13 +202,13 @@ class MemoryBank:
         if self._disk is not None:
             self._disk.forget()
 
-    def to(self, device: torch.device | str) -> MemoryBank:
-        """Move the rows to a device, in place; from a file into memory, if it is another device."""
-        self.rows = self.rows.to(device)
-        self.device = self.rows.device
-        self._disk = self._disk if self.device.type == "cpu" else None
-        self.scales = None if self.scales is None else self.scales.to(device)
-        return self
+    def fill(self, indices: Int[Tensor, " rows"], vectors: Float[Tensor, "rows dim"]) -> None:
+        """Put unit vectors in the places of rows, as they are: what is known before a run's first step.
+
+        No update, and not counted as one. Rows that another rank holds are left to it.
+        """
+        mine, here = self._here(indices)
+        self._write(mine[here], *rounded(vectors[here].float(), self.rows.dtype))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the rows themselves."""
@@ -211,6 +224,48 @@ class MemoryBank:
     def __repr__(self) -> str:
         kind = str(self.rows.dtype).removeprefix("torch.")
         return f"MemoryBank({self.instances}, {self.dim}, momentum={self.momentum}, dtype={kind}, device={self.device})"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryBank:
+        """Move the rows with the module, from a file into memory where the device is another one."""
+        device = fn(torch.empty(0, device=self.device)).device
+        if device != self.device:
+            self.rows = self.rows.to(device)
+            self.scales = None if self.scales is None else self.scales.to(device)
+            self.device, self._disk = device, self._disk if device.type == "cpu" else None
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        shares = [ranks.share(self.instances, of) for of in range(ranks.world())]
+        for name, part in self.tensors().items():
+            destination[prefix + name] = ranks.gather(part, [stop - start for start, stop in shares])
+        destination[prefix + "updates"] = torch.tensor(self.updates)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        expected = self.tensors() | {"updates": torch.tensor(self.updates)}
+        given = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        missing_keys += [prefix + name for name in expected if name not in given]
+        unexpected_keys += [prefix + name for name in given if name not in expected] if strict else []
+        for name, part in self.tensors().items():
+            whole = given.get(name, part)
+            shape = torch.Size([self.instances, *part.shape[1:]])
+            if name in given and (whole.shape != shape or whole.dtype != part.dtype):
+                error_msgs.append(
+                    f"{prefix}{name} is {tuple(whole.shape)} of {whole.dtype}, and this bank has {tuple(shape)} of "
+                    f"{part.dtype}"
+                )
+            elif name in given:
+                part.copy_(whole[self.start : self.stop])
+        if "updates" in given and not error_msgs:
+            self.updates = int(given["updates"])
 
     def want(self, positions: Tensor) -> None:
         """Have these of this rank's rows read ahead, where they are on disk."""

@@ -1,7 +1,7 @@
 """Rows as they are kept: float32, half precision, or int8 with a scale a row; and the random ones of the start.
 
 A row in int8 is its direction rounded to a grid: q = round(127 v / max|v|), and the row is q / |q|, a unit vector
-again. Its scale 1 / |q| is kept beside it, which saves its computing; rounding such a row anew gives the same q.
+again. Its scale 1 / |q| is kept beside it, which saves its computing; rounding such a row again gives the same q.
 """
 
 from __future__ import annotations

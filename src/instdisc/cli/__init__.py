@@ -29,6 +29,7 @@ from instdisc.cli import (
     info,
     label,
     map,
+    open,
     outliers,
     report,
     reproduce,
@@ -49,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    *(train, evaluate, compare, report),
+    *(train, open, evaluate, compare, report),
     *(serve, search, index, duplicates, outliers, label, map),
     *(embed, export, info, cache, reproduce, demo),
 )
@@ -86,7 +87,7 @@ for module in COMMANDS:
 
 def _show_version(asked: bool) -> bool:
     if asked:
-        from instdisc import __version__
+        from instdisc.version import __version__
 
         print(f"instdisc {__version__}")
         raise typer.Exit

@@ -27,9 +27,9 @@ def command(
     from rich.table import Table
 
     from instdisc.cli.console import console
-    from instdisc.data import kept
-    from instdisc.data.budgets import readable_bytes
-    from instdisc.data.index import cache_folder
+    from instdisc.data.storage import inventory as kept
+    from instdisc.data.storage.scan import cache_folder
+    from instdisc.system import readable_bytes
 
     if clear:
         deleted = kept.clear(kinds or [], older)

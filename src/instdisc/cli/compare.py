@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import Device
+
 EXAMPLES = """
 Example:
 
@@ -18,11 +20,13 @@ def command(
     first: Annotated[Path, typer.Argument(help="A run folder.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
     source: Annotated[str, typer.Argument(help="Labelled test pictures.")],
-    neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="How many vote.")] = 200,
+    neighbours: Annotated[
+        int | None, typer.Option("-k", "--neighbours", help="How many vote; 200 if there are.", min=1)
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Of the votes.")] = 0.07,
     vectors: Annotated[str, typer.Option(help="search, or embedding: the head's output, the paper's.")] = "search",
     labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label of the test pictures.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Compare two runs by weighted kNN on the same test pictures, with McNemar's exact test."""
     from instdisc.jobs.compare import compare

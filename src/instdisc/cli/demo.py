@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import Device
+
 EXAMPLES = """
 Example:
 
@@ -20,7 +22,7 @@ Example:
 
 def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to make.")] = Path("runs/demo"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train on the handwritten digits that scikit-learn ships, and measure the result."""
     from instdisc.cli.evaluate import show

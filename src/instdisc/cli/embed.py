@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import Device, Limit, Run
+
 EXAMPLES = """
 Examples:
 
@@ -21,11 +23,11 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     source: Annotated[list[str], typer.Argument(help="The pictures to embed.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A .parquet or .npy file.")],
     labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label, to copy.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Take the first pictures only.")] = None,
+    limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Pictures a forward pass.")] = 256,
     vectors: Annotated[
         str, typer.Option(help="search: the best to find like pictures by; embedding: the head's output.")
@@ -33,7 +35,7 @@ def command(
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16; auto: bfloat16 on CUDA devices, float32 elsewhere.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an interrupted job's work.")] = False,
 ) -> None:
     """Write the vectors of a collection to a file; an interrupted job goes on."""

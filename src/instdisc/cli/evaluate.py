@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from instdisc.cli.options import Device, Run, TrainSource
 from instdisc.errors import InputError
 
 EXAMPLES = """
@@ -20,12 +21,14 @@ Examples:
 
 `instdisc evaluate runs/photos test/ --with semi` — 1 to 20 % of the labels: fine-tuned, spread, from scratch
 
+`instdisc evaluate runs/photos --published resnet50` — beside a published encoder, and which is best here
+
 `instdisc evaluate runs/photos --labels labels.csv -k 20` — labels from a file, 20 neighbours
 """
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     source: Annotated[str | None, typer.Argument(help="Labelled test pictures; without: leave-one-out.")] = None,
     with_: Annotated[
         str, typer.Option("--with", help="Beside knn: svm, linear (on every level), semi, retrieval, quality.")
@@ -36,9 +39,16 @@ def command(
     temperature: Annotated[str, typer.Option(help="Of the votes: a number, or run for the run's own.")] = "0.07",
     bank: Annotated[bool, typer.Option("--bank", help="Use the bank's rows for the training pictures.")] = False,
     labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label.")] = None,
-    train_source: Annotated[str | None, typer.Option(help="Where the training pictures are now, if moved.")] = None,
+    train_source: TrainSource = None,
+    published: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A published encoder to compare with, frozen: a network of timm's."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its weights, a safetensors file; without: timm's own, fetched.")
+    ] = None,
     shares: Annotated[str, typer.Option(help="Of the labels, in percent, for semi.")] = "1,2,5,10,20",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measure a run: weighted kNN, beside raw pixels and an untrained encoder."""
     from instdisc import ranks
@@ -56,6 +66,8 @@ def command(
             train_source=train_source,
             shares=[_percent(text) for text in shares.split(",")],
             device=device,
+            published=published,
+            weights=weights,
         )
         if ranks.is_main():
             show(report, run)
@@ -93,20 +105,21 @@ def show(report: dict[str, Any], run: Path) -> None:
                 style=style,
             )
         shown.print(table)
+        shown.print(report["best"], markup=False)
         _show_linear(shown, report)
         _show_few_labels(shown, report, run)
     else:
-        shown.print(
-            "No labels are known, so kNN accuracy can't be measured: give --labels, or a folder of class folders."
-        )
+        why = report.get("labels_problem") or "Give --labels, or a folder of class folders."
+        shown.print(f"kNN accuracy was not measured: there are no valid labels. {why}", markup=False)
     quality = report["quality"]
     shown.print(
         f"Without labels: effective rank {quality['effective_rank']:.1f}, uniformity {quality['uniformity']:.2f}. "
         f"{quality['sentence']}",
         markup=False,
     )
-    for sentence in report.get("bank_quality", {"sentences": []})["sentences"]:
-        shown.print(sentence)
+    for section in report.values():
+        for sentence in section.get("sentences", ()) if isinstance(section, dict) else ():
+            shown.print(sentence, markup=False)
     _show_retrieval(shown, report)
     if report.get("neighbours_sheet"):
         shown.print(f"Nearest neighbours to look at: {run / report['neighbours_sheet']}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import Run
+
 EXAMPLES = """
 Examples:
 
@@ -17,7 +19,7 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")],
     only: Annotated[str, typer.Option(help="What to write, with commas between.")] = "onnx,timm,vectors",
     bank: Annotated[

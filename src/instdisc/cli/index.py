@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import Device, Run, TrainSource
+
 EXAMPLES = """
 Examples:
 
@@ -15,6 +17,8 @@ Examples:
 `instdisc index runs/photos --add new_pictures/` — new pictures, embedded as the encoder is: nothing is trained
 
 `instdisc index runs/photos --remove "2019/*"` — search passes them over; no file is touched
+
+`instdisc index runs/photos --purge list.txt` — erase what the run holds of these pictures, for good
 
 `instdisc index runs/photos --tag beach --where "*/malta/*"` — then `instdisc search runs/photos cat.jpg --tag beach`
 
@@ -25,11 +29,18 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     add: Annotated[str | None, typer.Option(metavar="SOURCE", help="Pictures to add: what `train` takes.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Their labels: a CSV file with the columns path, label.")] = None,
     remove: Annotated[str | None, typer.Option(metavar="PATTERN", help="Remove ids that match, with * and ?.")] = None,
     remove_list: Annotated[Path | None, typer.Option(help="Remove the paths in this file, one a line.")] = None,
+    purge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help="Erase pictures from the run for good: those in a text file, a path or id a line, or one by its name.",
+        ),
+    ] = None,
     tag: Annotated[str | None, typer.Option(metavar="NAME", help="Give this tag to some pictures.")] = None,
     untag: Annotated[str | None, typer.Option(metavar="NAME", help="Take this tag from some pictures.")] = None,
     where: Annotated[str | None, typer.Option(metavar="PATTERN", help="Which to tag: ids that match.")] = None,
@@ -46,45 +57,75 @@ def command(
     dtype: Annotated[str, typer.Option(help="How new vectors are kept: float32, or float16 for half the room.")] = (
         "float32"
     ),
-    train_source: Annotated[str | None, typer.Option(help="Where the training pictures are now, if moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    train_source: TrainSource = None,
+    device: Device = "auto",
 ) -> None:
-    """Add pictures to a run's collection, remove or tag some, compute its vectors anew; or see what it holds."""
+    """Add pictures to a run's collection, remove or tag some, compute its vectors again; or see what it holds."""
     from instdisc import ranks
+    from instdisc.errors import counted
     from instdisc.jobs import index
 
     with ranks.together():  # to embed is shared among the processes of torchrun; the main one does the rest
-        tell = print if ranks.is_main() else _silent
+        log = print if ranks.is_main() else _silent
         if reset:
             index.reset(run)
-            tell("The collection is the training pictures again, with the rows of the bank.")
+            log("The collection is the training pictures again, with the rows of the bank.")
         if recompute:
             count = index.recompute(run, vectors=vectors, train_source=train_source, dtype=dtype, device=device)
-            tell(f"The vectors of {count:,} pictures were computed again.")
+            log(f"The vectors of {counted(count, 'picture')} were computed again.")
         if add is not None:
             added = index.add(run, add, labels=labels, bank=bank, dtype=dtype, device=device)
-            tell(f"{added:,} pictures were added.")
+            log(f"{counted(added, 'picture was', 'pictures were')} added.")
         if not ranks.is_main():
             return
     if remove is not None or remove_list is not None:
         from instdisc.jobs.sources import read_paths
 
         paths = None if remove_list is None else read_paths(remove_list)
-        print(f"{index.remove(run, where=remove, paths=paths):,} pictures were removed from the collection.")
+        folders = [Path(), *([] if remove_list is None else [remove_list.parent])]
+        gone = index.remove(run, where=remove, paths=paths, folders=folders, train_source=train_source)
+        print(f"{counted(gone, 'picture was', 'pictures were')} removed from the collection.")
+    if purge:
+        _purge(run, purge, train_source)
     for name, taken in ((tag, False), (untag, True)):
         if name is not None:
-            print(f"{index.tag(run, name, where=where, label=label, untag=taken):,} pictures have the tag {name}.")
+            tagged = index.tag(run, name, where=where, label=label, untag=taken)
+            print(f"{counted(tagged, 'picture has', 'pictures have')} the tag {name}.")
     if store is not None:
         sent = index.push(run, store, train_source=train_source)
-        print(f"The server's copy: {sent.added:,} pictures added, {sent.changed:,} changed, {sent.removed:,} removed.")
+        new = counted(sent.added, "picture")
+        print(f"The server's copy: {new} added, {sent.changed:,} changed, {sent.removed:,} removed.")
+    _show(run)
+
+
+def _show(run: Path) -> None:
+    """What the collection holds."""
     from rich.table import Table
 
     from instdisc.cli.console import console
+    from instdisc.jobs import index
 
     table = Table(title=f"The collection of {run}", title_justify="left", show_header=False)
     for name, words in index.describe(run).items():
         table.add_row(name, words)
     console(wrap=False).print(table)
+
+
+def _purge(run: Path, given: list[str], train_source: str | None) -> None:
+    from instdisc.data.storage.kinds import has_picture_name
+    from instdisc.errors import counted
+    from instdisc.jobs.purge import purge
+    from instdisc.jobs.sources import read_paths
+
+    names, folders = [], [Path()]
+    for one in given:
+        if Path(one).is_file() and not has_picture_name(one.encode("utf-8", "surrogateescape")):
+            names += read_paths(one)
+            folders.append(Path(one).parent)
+        else:
+            names.append(one)
+    gone = purge(run, names, folders=folders, train_source=train_source)
+    print(f"{counted(gone, 'picture was', 'pictures were')} erased from the run.")
 
 
 def _silent(words: str) -> None:

@@ -11,11 +11,16 @@ Examples:
 
 `instdisc info runs/photos` — what a run is and how far it came
 
-`instdisc info photos/` — how many pictures, of what sizes, with which labels
+`instdisc info photos/` — how many pictures, of what sizes, with which labels, and what is skipped
+
+`instdisc info photos/ --split train` — of a part; `instdisc info a/ b/` — of several places together
 """
 
 
-def command(place: Annotated[str, typer.Argument(help="A run folder, or pictures.")]) -> None:
+def command(
+    place: Annotated[list[str], typer.Argument(help="A run folder, or pictures: as `train` takes them.")],
+    split: Annotated[str | None, typer.Option(help="Part of the pictures, where they have several.")] = None,
+) -> None:
     """Say what a run folder or a collection holds."""
     from rich.table import Table
 
@@ -25,6 +30,6 @@ def command(place: Annotated[str, typer.Argument(help="A run folder, or pictures
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, words in info(place).items():
+    for name, words in info(place[0] if len(place) == 1 else place, split).items():
         table.add_row(name, words)
     console(wrap=False).print(table)

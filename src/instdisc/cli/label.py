@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from instdisc.cli.options import Bank, CollectionSource, Device, Run
+
+if TYPE_CHECKING:
+    from instdisc.jobs.votes import Labelled
 
 EXAMPLES = """
 Examples:
@@ -21,10 +27,10 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     one: Annotated[list[str] | None, typer.Option("--set", metavar="PICTURE=LABEL", help="Label a picture.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--from", help="Labels: a CSV file with the columns path, label.")
+        Path | None, typer.Option("--from", help="Labels: a table (CSV or the like) with the columns path, label.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="New labels take the place of others by hand.")] = False,
     propose: Annotated[int | None, typer.Option(metavar="COUNT", help="Propose pictures to label next.")] = None,
@@ -34,17 +40,15 @@ def command(
     neighbours: Annotated[
         int | None, typer.Option("-k", "--neighbours", help="So many labelled neighbours vote.", min=1)
     ] = None,
-    bank: Annotated[bool, typer.Option("--bank", help="Use the rows of the bank; compute nothing anew.")] = False,
-    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    bank: Bank = False,
+    train_source: CollectionSource = None,
+    device: Device = "auto",
 ) -> None:
     """Label a few pictures by hand; their labels spread to the others, with how sure each is.
 
     spread: from neighbour to neighbour, over the graph of each picture's ten nearest. neighbours: a picture's nearest
     labelled pictures vote at once (20 of them, or as many as -k says, which asks for this way).
     """
-    from rich.table import Table
-
     from instdisc.cli.console import console
     from instdisc.errors import InputError
     from instdisc.jobs import label as job
@@ -52,17 +56,7 @@ def command(
     from instdisc.runs import RunFolder
 
     shown = console()
-    given = {} if file is None else job.read_table(file)
-    for words in one or []:
-        path, equals, text = words.rpartition("=")
-        if not (path and equals and text):
-            raise InputError(f'"{words}" is no PICTURE=LABEL.')
-        given[path] = text
-    if given:
-        new, _ = job.assign(run, given, replace=replace)
-        shown.print(f"{new:,} pictures were labelled by hand.")
-    elif file is not None:
-        shown.print(f"{file} holds no label yet: fill in its column label.")
+    _assign(run, one or [], file, replace)
     if propose is not None:
         job.propose(run, propose, by=by, bank=bank, train_source=train_source, device=device)
         folder = RunFolder(run).labels
@@ -82,18 +76,50 @@ def command(
         train_source=train_source,
         device=device,
     )
+    _show(run, found)
+    if out is not None:
+        job.save(run, found, out)
+        shown.print(f"All labels: {out}")
+
+
+def _assign(run: Path, one_by_one: Sequence[str], file: Path | None, replace: bool) -> None:
+    """Label what --set and --from say, and print how many pictures that were."""
+    from instdisc.cli.console import console
+    from instdisc.errors import InputError, counted
+    from instdisc.jobs import label as job
+
+    filled_in = None if file is None else job.read_table(file)
+    given: dict[str, str] = {}
+    for words in one_by_one:
+        path, equals, text = words.rpartition("=")
+        if not (path and equals and text):
+            raise InputError(f'"{words}" is no PICTURE=LABEL.')
+        given[path] = text
+    labelled = [one for one in (given, filled_in) if one is not None and len(one)]
+    if labelled:  # where both label a picture, --set counts
+        new = sum(job.assign(run, one, replace=replace)[0] for one in (labelled[::-1] if replace else labelled))
+        words = f"{counted(new, 'picture was', 'pictures were')} labelled by hand."
+        console().print(words if new else "No picture got a new label.")
+    elif file is not None:
+        console().print(f"{file} holds no label yet: fill in its column label.")
+
+
+def _show(run: Path, found: Labelled) -> None:
+    """Classes with their numbers of pictures, and how well those labelled by hand are told by one another."""
+    from rich.table import Table
+
+    from instdisc.cli.console import console
+    from instdisc.jobs import label as job
+
     table = Table(title=f"Labels of {run}", title_justify="left")
     for column in ("label", "by hand", "by vote"):
         table.add_column(column, justify="left" if column == "label" else "right", overflow="fold")
     for name, by_hand, by_vote in job.counts(found):
         table.add_row(name, f"{by_hand:,}", f"{by_vote:,}")
-    shown.print(table)
+    console().print(table)
     if found.accuracy is not None:
         low, high = found.accuracy.interval
-        shown.print(
+        console().print(
             f"Right on the {found.accuracy.count:,} labelled by hand, each by the others: "
             f"{100 * found.accuracy.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}); they are no random sample."
         )
-    if out is not None:
-        job.save(run, found, out)
-        shown.print(f"All labels: {out}")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from instdisc.cli.options import Approximate, Bank, CollectionSource, Device, Run
 
 EXAMPLES = """
 Examples:
@@ -15,11 +12,11 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
-    approximate: Annotated[bool, typer.Option("--approximate", help="Nearly all, sooner: for millions.")] = False,
-    bank: Annotated[bool, typer.Option("--bank", help="Use the rows of the bank; compute nothing anew.")] = False,
-    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    run: Run,
+    approximate: Approximate = False,
+    bank: Bank = False,
+    train_source: CollectionSource = None,
+    device: Device = "auto",
 ) -> None:
     """Lay out a run's collection in the plane, for the page."""
     from instdisc.jobs.map import make_map

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import Approximate, CollectionSource, Device, Json, Run
+
 EXAMPLES = """
 Examples:
 
@@ -17,16 +19,16 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     count: Annotated[int, typer.Option(help="How many to show; the CSV file has all.", min=1)] = 20,
     by: Annotated[str, typer.Option(help="strangeness, similarity (to the nearest), or uniqueness.")] = "strangeness",
     neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="The mean is over so many nearest.")] = 10,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results: RUN/outliers.")] = None,
-    approximate: Annotated[bool, typer.Option("--approximate", help="Nearly all, sooner: for millions.")] = False,
-    bank: Annotated[bool, typer.Option("--bank", help="Compare the rows of the bank; compute nothing anew.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    approximate: Approximate = False,
+    bank: Annotated[bool, typer.Option("--bank", help="Compare the rows of the bank; compute nothing.")] = False,
+    json_: Json = False,
+    train_source: CollectionSource = None,
+    device: Device = "auto",
 ) -> None:
     """Find the pictures of a run's collection that are least like any other."""
     from instdisc import ranks

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import TrainSource
+
 EXAMPLES = """
 Examples:
 
@@ -19,7 +21,7 @@ Examples:
 def command(
     runs: Annotated[list[Path], typer.Argument(help="Run folder(s).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
-    train_source: Annotated[str | None, typer.Option(help="Where the training pictures are now, if moved.")] = None,
+    train_source: TrainSource = None,
 ) -> None:
     """Write a report of runs as one HTML file that opens without a network."""
     from instdisc.jobs.report import report

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from instdisc.cli.options import Device
+
 EXAMPLES = """
 Examples:
 
@@ -38,7 +40,7 @@ def command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another setting for all runs.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Make a table of the paper: every row over several seeds, beside the published numbers. Goes on if stopped."""
     from instdisc.cli.train import parse_settings

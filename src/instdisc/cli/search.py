@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from instdisc.cli.options import CollectionSource, Device, Json, Run
+
+if TYPE_CHECKING:
+    from instdisc.jobs.search import Neighbour
 
 EXAMPLES = """
 Examples:
@@ -19,7 +25,7 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files to search for.")],
     neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="How many to find.")] = 20,
     where: Annotated[str | None, typer.Option(help="Only pictures whose id matches, with * and ?.")] = None,
@@ -35,9 +41,9 @@ def command(
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask the copy on a PostgreSQL server (`instdisc index --store`).")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    json_: Json = False,
+    train_source: CollectionSource = None,
+    device: Device = "auto",
 ) -> None:
     """Find the pictures of a run's collection that are most like given ones."""
     from instdisc import ranks
@@ -74,6 +80,13 @@ def command(
         ]
         print(json.dumps(found, indent=2))
         return
+    _show(pictures, answers)
+    if sheet is not None:
+        print(f"To look at: {sheet}")
+
+
+def _show(pictures: Sequence[Path], answers: Sequence[Sequence[Neighbour]]) -> None:
+    """A table a picture: what is most like it."""
     from rich.table import Table
 
     from instdisc.cli.console import console
@@ -87,5 +100,3 @@ def command(
         for number, one in enumerate(line, 1):
             table.add_row(str(number), f"{one.score:.3f}", *([one.label] if labelled else []), one.path)
         shown.print(table)
-    if sheet is not None:
-        shown.print(f"To look at: {sheet}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from instdisc.cli.options import CollectionSource, Device, Run
 
 EXAMPLES = """
 Examples:
@@ -17,7 +18,7 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: Run,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Beyond this machine a token is needed.")
     ] = "127.0.0.1",
@@ -32,11 +33,11 @@ def command(
     bank: Annotated[
         bool, typer.Option("--bank", help="Show it at once, by the rows of the bank where nothing better is there.")
     ] = False,
-    train_source: Annotated[str | None, typer.Option(help="Where the collection is now, if moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    train_source: CollectionSource = None,
+    device: Device = "auto",
 ) -> None:
     """Show a run's collection in a browser: search, browse, find duplicates, label."""
-    from instdisc.jobs.serve import serve
+    from instdisc.serve.serve import serve
 
     serve(
         run,

@@ -6,7 +6,7 @@ A backbone takes normalised pictures (batch, 3, size, size) and gives their glob
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from instdisc.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from instdisc.encoder.config import SMALL_PICTURES, EncoderConfig, did_you_mean
+from instdisc.encoder.preprocessing import Preprocessing
 from instdisc.encoder.small import SMALL_ENCODERS
 from instdisc.errors import InputError, is_shortage
 from instdisc.shapes import Float, Tensor
@@ -24,7 +24,7 @@ from instdisc.shapes import Float, Tensor
 def make_backbone(config: EncoderConfig) -> nn.Module:
     """The backbone that `config` names, on the CPU, drawing its weights from torch's global generator.
 
-    Raises InputError for an unknown name, for choices the backbone does not have, and if timm's weights can't be had.
+    Raises InputError for an unknown name, for choices the backbone does not have, and where timm's weights are missing.
     """
     if config.backbone in SMALL_ENCODERS:
         if config.pretrained is True:
@@ -82,18 +82,23 @@ def output_channels(backbone: nn.Module, config: EncoderConfig) -> int:
     return int(features.shape[1])
 
 
-def published_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """The mean and std of the pictures with which timm's weights of this backbone were trained."""
+def published_view(name: str) -> Preprocessing:
+    """The size, crop, mean and std that timm's weights of this backbone are used with; else those of ImageNet."""
     import timm
 
     if name in SMALL_ENCODERS:
-        return IMAGENET_MEAN, IMAGENET_STD
+        return Preprocessing(_IMAGENET_SIDE, 0.875)
     _require_known(name)
     published = timm.get_pretrained_cfg(name)
     if published is None:
-        return IMAGENET_MEAN, IMAGENET_STD
+        return Preprocessing(_IMAGENET_SIDE, 0.875)
     (red, green, blue), (red_std, green_std, blue_std) = published.mean, published.std
-    return (red, green, blue), (red_std, green_std, blue_std)
+    return Preprocessing(
+        int(published.input_size[1]),
+        min(1.0, float(published.crop_pct)),
+        (red, green, blue),
+        (red_std, green_std, blue_std),
+    )
 
 
 @contextmanager
@@ -113,6 +118,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+_IMAGENET_SIDE = 224
+DEVIATION = " std"  # behind a stage's name: the level of its standard deviations; no module's name has a space
+
+
 @dataclass(frozen=True)
 class Stage:
     """A place in the backbone whose output is a level of features: its name, module, channels, and where they lie."""
@@ -122,14 +131,28 @@ class Stage:
     channels: int
     channels_last: bool
 
+    @property
+    def pooled(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Its levels of features by name, and how each is made of the output: the mean, and the deviation."""
+        return {self.name: self.pool, self.name + DEVIATION: self.deviation}
+
     def pool(self, output: Tensor) -> Float[Tensor, "batch channels"]:
         """The mean over places (maps) or tokens, in float32."""
         values = output.float()
+        return values.mean(self._places(values)) if values.ndim > 2 else values
+
+    def deviation(self, output: Tensor) -> Float[Tensor, "batch channels"]:
+        """The standard deviation over places (maps) or tokens, in float32; zero where there is but one."""
+        values = output.float()
         if values.ndim == 2:
-            return values
+            return torch.zeros_like(values)
+        places = self._places(values)
+        return (values - values.mean(places, keepdim=True)).square().mean(places).sqrt()
+
+    def _places(self, values: Tensor) -> tuple[int, ...]:
         if values.ndim == 3:  # (batch, tokens, channels)
-            return values.mean(dim=1)
-        return values.mean(dim=(1, 2) if self.channels_last else (2, 3))
+            return (1,)
+        return (1, 2) if self.channels_last else (2, 3)
 
 
 def stages(backbone: nn.Module) -> list[Stage]:
@@ -201,16 +224,27 @@ def _require_known(name: str) -> None:
         raise InputError(f'timm has no weights "{tag}" for {base}.{did_you_mean(name, tagged)}')
 
 
+def has_width(name: str) -> bool:
+    """Whether the width of a backbone can be chosen; also of one that is not known, which is refused elsewhere."""
+    import timm
+
+    base = name.partition(".")[0]
+    if name in SMALL_ENCODERS or not timm.is_model(base):
+        return True
+    return str(timm.model_entrypoint(base).__module__) == "timm.models.resnet"
+
+
 def _width_options(name: str, width: int) -> dict[str, Any]:
     """Options that make one of timm's ResNets as wide as asked, its stem included.
 
     timm fixes a plain stem at 64 channels; a deep stem ends in 2 · stem_width. So a deep one is asked for, which sets
     the width that the first stage expects, and a plain convolution then takes its place.
     """
-    import timm
-
-    if timm.model_entrypoint(name.split(".")[0]).__module__ != "timm.models.resnet":
-        raise InputError(f"The width of {name} can't be changed: only timm's ResNets and {', '.join(SMALL_ENCODERS)}.")
+    if not has_width(name):
+        raise InputError(
+            f"The width of {name} can't be changed, only that of timm's ResNets and {', '.join(SMALL_ENCODERS)}: "
+            "leave it out, or give --set width=none."
+        )
     if width % 2:
         raise InputError(f"The width of a ResNet must be even, not {width}.")
     options = {"channels": tuple(width * 2**stage for stage in range(4)), "stem_width": width // 2}

@@ -11,6 +11,7 @@ from instdisc.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from instdisc.encoder.preprocessing import Preprocessing
 from instdisc.errors import InputError
 
+HEADS = ("linear", "mlp", "none")
 SMALL_PICTURES = 64  # pixels: up to here a ResNet gets the small stem, and the evaluation view keeps the whole square
 
 
@@ -19,8 +20,9 @@ class EncoderConfig:
     """The choices that make an encoder; everything else follows from them and a seed.
 
     backbone: a timm name ("resnet18", "convnext_tiny", "vit_tiny_patch16_224", ...) or a small encoder's ("conv6").
-    dim: numbers in a vector.
-    head: "linear" is the paper's Linear(channels, dim) with bias; "mlp" is Linear, BatchNorm, ReLU, Linear.
+    dim: numbers in a vector; of head "none", as many as the backbone's channels, whatever is asked for.
+    head: "linear" is the paper's Linear(channels, dim) with bias; "mlp" is Linear, BatchNorm, ReLU, Linear; "none"
+        hands the backbone's pooled features on, as of a published network that is not trained further.
     hidden: width of the MLP head's hidden layer; None = as many as the backbone's channels.
     width: channels of the first stage, for ResNets (width, 2·width, 4·width, 8·width) and small encoders; None = the
         backbone's own.
@@ -44,8 +46,8 @@ class EncoderConfig:
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in ("linear", "mlp"):
-            raise InputError(f'The head is "linear" or "mlp", not "{self.head}".')
+        if self.head not in HEADS:
+            raise InputError(f'The head is "linear", "mlp" or "none", not "{self.head}".')
         if self.small_stem not in ("auto", True, False):
             raise InputError(f'small_stem is "auto", true or false, not "{self.small_stem}".')
         for name in ("mean", "std"):

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from instdisc.data.decode import Encoded, UnreadableError
-from instdisc.data.source import Source, open_source
+from instdisc.data.decoding.decode import Encoded, UnreadableError
+from instdisc.data.sources.open import names_in, open_source
+from instdisc.data.sources.source import Source
 from instdisc.encoder.preprocessing import Preprocessing
 from instdisc.errors import InputError
 from instdisc.progress import Bar
 from instdisc.shapes import Float, Tensor
+from instdisc.transfer import fetch
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Compute = Callable[[Tensor], dict[str, Tensor]]
@@ -68,7 +70,9 @@ def stream(
         batches = _prepared(pictures, preprocessing, batch, on_unreadable)
     with Bar(pictures.count, "Embedding", "pictures", enabled=progress) as bar:
         for numbers, pixels in batches:
-            yield numbers, {name: values.float().cpu() for name, values in compute(pixels).items()}
+            found = compute(pixels)
+            values = fetch(*(each.float() for each in found.values()))
+            yield numbers, dict(zip(found, values, strict=True))
             bar.advance(len(numbers))
 
 
@@ -188,6 +192,7 @@ def _assembled(
 def _pictures(images: Any, rows: np.ndarray | None) -> _Pictures:
     if isinstance(images, str | os.PathLike) and Path(images).is_dir():
         images = open_source(images)
+    images = names_in(images) or images if not isinstance(images, Source) else images
     if isinstance(images, Source):
         source = images
         chosen = len(source) if rows is None else len(rows)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ import torch
 from torch import nn
 
 from instdisc.encoder.backbones import (
-    Stage,
+    DEVIATION,
     evaluating,
     make_backbone,
     output_channels,
-    published_normalisation,
+    published_view,
     stages,
 )
 from instdisc.encoder.config import EncoderConfig
@@ -34,12 +35,15 @@ from instdisc.encoder.weights import start_from_file
 from instdisc.encoder.whitening import WIDTH, Whitening
 from instdisc.errors import InputError
 from instdisc.shapes import Float, Int, Tensor
+from instdisc.transfer import send
 
 # Vectors shorter than this are divided by it and not by their length: a zero vector stays zero (no NaN), and its
 # gradient is at most a million times the incoming one.
 SHORTEST = 1e-6
 VECTORS = ("search", "embedding")
+FEATURES = "features"  # of which both are made: what `frozen_levels` names, side by side; for the commands alone
 BACKBONE = "backbone"  # the name of its end among the levels
+Ways = dict[str, Callable[[Tensor], Tensor]]
 
 
 class Encoder(nn.Module):
@@ -54,12 +58,12 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.config = config
         self.preprocessing = config.preprocessing
         self.origin = "random weights"
         self.whitening: Whitening | None = None
         self.backbone = make_backbone(config)
         self.channels = output_channels(self.backbone, config)
+        self.config = replace(config, dim=self.channels) if config.head == "none" else config
         self.head = _make_head(config.head, self.channels, config.hidden or self.channels, config.dim)
 
     def forward(
@@ -83,6 +87,8 @@ class Encoder(nn.Module):
 
     def dimensions(self, vectors: str = "search") -> int:
         """Dimensions of the vectors that `embed` gives."""
+        if vectors == FEATURES:
+            return sum(self.frozen_levels().values())
         whitening = self._whitening_for(vectors)
         return self.config.dim if whitening is None else whitening.dim
 
@@ -108,8 +114,7 @@ class Encoder(nn.Module):
         precision: "auto" = bfloat16 autocast on CUDA devices that have it, float32 elsewhere.
         Raises InputError naming the first picture that can't be read.
         """
-        whitening = self._whitening_for(vectors)
-        compute = self._embedding if whitening is None else self._search_vectors
+        compute = self._compute(vectors)
         chunks = self._stream(images, batch, device, precision, None, progress, None, compute)
         return collect(chunks, {"vectors": self.dimensions(vectors)})["vectors"]
 
@@ -121,14 +126,17 @@ class Encoder(nn.Module):
         device: torch.device | str | None = None,
         precision: str = "auto",
         progress: bool = False,
+        deviations: bool = False,
     ) -> dict[str, Float[Tensor, "pictures channels"]]:
         """The pooled features of every stage, of the backbone's end ("backbone"), and the unit vectors ("embedding").
 
-        Stages have timm's names ("layer1", "blocks.3", ...). Arguments and errors as in `embed`.
+        Stages have timm's names ("layer1", "blocks.3", ...). deviations: beside the mean over a stage's places their
+        standard deviation too ("layer1 std"). Other arguments and errors as in `embed`.
         """
-        widths = self.level_channels() | {"embedding": self.config.dim}
-        chunks = self._stream(images, batch, device, precision, None, progress, None, self.levels)
-        return collect(chunks, widths)
+        also = {stage.name + DEVIATION: stage.channels for stage in stages(self.backbone) if deviations}
+        widths = self.level_channels() | also | {"embedding": self.config.dim}
+        compute = partial(self.levels, also=tuple(also))
+        return collect(self._stream(images, batch, device, precision, None, progress, None, compute), widths)
 
     def level_channels(self) -> dict[str, int]:
         """Channels of every stage and of the backbone's end, in order."""
@@ -151,8 +159,7 @@ class Encoder(nn.Module):
         on_unreadable(row, name, reason) is told of each picture that can't be read, and the row is left out; without
         it the first one raises InputError. rows: only these rows of a Source, ascending.
         """
-        whitening = self._whitening_for(vectors)
-        compute = self._embedding if whitening is None else self._search_vectors
+        compute = self._compute(vectors)
         for numbers, values in self._stream(images, batch, device, precision, on_unreadable, progress, rows, compute):
             yield numbers, values["vectors"]
 
@@ -173,7 +180,7 @@ class Encoder(nn.Module):
 
         def compute(pixels: Tensor) -> dict[str, Tensor]:
             with evaluating(self), autocast(place, precision):
-                normalised = self.preprocessing.normalise(pixels.to(place))
+                normalised = self.preprocessing.normalise(send(pixels, place))
                 if place.type != "mps":  # convolutions follow this layout, 1.4 times as fast on a CPU
                     normalised = normalised.contiguous(memory_format=torch.channels_last)
                 return forward(normalised)
@@ -182,42 +189,77 @@ class Encoder(nn.Module):
             images, self.preprocessing, compute, batch=batch, on_unreadable=on_unreadable, rows=rows, progress=progress
         )
 
-    def levels(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, "batch _"]]:
-        """Of normalised pictures: the pooled features of every stage, of the backbone's end, and the unit vectors."""
-        levels, pooled = self._pooled(images)
+    def levels(
+        self, images: Float[Tensor, "batch 3 height width"], also: Sequence[str] = ()
+    ) -> dict[str, Float[Tensor, "batch _"]]:
+        """Of normalised pictures: the pooled features of every stage, of the backbone's end, and the unit vectors.
+
+        also: further levels, those of `search_stages`.
+        """
+        levels, pooled = self._pooled(images, [*self.level_channels(), *also])
         return levels | {BACKBONE: pooled.float(), "embedding": self._project(pooled)}
 
     def search_stages(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, int]:
-        """The stages whose features search vectors are made of, and their channels: found by trying these pictures.
+        """The levels that search vectors are made of, and their channels: found by trying these pictures.
 
-        All stages; of very wide networks the last that have 4,096 channels together, the very last one at least. The
-        backbone's end takes their place where it lists no stages.
+        All stages, the mean and the standard deviation over the places of each. Of networks that are too wide for both,
+        the means alone; of very wide ones those of the last stages that have 4,096 channels together, the very last one
+        at least. The backbone's end takes their place where it lists no stages.
         """
-        levels, pooled = self._pooled(images)
-        channels = {name: int(values.shape[1]) for name, values in (levels or {BACKBONE: pooled}).items()}
+        channels = self._stage_widths(images) or {BACKBONE: self.channels}
+        if sum(channels.values()) > WIDTH:
+            channels = {name: width for name, width in channels.items() if not name.endswith(DEVIATION)}
         while len(channels) > 1 and sum(channels.values()) > WIDTH:
             del channels[next(iter(channels))]
         return channels
 
+    def _stage_widths(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, int]:
+        """Channels of mean and deviation of each stage that has them, in order: found by trying these pictures."""
+        names = [stage.name for stage in stages(self.backbone)]
+        levels, _ = self._pooled(images, [*names, *(name + DEVIATION for name in names)])
+        return {name: int(values.shape[1]) for name, values in levels.items()}
+
+    def search_levels(self) -> dict[str, int]:
+        """`search_stages` of pictures of the encoder's own size."""
+        side = self.config.image_size
+        with evaluating(self):
+            return self.search_stages(torch.zeros(2, 3, side, side, device=next(self.parameters()).device))
+
+    def frozen_levels(self) -> dict[str, int]:
+        """The levels that search vectors of a published network are made of, frozen: the backbone's end, as the last.
+
+        Before it stand mean and standard deviation over the places of the last two stages, the later before the
+        earlier, as far as 4,096 numbers together go. Chosen by runs/published.py.
+        """
+        side = self.config.image_size
+        with evaluating(self):
+            found = self._stage_widths(torch.zeros(2, 3, side, side, device=next(self.parameters()).device))
+        names = [name for name in found if not name.endswith(DEVIATION)][-2:]
+        levels = {BACKBONE: self.channels}
+        for name in (level for stage in reversed(names) for level in (stage + DEVIATION, stage)):
+            if sum(levels.values()) + found[name] <= WIDTH:
+                levels = {name: found[name], **levels}
+        return levels
+
     def stage_features(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
     ) -> Float[Tensor, "batch channels"]:
-        """Of normalised pictures: the pooled features of these stages side by side, float32. The head is left out."""
+        """Of normalised pictures: these levels side by side, float32. The head is left out."""
         levels, pooled = self._pooled(images, names)
         levels[BACKBONE] = pooled.float()
         return torch.cat([levels[name] for name in names], dim=1)
 
-    def _pooled(self, images: Tensor, wanted: Sequence[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """The pooled features of every stage, or of those wanted, and what the backbone hands to the head."""
+    def _pooled(self, images: Tensor, wanted: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """The stages' levels that are wanted, and what the backbone hands to the head."""
         levels: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for stage in stages(self.backbone):
-                if wanted is not None and stage.name not in wanted:
-                    continue
+                ways = {name: way for name, way in stage.pooled.items() if name in wanted}
 
-                def keep(module: nn.Module, entering: Any, leaving: Any, stage: Stage = stage) -> None:
+                def keep(module: nn.Module, entering: Any, leaving: Any, ways: Ways = ways) -> None:
                     if isinstance(leaving, Tensor):  # HRNet's stages give lists of maps, which have no one mean
-                        levels[stage.name] = stage.pool(leaving)  # at once: a later layer may work in place
+                        for name, way in ways.items():
+                            levels[name] = way(leaving)  # at once: a later layer may work in place
 
                 hooks.callback(stage.module.register_forward_hook(keep).remove)
             return levels, self.backbone(images)
@@ -227,6 +269,13 @@ class Encoder(nn.Module):
         if vectors not in VECTORS:
             raise InputError(f'The vectors are "search" or "embedding", not "{vectors}".')
         return self.whitening if vectors == "search" else None
+
+    def _compute(self, vectors: str) -> Compute:
+        """What a batch of normalised pictures goes through for vectors of this kind."""
+        if vectors == FEATURES:
+            names = tuple(self.frozen_levels())
+            return lambda images: {"vectors": self.stage_features(images, names)}
+        return self._embedding if self._whitening_for(vectors) is None else self._search_vectors
 
     def _embedding(self, images: Tensor) -> dict[str, Tensor]:
         return {"vectors": self(images)}
@@ -245,11 +294,12 @@ def unit_length(vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim
     return nn.functional.normalize(vectors, dim=1, eps=SHORTEST)
 
 
-def build_encoder(config: EncoderConfig | Mapping[str, Any], seed: int = 0) -> Encoder:
+def build_encoder(config: EncoderConfig | Mapping[str, Any], seed: int = 0, *, whole: bool = False) -> Encoder:
     """An encoder on the CPU with weights drawn from `seed`, and then from the file or hub that `config` names.
 
-    The same config and seed give the same weights; the global random state is left as it was. Raises InputError for
-    choices that don't exist or don't go together, and for weights that can't be had.
+    whole: refuse a file that lacks any of the backbone's tensors. The same config and seed give the same weights; the
+    global random state is left as it was. Raises InputError for choices that don't exist or don't go together, and for
+    unavailable weights.
     """
     if not isinstance(config, EncoderConfig):
         config = EncoderConfig.from_dict(config)
@@ -261,20 +311,22 @@ def build_encoder(config: EncoderConfig | Mapping[str, Any], seed: int = 0) -> E
     if config.pretrained is True:
         encoder.origin = f"timm's weights for {config.backbone}"
     elif config.pretrained:
-        encoder.origin = start_from_file(encoder, Path(config.pretrained))
+        encoder.origin = start_from_file(encoder, Path(config.pretrained), whole=whole)
     return encoder
 
 
 def _resolved(config: EncoderConfig) -> EncoderConfig:
     """The same choices with nothing left open in the evaluation view: what is saved is what will be used."""
     if config.pretrained is True:
-        mean, std = published_normalisation(config.backbone)
-        config = replace(config, mean=config.mean or mean, std=config.std or std)
+        own = published_view(config.backbone)
+        config = replace(config, mean=config.mean or own.mean, std=config.std or own.std)
     view = config.preprocessing
     return replace(config, crop_fraction=view.crop_fraction, mean=view.mean, std=view.std)
 
 
 def _make_head(kind: str, channels: int, hidden: int, dim: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(channels, dim)
     return nn.Sequential(

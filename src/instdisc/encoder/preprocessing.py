@@ -18,9 +18,10 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from instdisc.data.augment import IMAGENET_MEAN, IMAGENET_STD
-from instdisc.data.decode import Encoded, decode
+from instdisc.data.decoding.decode import Encoded, decode
 from instdisc.errors import InputError
 from instdisc.shapes import Float, Tensor, UInt8
+from instdisc.transfer import constant
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Preprocessing:
     def normalise(self, images: Shaped[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """uint8 0..255 or float 0..1 pixels to the scale the encoder was trained on, on the pixels' own device."""
         values = images.float()
-        mean, std = (values.new_tensor(numbers).view(1, 3, 1, 1) for numbers in (self.mean, self.std))
+        mean, std = (constant(tuple(each), values.device).view(1, 3, 1, 1) for each in (self.mean, self.std))
         if images.dtype == torch.uint8:
             mean, std = mean * 255, std * 255
         return (values - mean) / std

@@ -14,11 +14,12 @@ from instdisc.shapes import Tensor
 _PREFIXES = ("", "backbone.", "encoder.", "module.", "encoder.backbone.", "module.backbone.")
 
 
-def start_from_file(encoder: nn.Module, path: Path) -> str:
+def start_from_file(encoder: nn.Module, path: Path, *, whole: bool = False) -> str:
     """Copies every tensor that has the name and shape of one of the encoder's; says in a sentence what did not fit.
 
     The file may hold a whole encoder (`backbone.…`, `head.…`) or a backbone alone (timm's names), with or without a
-    usual prefix. Raises InputError if the file can't be read or nothing in it fits.
+    usual prefix. whole: every tensor must be there, but for the counts of batches, which nothing uses.
+    Raises InputError if the file can't be read, nothing in it fits, or not all is there that must be.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -31,6 +32,12 @@ def start_from_file(encoder: nn.Module, path: Path) -> str:
     fitting = max((_fitting(own, found, prefix) for prefix in _PREFIXES), key=len)
     if not fitting:
         raise InputError(f"Nothing in {path} fits this encoder: it holds {_listed(found)}; wanted {_listed(own)}.")
+    lacking = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    if whole and lacking:
+        raise InputError(
+            f"{path} lacks {len(lacking)} of the {len(own)} tensors of this network ({_listed(lacking)}): they would "
+            "stay random. Name the network that the weights are of, or give all of its weights."
+        )
     with torch.no_grad():
         for name, source in fitting.items():
             own[name].copy_(found[source])  # state_dict's tensors share the parameters' memory

@@ -1,10 +1,10 @@
-"""Search vectors: pooled features of the encoder's stages, turned and scaled by a linear map fitted without labels.
+"""Search vectors: features of the encoder's stages over the picture, whitened by a linear map fitted without labels.
 
-    moments = Moments([64, 128])                    # channels of each stage
-    for features in batches:                        # (batch, 192) float32
+    moments = Moments([64, 64, 128, 128])           # channels of each level
+    for features in batches:                        # (batch, 384) float32
         moments.add(features)
-    whitening = fit_whitening(moments.total(), ("stage2", "stage3"))
-    vectors = whitening(features)                   # (batch, 192) float32, unit rows
+    whitening = fit_whitening(moments.total(), ("stage2", "stage2 std", "stage3", "stage3 std"))
+    vectors = whitening(features)                   # (batch, 256) float32, unit rows
 
 The training pulls all pictures apart in the head's numbers, and pooled features before the head keep more of what is in
 a picture, but a few directions, those of brightness and contrast mostly, make up most of their length. The map takes
@@ -28,13 +28,14 @@ from safetensors.torch import save as serialised
 from torch import nn
 
 from instdisc import ranks
+from instdisc.encoder.backbones import DEVIATION
 from instdisc.errors import InputError, is_shortage
-from instdisc.runs import write_whole
+from instdisc.files import write_whole
 from instdisc.shapes import Float, Tensor
 
-FORMAT = 1
+FORMAT = 2  # 1: the means of stages alone; read as it is
 DIMENSIONS = 256  # of a search vector, at most: twice the paper's 128 in memory and time of a search
-WIDTH = 4096  # channels of the stages together, at most: the covariance of more takes minutes to decompose
+WIDTH = 4096  # numbers of the levels together, at most: the covariance of more takes minutes to decompose
 SHRINKAGE = 0.003  # chosen by runs/search_vectors.py
 _LEAST_PICTURES = 16
 _FLAT = 1e-9  # an eigenvalue below this share of the largest is rounding, not variance
@@ -85,7 +86,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a map was made of. stages: in the order of the features. pictures: that it was fitted on.
+    """What a map was made of. stages: the levels, in the order of the features. pictures: that it was fitted on.
 
     shrinkage: added to each variance, as a share of the largest (see `fit_whitening`). step: of the checkpoint whose
     features they are, -1 where there is none.
@@ -218,7 +219,8 @@ def load_whitening(path: Path, step: int, channels: Mapping[str, int] | None = N
     whitening = Whitening.load(path)
     if whitening.facts.step != step:
         return None
-    made_of = dict(zip(whitening.facts.stages, whitening.facts.channels, strict=True))
+    levels = (name.removesuffix(DEVIATION) for name in whitening.facts.stages)
+    made_of = dict(zip(levels, whitening.facts.channels, strict=True))
     if channels is not None and any(channels.get(name) != width for name, width in made_of.items()):
         raise InputError(f"{path} belongs to another encoder: delete it, or restore the run folder.")
     return whitening

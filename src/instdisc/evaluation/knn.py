@@ -25,11 +25,11 @@ from instdisc import ranks
 from instdisc.errors import InputError
 from instdisc.evaluation.intervals import wilson
 from instdisc.evaluation.rows import integers, like, require_matrix, widened
-from instdisc.neighbours import Nearest, merge
+from instdisc.neighbours import Nearest, block_rows
+from instdisc.neighbours.selection import merge
 from instdisc.shapes import Float, Int
 
 _BLOCK_NUMBERS = 2**24  # numbers in a block: 64 MB in float32
-_BLOCK_ROWS = 16384
 _BATCH = 1024  # queries that share one walk over the training vectors
 _LEAST_EXPONENT = -80.0  # exp(-80) is still a normal float32: a far neighbour's vote is tiny but never nothing
 
@@ -130,15 +130,19 @@ class KNN:
         """Top-1 accuracy in [0, 1], as scikit-learn's classifiers give it; `evaluate` tells more."""
         return self.evaluate(vectors, labels).top1
 
-    def leave_one_out(self) -> KNNResult:
-        """Accuracy on the training pictures, none of which is its own neighbour. Needs one more row than neighbours."""
+    def leave_one_out(self, asked: Any = None) -> KNNResult:
+        """Accuracy on the training pictures, none of which is its own neighbour. Needs one more row than neighbours.
+
+        asked: bool (this rank's labelled rows,), which are tested; all without.
+        """
         if self.neighbours >= self.count_:
             raise InputError(
                 f"{self.neighbours} neighbours were asked for but each of the {self.count_} labelled pictures has only "
                 f"{self.count_ - 1} others: choose at most {self.count_ - 1}."
             )
         values = self.classes_[self._codes[:-1].cpu().numpy()]
-        return self._measure(self._vectors, self._positions, values, leave_one_out=True)
+        tested = np.ones(len(values), dtype=bool) if asked is None else np.asarray(asked)
+        return self._measure(self._vectors, self._positions[tested], values[tested], leave_one_out=True)
 
     def _measure(self, vectors: Any, positions: np.ndarray, values: np.ndarray, *, leave_one_out: bool) -> KNNResult:
         places = np.searchsorted(self.classes_, values).clip(max=len(self.classes_) - 1)
@@ -180,7 +184,8 @@ class KNN:
             stop = min(start + batch, count)
             rows = slice(start, max(start, stop)) if positions is None else positions[start:stop]
             queries = self._prepared(vectors, rows)
-            own = self._first + torch.arange(start, start + len(queries), device=self._device)
+            places = np.zeros(0, np.int64) if isinstance(rows, slice) else np.searchsorted(self._positions, rows)
+            own = self._first + torch.from_numpy(places).to(self._device)
             counts = ranks.sizes(len(queries)) if self._sharded else [len(queries)]
             # `Nearest` counts this rank's rows from 0; a number outside them excludes nothing.
             exclude = self._gathered(own, counts) - self._first if leave_one_out else None
@@ -208,7 +213,7 @@ class KNN:
 
     def _blocks(self) -> Iterator[tuple[Float[Tensor, "rows dim"], int]]:
         """This rank's labelled training rows, prepared, with the number of the first one in each block."""
-        rows = max(1, min(_BLOCK_ROWS, _BLOCK_NUMBERS // self._vectors.shape[1]))
+        rows = max(1, min(block_rows(_BATCH, self._device), _BLOCK_NUMBERS // self._vectors.shape[1]))
         all_labelled = len(self._positions) == len(self._vectors)
         for first in range(0, len(self._positions), rows):
             # A slice of a memory map or tensor is read as it lies; picking rows copies them one by one.

@@ -23,7 +23,7 @@ from instdisc.progress import Bar
 from instdisc.shapes import Float, Int, Tensor
 
 _BLOCK_NUMBERS = 2**22  # numbers in a block of rows: 16 MB in float32
-_KEPT_BYTES = 2**31  # standardised blocks are kept up to here, and made anew in each pass beyond
+_KEPT_BYTES = 2**31  # standardised blocks are kept up to here, and made again in each pass beyond
 
 
 @dataclass(frozen=True)

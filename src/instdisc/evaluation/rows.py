@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from instdisc.errors import InputError
+from instdisc.transfer import send
 
 
 def widened(vectors: Any, rows: slice | np.ndarray, device: torch.device) -> Tensor:
     """Some rows as float32 on the device."""
     if isinstance(vectors, Tensor):
-        picked = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(vectors.device)
-        return vectors[picked].detach().to(device, torch.float32)
+        picked = vectors[rows if isinstance(rows, slice) else send(torch.from_numpy(rows), vectors.device)].detach()
+        return (picked if picked.device == device else send(picked.float(), device)).float()
     # A fresh array: torch complains about the read-only ones of a memory map.
-    return torch.from_numpy(np.array(vectors[rows], dtype=np.float32)).to(device)
+    return send(torch.from_numpy(np.array(vectors[rows], dtype=np.float32)), device)
 
 
 def like(vectors: Any, answer: Tensor) -> Any:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from instdisc import draws
 from instdisc.data.augment import Augmentation, centre
-from instdisc.data.pictures import Pictures
+from instdisc.data.loading.dataset import Pictures
 from instdisc.encoder import Encoder
 from instdisc.encoder.embed import autocast
 from instdisc.errors import InputError

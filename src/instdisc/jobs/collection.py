@@ -7,10 +7,8 @@ collection.picture(17)                                          # decoded, from 
 
 from __future__ import annotations
 
-import csv
-import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,55 +17,49 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from instdisc import checkpoint, ranks
+from instdisc import ranks
 from instdisc.bank import Rows
-from instdisc.data.decode import UnreadableError, decode
-from instdisc.data.source import Source, open_source
+from instdisc.data.decoding.decode import UnreadableError, decode
+from instdisc.data.sources.gathered import GONE, Gathered, rows_by_id
+from instdisc.data.sources.given import GivenSource
+from instdisc.data.sources.open import open_source
+from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
 from instdisc.encoder.whitening import load_whitening
-from instdisc.errors import InputError, is_shortage
-from instdisc.jobs.sources import read_facts, read_instances, read_rows, reopen
-from instdisc.runs import RunFolder
+from instdisc.errors import InputError
+from instdisc.jobs.catalogue import described_pictures
+from instdisc.jobs.identity import news
+from instdisc.jobs.run import Run
+from instdisc.jobs.sources import changed_rows, stamps_in, stamps_of
 from instdisc.search.index import Index
 from instdisc.search.store import Changes, Part, read_changes
 from instdisc.shapes import Float, Tensor
 
-_LOOK_AGAIN_SECONDS = 10.0  # after pictures were not there: a look at all files for each that is asked for takes long
-
 
 class Collection:
-    """The pictures of a run folder. Nothing is read before it is needed; sources and vectors stay mapped.
+    """The pictures of a run. Nothing is read before it is needed; sources and vectors stay mapped.
 
-    train_source: where the training pictures are now, if they were moved. by_ranks: several processes look through it
-    together, each with a Collection of its own.
+    run: its folder, or the run as it was opened. train_source: where the training pictures are now, if they were moved.
+    by_ranks: several processes look through it together, each with a Collection of its own.
     Raises InputError for a folder that is no run, or was trained on after pictures were added.
     """
 
-    def __init__(self, run: str | Path, *, train_source: Any = None, by_ranks: bool = False) -> None:
+    def __init__(self, run: str | Path | Run, *, train_source: Any = None, by_ranks: bool = False) -> None:
         if ranks.world() > 1 and not by_ranks:
             raise InputError("Looking through a collection is one process's work: start it without torchrun.")
-        self.folder = RunFolder(run)
-        self.facts = read_facts(self.folder)
-        self._moved_to = train_source
-        saved = checkpoint.latest(self.folder.checkpoints, verify=("encoder",))
-        if saved is None:
-            raise InputError(f"{self.folder.path} holds no whole checkpoint yet: train it first, or resume it.")
-        self.saved = saved
-        self.changes = read_changes(self.folder.index) or Changes(saved.step)
+        self.run = run if isinstance(run, Run) else Run(run, train_source=train_source)
+        self.folder, self.facts, self.moved_to = self.run.folder, self.run.facts, self.run.moved_to
+        self.saved = self.run.checkpoint
+        self.changes = read_changes(self.folder.index) or Changes(self.saved.step)
         self.source_labels = np.zeros(
             0, np.int64
         )  # code of each row's label but for those by hand, once `index` was read
-        self._training: Source | None = None
-        self._refused, self._refused_at = "", -math.inf
         self._added: dict[str, tuple[Source, np.ndarray]] = {}
 
-    @cached_property
+    @property
     def rows(self) -> np.ndarray:
-        """Which row of the training source each bank row is."""
-        rows = read_rows(self.folder)
-        if len(rows) and rows.max() >= self.facts["data"]["rows"]:
-            raise InputError(f"{self.folder.instances} names pictures that never were: the run folder is damaged.")
-        return rows
+        """`Run.rows`: which row of the training source each bank row is."""
+        return self.run.rows
 
     @cached_property
     def index(self) -> Index:
@@ -76,29 +68,14 @@ class Collection:
         changes = self.changes
         own = self.saved.bank_rows()
         parts: list[Tensor | Rows] = [*own] if changes.recomputed is None else [changes.recomputed.vectors]
-        tables = [read_instances(self.folder).select(["id", "location"])]
-        labels, names = [self._own_labels()], self._own_names()
-        for part in changes.added:
-            assert part.pictures is not None
-            parts.append(part.vectors)
-            tables.append(part.pictures.select(["id", "location"]))
-            given = part.pictures["label"].to_pylist()
-            names += [name for name in dict.fromkeys(given) if name and name not in names]
-            numbers = {name: number for number, name in enumerate(names)} | {"": -1}
-            labels.append(np.array([numbers[name] for name in given], dtype=np.int64))
-        pictures = _together(tables)
+        parts += [part.vectors for part in changes.added]
+        pictures, labels, names = described_pictures(self.run, [part.pictures for part in changes.added])
         removed = np.zeros(len(pictures), dtype=bool)
         removed[changes.removed] = True
-        index = Index(
-            parts, pictures, labels=np.concatenate(labels), label_names=names, removed=removed, tags=changes.tags
-        )
+        index = Index(parts, pictures, labels=labels, label_names=names, removed=removed, tags=changes.tags)
         self.source_labels = index.labels.copy()
-        hand = read_hand_labels(self.folder)
-        index.label_names += sorted({given for given, _ in hand.values()} - set(names))
-        rows = index.rows_of(list(hand))
-        for row, (given, _) in zip(rows.tolist(), hand.values(), strict=True):
-            if row >= 0:
-                index.labels[row] = index.label_names.index(given)
+        index.labels_problem = self.training_source().labels_problem if self.has_pictures() else None
+        index.set_labels({path: label for path, (label, _) in self.run.hand_labels().items()})
         return index
 
     def check_vectors(self) -> None:
@@ -119,13 +96,26 @@ class Collection:
         return "" if found is None else found.digest
 
     @property
+    def given(self) -> bool:
+        """`Run.given`: whether the vectors were made elsewhere, so that nothing can be embedded."""
+        return self.run.given
+
+    @property
+    def without_pictures(self) -> bool:
+        """Whether the vectors were made elsewhere, and the picture of none of them is there."""
+        source = self.training_source() if self.given else None
+        return isinstance(source, GivenSource) and not len(source.with_picture)
+
+    @property
     def vectors(self) -> str:
-        """What the index holds: "search" vectors, or the "embedding", of which the bank's rows are a kind."""
+        """What the index holds: "search" vectors, or the "embedding": the bank's rows are a kind of it."""
         return "search" if self.changes.whitening else "embedding"
 
     @property
     def up_to_date(self) -> bool:
         """Whether all vectors are the pictures' own, of the run's last checkpoint and of its map."""
+        if self.given:
+            return True
         changed = self.changes
         if changed.recomputed is None or changed.step != self.saved.step:
             return False
@@ -137,36 +127,18 @@ class Collection:
 
     def encoder(self, device: str = "auto") -> Encoder:
         """The run's encoder, on this device."""
-        return self._encoder.to(ranks.device(device))
-
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return checkpoint.load_encoder(self.folder.path, self.saved)
+        return self.run.encoder(device)
 
     def training_source(self) -> Source:
-        """The pictures that the run was trained on; InputError where they have gone or changed."""
-        if self._training is None:
-            if time.monotonic() < self._refused_at + _LOOK_AGAIN_SECONDS:
-                raise InputError(self._refused)
-            try:
-                self._training = reopen(self.folder, self.facts, self._moved_to)
-            except InputError as error:
-                self._refused, self._refused_at = str(error), time.monotonic()
-                raise
-        return self._training
+        """`Run.source`: the pictures that the run was trained on; InputError where they have gone or changed."""
+        return self.run.source()
 
     def has_pictures(self) -> bool:
         """Whether the training pictures are where they were."""
-        try:
-            self.training_source()
-        except InputError:
-            if self._moved_to is not None:
-                raise
-            return False
-        return True
+        return self.run.has_pictures()
 
     def content(self, row: int) -> Any:
-        """A picture as its source has it, of which `decode` makes pixels; UnreadableError where it can't be had."""
+        """A picture as its source has it, of which `decode` makes pixels; UnreadableError where it is unavailable."""
         if row < len(self.rows):
             try:
                 return self.training_source().read(int(self.rows[row]))
@@ -181,14 +153,35 @@ class Collection:
                 except InputError as error:
                     raise UnreadableError(str(error)) from None
                 if rows[row] < 0:
-                    raise UnreadableError("it is not there any more")
+                    raise UnreadableError(GONE)
                 return source.read(int(rows[row]))
             row -= len(part.pictures)
         raise IndexError(row)
 
-    def picture(self, row: int) -> np.ndarray:
-        """A picture's pixels (height, width, 3) uint8; UnreadableError where they can't be had."""
-        return decode(self.content(row))
+    def picture(self, row: int, at_least: int | None = None) -> np.ndarray:
+        """A picture's pixels (height, width, 3) uint8; UnreadableError where they are unavailable.
+
+        at_least: a JPEG may be decoded smaller, as long as its shorter side keeps so many pixels.
+        """
+        return decode(self.content(row), at_least=at_least)
+
+    def location(self, row: int) -> str:
+        """Where a picture stands now: another path than the index has, if the training pictures were moved."""
+        if row < len(self.rows) and self.has_pictures():
+            return self.training_source().location(int(self.rows[row]))
+        return self.index.entries([row])[0].path
+
+    def rows_of(self, paths: Sequence[str], folders: Sequence[str | Path] = (".",)) -> np.ndarray:
+        """The row that each path or id means, as the index has it or where it stands now; -1 where none is left.
+
+        folders: where relative paths may begin.
+        """
+        index = self.index
+        known = index.rows_named(paths, folders)
+        if self.moved_to is not None and (known < 0).any():
+            now = {self.location(row): row for row in np.flatnonzero(~index.removed).tolist()}
+            known = np.array([now.get(path, row) for path, row in zip(paths, known.tolist(), strict=True)])
+        return known
 
     def sources(self) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
         """(source, its rows ascending, the collection's row of each) of the pictures that are where they were."""
@@ -210,39 +203,43 @@ class Collection:
             assert part.source is not None and part.pictures is not None
             given, split, limit = (part.source[name] for name in ("given", "split", "limit"))
             source = open_source(given, split=split, limit=limit)
-            ids, wanted = (pc.cast(ids, pa.large_binary()) for ids in (source.fetch_table()["id"], part.pictures["id"]))
-            rows = pc.index_in(wanted, value_set=ids.combine_chunks())
-            self._added[part.name] = source, rows.fill_null(-1).to_numpy().astype(np.int64)
+            own = part.pictures["own_id" if "own_id" in part.pictures.column_names else "id"]
+            self._added[part.name] = source, rows_by_id(source, pc.cast(own, pa.large_binary()))
         return self._added[part.name]
 
-    def _own_labels(self) -> np.ndarray:
-        if not self.has_pictures() or self.training_source().labels is None:
-            return np.full(len(self.rows), -1)
-        labels = self.training_source().labels
-        assert labels is not None
-        return labels[self.rows]
+    def changed_pictures(self) -> list[str]:
+        """Sentences on pictures that came, went, or whose files changed after their vectors were made."""
+        made = self.changes.recomputed
+        table = self.run.instances
+        before = stamps_in(table) if made is None else made.stamps
+        changed, all_of_them = [], len(self.rows)
+        if before is not None and self.has_pictures():
+            source = self.training_source()
+            found = changed_rows(before, stamps_of(source, self.rows))
+            changed = [source.location(row) for row in self.rows[found].tolist()]
+        for part in self.changes.added:
+            assert part.pictures is not None
+            all_of_them += len(part.pictures)
+            with suppress(InputError):  # what has gone is told when it is asked for
+                source, rows = self.added_source(part)
+                if part.stamps is not None:
+                    found = changed_rows(part.stamps[rows >= 0], stamps_of(source, rows[rows >= 0]))
+                    changed += [source.location(row) for row in rows[rows >= 0][found].tolist()]
+        sentences = self._news()
+        if not changed:
+            return sentences
+        have = "has" if len(changed) == 1 else "have"
+        return [
+            *sentences,
+            f"{len(changed):,} of the {all_of_them:,} pictures {have} another size or date than when the vectors were "
+            f"made, the first is {changed[0]}: these may be vectors of other pictures. "
+            f"`instdisc index {self.folder.path} --recompute` computes them again.",
+        ]
 
-    def _own_names(self) -> list[str]:
-        return list(self.training_source().label_names or []) if self.has_pictures() else []
-
-
-def read_hand_labels(folder: RunFolder) -> dict[str, tuple[str, str]]:
-    """path -> (label, time) of the pictures that were labelled by hand, in the order in which that was first done."""
-    if not folder.hand_labels.is_file():
-        return {}
-    try:
-        with open(folder.hand_labels, newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            return {line["path"]: (line["label"], line["time"]) for line in csv.DictReader(lines)}
-    except (OSError, KeyError, csv.Error) as error:
-        if is_shortage(error):
-            raise
-        raise InputError(f"{folder.hand_labels} can't be read ({error}): restore the file, or delete it.") from None
-
-
-def _together(tables: list[pa.Table]) -> pa.Table:
-    """One table; names that are not UTF-8 in any of them make the columns binary in all."""
-    kind = pa.large_string()
-    if any(not pa.types.is_large_string(column.type) for table in tables for column in table.itercolumns()):
-        kind = pa.large_binary()
-    schema = pa.schema([("id", kind), ("location", kind)])
-    return pa.concat_tables([table.cast(schema) for table in tables])
+    def _news(self) -> list[str]:
+        """Sentences on pictures of the training source that came and went since."""
+        if not self.has_pictures() or not isinstance(source := self.training_source(), Gathered):
+            return []
+        tables = [part.pictures["location"] for part in self.changes.added if part.pictures is not None]
+        there = [name for table in tables for name in pc.cast(table, pa.large_binary()).to_pylist()]
+        return news(self.folder, source, there)

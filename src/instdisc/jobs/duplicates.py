@@ -1,212 +1,223 @@
-"""`instdisc duplicates`: near-duplicates in a collection, which of them to keep, and leaks between two sources.
+"""`instdisc duplicates`: copies in a collection, proven by their pixels, which of them to keep, and look-alikes.
 
-Nothing is deleted: a CSV file, a list of what could go, and a sheet to look at are written.
+Nothing is deleted: CSV files, a list of what could go, and a sheet to look at are written. Only what is proven to be a
+copy stands in the list.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from instdisc import ranks
-from instdisc.data.decode import UnreadableError, decode
-from instdisc.data.source import open_source
-from instdisc.data.subset import Subset
+from instdisc.data.sources.open import open_source
+from instdisc.data.sources.source import Source
 from instdisc.errors import InputError
+from instdisc.files import csv_text, write_text
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection
-from instdisc.jobs.search import Neighbour, picture_or_grey
-from instdisc.jobs.sources import findable
-from instdisc.progress import Bar
+from instdisc.jobs.copies import KEEP, Duplicates, grouped, look_at_collection, look_at_source
+from instdisc.jobs.copies import sharpness as sharpness  # its place until the copies had a file of their own
+from instdisc.jobs.search import picture_or_grey, pixels_or_grey
+from instdisc.jobs.sources import findable, log_lines
 from instdisc.report import neighbour_sheet
-from instdisc.runs import RunFolder, write_whole
+from instdisc.runs import RunFolder
+from instdisc.search import THRESHOLDS
 from instdisc.search.approximate import Graph
-from instdisc.search.groups import Group, linked
-from instdisc.search.index import Entry
-from instdisc.search.pairs import Vectors, similar_pairs
-from instdisc.serve.models import THRESHOLDS
+from instdisc.search.catalogue import Entry
+from instdisc.search.copies import PROPOSED
+from instdisc.search.groups import linked
+from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
 
-KEEP = ("largest", "sharpest", "oldest")
 _DRAWN, _COPIES = 40, 7  # groups on the sheet, copies of each
-_GREY_SIDE = 256  # pixels: sharpness is compared at this longer side
+Say = Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
-class Copy(Entry):
-    """A picture of a group. score: cosine with the one that is kept; size: of the file in bytes, if it is one.
+class LookAlikes:
+    """Pictures whose vectors are alike, and which are not proven to be copies. worst: the two least alike, by path.
 
-    sharpness: variance of the Laplacian of the grey picture, at most 256 pixels long; modified: seconds since 1970.
+    score: their cosine. Nothing says that one of them could go.
     """
 
-    score: float
-    width: int
-    height: int
-    size: int | None
-    sharpness: float
-    modified: float | None
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """copies: those that could go, most like the kept one first. worst: the two least alike; score: their cosine."""
-
-    kept: Copy
-    copies: list[Copy]
+    pictures: list[Entry]
     worst: tuple[str, str]
     score: float
-
-
-@dataclass(frozen=True)
-class Leak:
-    """A picture of another source, and the picture of the collection that is most like it."""
-
-    path: str
-    id: str
-    nearest: Neighbour
 
 
 def duplicates(
     run: str | Path,
     *,
-    threshold: float | None = None,
     keep: str = "largest",
     out: str | Path | None = None,
     bank: bool = False,
     approximate: bool = False,
     train_source: Any = None,
     device: str = "auto",
-    say: Callable[[str], None] | None = print,
+    say: Say = print,
 ) -> list[Duplicates]:
-    """Groups of pictures of which every two have at least the cosine `threshold`; the largest groups first.
+    """Groups of copies in a run's collection: the same file, or the same picture. The most certain first.
 
-    threshold: 0.85 of search vectors and 0.95 of embeddings and rows of the bank, where none is given.
-    keep: which of a group stays: largest (pixels, then bytes), sharpest, oldest (by the file's date). out: the folder
-    of duplicates.csv, remove.txt and duplicates.png; RUN/duplicates without. bank: compare the rows of the bank, which
-    come from augmented views, in place of vectors of the pictures as they are. approximate: let an HNSW graph answer
-    (the extra `ann`), sooner for a million pictures; a few pairs are missed. The processes of torchrun share the work;
-    the main one writes and returns what was found, the others nothing. Raises InputError for what can't be.
+    A copy may be re-encoded, resized, cropped by up to a third, mirrored, turned by quarters, or recoloured a little.
+    Vectors, and signatures of thumbnails, only propose pairs: the pixels of both, laid over each other, decide.
+    keep: which of a group stays: largest (most pixels, then bytes, the oldest date, the likelier original format),
+    sharpest, or oldest (by the file's date). out: the folder of duplicates.csv, remove.txt and duplicates.png;
+    RUN/duplicates without. bank: let the rows of the bank propose, in place of vectors of the pictures as they are.
+    approximate: let an HNSW graph find the neighbours (the extra `ann`), sooner for a million pictures. The processes
+    of torchrun share that; the main one does the rest and returns what was found, the others nothing. Raises InputError
+    for what can't be.
     """
-    if keep not in KEEP:
-        raise InputError(f'One of {", ".join(KEEP)} can be kept, not "{keep}".')
+    _check_keep(keep)
     with ranks.together():
-        say = say if ranks.is_main() else None
-        refuse_graph(approximate)
-        collection = index_job.without_augmentation(
-            run, bank=bank, train_source=train_source, device=device, say=say, by_ranks=True
-        )
-        rows, vectors = collection.index.present(ranks.device(device))
-        compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-        pairs = compared(_known(threshold, collection, say), show=say is not None)
+        collection, say = opened(run, bank, approximate, train_source, device, say)
+        _, vectors = collection.index.present(ranks.device(device))
+        proposed = proposed_pairs(vectors, approximate, say)
         if not ranks.is_main():
             return []
-    groups = linked(pairs)
-    with Bar(sum(len(group.members) for group in groups), "Looking at copies", "pictures", say is not None) as bar:
-        found = [_chosen(collection, group, rows, keep, bar) for group in groups]
-    folder = _folder(run, out)
-    write_text(folder / "duplicates.csv", _table(found))
-    listed = [copy.path for group in found for copy in group.copies if "\n" not in copy.path]
-    write_text(folder / "remove.txt", "".join(f"{path}\n" for path in listed))
-    drawn = found[:_DRAWN]
-    (folder / "duplicates.png").unlink(missing_ok=True)
-    if drawn:
-        neighbour_sheet(
-            [picture_or_grey(collection, group.kept.row) for group in drawn],
-            [[picture_or_grey(collection, copy.row) for copy in group.copies[:_COPIES]] for group in drawn],
-            [[copy.score for copy in group.copies[:_COPIES]] for group in drawn],
-            folder / "duplicates.png",
-            heading="Kept",
-            title="Copies, with their cosine to it",
+    found: list[Duplicates] = []
+    if collection.without_pictures:
+        log_lines(
+            say, ["There are no pictures, so no copies can be proven: --look-alikes lists what is alike by vectors."]
         )
+    else:
+        looked, show = look_at_collection(collection, show=say is not None), say is not None
+        found = grouped(looked, keep, proposed=proposed, cosine=cosines(vectors), sharp=True, show=show)
+    write_found(found, partial(picture_or_grey, collection), folder_of(run, out))
     return found
 
 
-def _known(threshold: float | None, collection: Collection, say: Callable[[str], None] | None) -> float:
+def duplicates_of_source(
+    source: Any, *, keep: str = "largest", out: str | Path = "duplicates", say: Say = print
+) -> list[Duplicates]:
+    """The copies among some pictures, without a run or an encoder: by their bytes and thumbnails alone.
+
+    source: what `open_source` takes. Thumbnails are kept in `out`. The rest as in `duplicates`.
+    """
+    _check_keep(keep)
+    pictures = source if isinstance(source, Source) else open_source(findable(source))
+    looked = look_at_source(pictures, Path(out) / "thumbnails.npy", show=say is not None)
+    found = grouped(looked, keep, sharp=True, show=say is not None)
+    write_found(found, partial(pixels_or_grey, pictures.read), Path(out))
+    return found
+
+
+def look_alikes(
+    run: str | Path,
+    *,
+    threshold: float | None = None,
+    copies: Sequence[Duplicates] = (),
+    out: str | Path | None = None,
+    bank: bool = False,
+    approximate: bool = False,
+    train_source: Any = None,
+    device: str = "auto",
+    say: Say = print,
+) -> list[LookAlikes]:
+    """Groups of pictures of which every two have at least the cosine `threshold`; the most alike first.
+
+    threshold: 0.85 of search vectors and 0.95 of embeddings and rows of the bank, where none is given. copies: what
+    `duplicates` found: of each such group only the kept one takes part. look_alikes.csv is written; the rest as there.
+    """
+    with ranks.together():
+        collection, say = opened(run, bank, approximate, train_source, device, say)
+        rows, vectors = collection.index.present(ranks.device(device))
+        listed = ranks.broadcast_object([copy.row for group in copies for copy in group.copies])
+        if listed:  # the main process alone knows them
+            left = np.flatnonzero(~np.isin(rows, listed))
+            rows, vectors = rows[left], vectors.some(left)
+        compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
+        pairs = compared(usual_threshold(threshold, collection, say), show=say is not None)
+        if not ranks.is_main():
+            return []
+    found = []
+    for group in sorted(linked(pairs), key=lambda group: (-group.score, group.members)):
+        members = entries_now(collection, rows[list(group.members)])
+        worst = tuple(members[group.members.index(place)].path for place in group.worst)
+        found.append(LookAlikes(members, (worst[0], worst[1]), group.score))
+    lines = (
+        (number, one.path, one.id, one.label, f"{group.score:.6f}", "yes" if one.path in group.worst else "no")
+        for number, group in enumerate(found, 1)
+        for one in group.pictures
+    )
+    columns = ("group", "path", "id", "label", "least_cosine", "least_alike")
+    write_text(folder_of(run, out) / "look_alikes.csv", csv_text(columns, lines))
+    return found
+
+
+def opened(
+    run: str | Path, bank: bool, approximate: bool, train_source: Any, device: str, say: Say
+) -> tuple[Collection, Say]:
+    """The collection with the vectors to compare by, and who is told: of several processes the main one alone."""
+    say = say if ranks.is_main() else None
+    refuse_graph(approximate)
+    return index_job.without_augmentation(
+        run, bank=bank, train_source=train_source, device=device, say=say, by_ranks=True
+    ), say
+
+
+def _check_keep(keep: str) -> None:
+    if keep not in KEEP:
+        raise InputError(f'One of {", ".join(KEEP)} can be kept, not "{keep}".')
+
+
+def proposed_pairs(vectors: Vectors, approximate: bool, say: Say) -> np.ndarray:
+    """int64 (pairs, 2): each place with those of its nearest neighbours."""
+    neighbours = min(PROPOSED, vectors.count - 1)
+    if neighbours < 1:
+        return np.zeros((0, 2), np.int64)
+    compared = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
+    _, places = compared(neighbours, show=say is not None)
+    return np.stack([np.repeat(np.arange(vectors.count), neighbours), places.ravel()], axis=1)
+
+
+def cosines(vectors: Vectors) -> Callable[[int, int], float]:
+    """The cosine of two places."""
+
+    def cosine(one: int, other: int) -> float:
+        first, second = vectors.pick(np.array([one, other]))
+        return float(first @ second)
+
+    return cosine
+
+
+def entries_now(collection: Collection, rows: Sequence[int] | np.ndarray) -> list[Entry]:
+    """What is known of some rows, with the paths where they are now."""
+    known = collection.index.entries(rows)
+    return [Entry(one.row, one.id, collection.location(one.row), one.label) for one in known]
+
+
+def write_found(found: Sequence[Duplicates], picture: Callable[[int], np.ndarray], folder: Path) -> None:
+    """duplicates.csv, remove.txt, and duplicates.png where there are copies. picture: the pixels of a row."""
+    write_text(folder / "duplicates.csv", _table(found))
+    listed = [copy.path for group in found for copy in group.copies if "\n" not in copy.path]
+    write_text(folder / "remove.txt", "".join(f"{path}\n" for path in listed))
+    (folder / "duplicates.png").unlink(missing_ok=True)
+    drawn = found[:_DRAWN]
+    if drawn:
+        neighbour_sheet(
+            [picture(group.kept.row) for group in drawn],
+            [[picture(copy.row) for copy in group.copies[:_COPIES]] for group in drawn],
+            [[copy.agreement for copy in group.copies[:_COPIES]] for group in drawn],
+            folder / "duplicates.png",
+            heading="Kept",
+            title="Copies, with the agreement of their pixels",
+        )
+
+
+def usual_threshold(threshold: float | None, collection: Collection, say: Say) -> float:
     """The threshold that was given, or what is usual for the collection's vectors, which is said."""
     if threshold is not None:
         return threshold
     usual = THRESHOLDS[collection.vectors]
     if say is not None:
         kind = "search vectors" if collection.vectors == "search" else "embeddings"
-        say(f"Pictures whose {kind} have a cosine of {usual:g} are taken for duplicates; --threshold sets another.")
+        say(f"Pictures whose {kind} have a cosine of {usual:g} are taken for look-alikes; --threshold sets another.")
     return usual
-
-
-def leaks(
-    run: str | Path,
-    against: Any,
-    *,
-    threshold: float | None = None,
-    out: str | Path | None = None,
-    bank: bool = False,
-    approximate: bool = False,
-    train_source: Any = None,
-    device: str = "auto",
-    say: Callable[[str], None] | None = print,
-) -> list[Leak]:
-    """The pictures of another source, as of a test set, that a picture of the collection equals at this cosine.
-
-    The most alike first; leaks.csv, remove.txt (of the other source) and leaks.png are written. The rest as in
-    `duplicates`.
-    """
-    with ranks.together():
-        say = say if ranks.is_main() else None
-        refuse_graph(approximate)
-        collection = index_job.without_augmentation(
-            run, bank=bank, train_source=train_source, device=device, say=say, by_ranks=True
-        )
-        other = open_source(findable(against))
-        with index_job.changing(run, by_ranks=True) as folder:
-            all_of_it = Subset(other, np.arange(len(other)))
-            found, values, _ = index_job.embedded(collection, all_of_it, "against", device, say)
-            ranks.on_main(lambda: index_job.forget(folder, "against"))
-        place = ranks.device(device)
-        rows, vectors = collection.index.present(place)
-        compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-        usual, others = _known(threshold, collection, say), Vectors.of(values.to(place))
-        pairs = compared(usual, against=others, show=say is not None)
-        if not ranks.is_main():
-            return []
-    _, best = np.unique(pairs.second, return_index=True)  # of each other picture the first, which is the most alike
-    best.sort()
-    table = other.fetch_table()
-    names, paths = (table[column].to_pylist() for column in ("id", "location"))
-    answer = []
-    for entry, place_there, score in zip(
-        collection.index.entries(rows[pairs.first[best]]), pairs.second[best], pairs.scores[best].tolist(), strict=True
-    ):
-        row = int(found[place_there])
-        answer.append(Leak(os.fsdecode(paths[row]), os.fsdecode(names[row]), Neighbour(**vars(entry), score=score)))
-    target = _folder(run, out)
-    lines = [
-        (leak.path, leak.id, leak.nearest.path, leak.nearest.id, leak.nearest.label, f"{leak.nearest.score:.6f}")
-        for leak in answer
-    ]
-    write_text(
-        target / "leaks.csv", csv_text(["path", "id", "nearest_path", "nearest_id", "nearest_label", "cosine"], lines)
-    )
-    write_text(target / "remove.txt", "".join(f"{leak.path}\n" for leak in answer if "\n" not in leak.path))
-    (target / "leaks.png").unlink(missing_ok=True)
-    if answer:
-        drawn = answer[:_DRAWN]
-        there = [int(found[one]) for one in pairs.second[best][:_DRAWN]]
-        neighbour_sheet(
-            [decode(other.read(row)) for row in there],
-            [[picture_or_grey(collection, leak.nearest.row)] for leak in drawn],
-            [[leak.nearest.score] for leak in drawn],
-            target / "leaks.png",
-            heading="There",
-            title="In the collection, with the cosine",
-        )
-    return answer
 
 
 def refuse_graph(asked: bool) -> None:
@@ -215,7 +226,7 @@ def refuse_graph(asked: bool) -> None:
         raise InputError("A graph is one process's work: leave out --approximate, or start without torchrun.")
 
 
-def graph_of(vectors: Vectors, say: Callable[[str], None] | None) -> Graph:
+def graph_of(vectors: Vectors, say: Say) -> Graph:
     """A graph over them, and a word on how good it is."""
     graph = Graph(vectors, show=say is not None)
     if say is not None:
@@ -223,110 +234,36 @@ def graph_of(vectors: Vectors, say: Callable[[str], None] | None) -> Graph:
     return graph
 
 
-def _chosen(collection: Collection, group: Group, rows: np.ndarray, keep: str, bar: Bar) -> Duplicates:
-    """A group with the facts of its pictures, the one to keep first."""
-    members = []
-    for entry in collection.index.entries(rows[list(group.members)]):
-        members.append(_facts(collection, entry))
-        bar.advance()
-    if keep == "oldest" and all(copy.modified is None for copy in members):
-        raise InputError(
-            f"{members[0].path} is no file of its own, so that its age is not known: keep the largest or the sharpest."
-        )
-    order = {
-        "largest": lambda copy: (-copy.width * copy.height, -(copy.size or 0), copy.row),
-        "sharpest": lambda copy: (-copy.sharpness, copy.row),
-        "oldest": lambda copy: (np.inf if copy.modified is None else copy.modified, copy.row),
-    }[keep]
-    members.sort(key=order)
-    vectors = collection.index.vectors(np.array([copy.row for copy in members]))
-    scores = (vectors @ vectors[0]).tolist()
-    members = [replace(copy, score=score) for copy, score in zip(members, scores, strict=True)]
-    copies = sorted(members[1:], key=lambda copy: (-copy.score, copy.row))
-    worst = [entry.path for entry in collection.index.entries(rows[list(group.worst)])]
-    return Duplicates(members[0], copies, (worst[0], worst[1]), group.score)
-
-
-def _facts(collection: Collection, entry: Entry) -> Copy:
-    """What tells which copy to keep; a picture that can't be read any more has no pixels."""
-    try:
-        content = collection.content(entry.row)
-        pixels = decode(content)
-    except UnreadableError:
-        return Copy(**vars(entry), score=1.0, width=0, height=0, size=None, sharpness=0.0, modified=None)
-    try:
-        modified = os.stat(entry.path).st_mtime
-    except (OSError, ValueError):
-        modified = None
-    return Copy(
-        **vars(entry),
-        score=1.0,
-        width=pixels.shape[1],
-        height=pixels.shape[0],
-        size=len(content) if isinstance(content, bytes | bytearray | memoryview) else None,
-        sharpness=sharpness(pixels),
-        modified=modified,
-    )
-
-
-def sharpness(pixels: np.ndarray) -> float:
-    """The variance of the Laplacian of the grey picture, shrunk to at most 256 pixels: higher is sharper."""
-    picture = Image.fromarray(pixels).convert("L")
-    picture.thumbnail((_GREY_SIDE, _GREY_SIDE), Image.Resampling.BOX)
-    grey = np.pad(np.asarray(picture, np.float64), 1, mode="edge")
-    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    return float((around - 4 * grey[1:-1, 1:-1]).var())
+_COLUMNS = (
+    *("group", "keep", "kind", "changes", "agreement", "path", "id", "label", "cosine"),
+    *("width", "height", "bytes", "format", "sharpness"),
+)
 
 
 def _table(found: Sequence[Duplicates]) -> str:
-    columns = [
-        "group",
-        "keep",
-        "path",
-        "id",
-        "label",
-        "cosine",
-        "width",
-        "height",
-        "bytes",
-        "sharpness",
-        "least_cosine",
-        "least_alike",
-    ]
-    lines = [
+    lines = (
         (
             number,
             "yes" if copy is group.kept else "no",
+            copy.kind,
+            " ".join(copy.changes),
+            f"{copy.agreement:.4f}",
             copy.path,
             copy.id,
             copy.label,
-            f"{copy.score:.6f}",
+            "" if copy.score is None else f"{copy.score:.6f}",
             copy.width,
             copy.height,
             "" if copy.size is None else copy.size,
-            f"{copy.sharpness:.1f}",
-            f"{group.score:.6f}",
-            "yes" if copy.path in group.worst else "no",
+            copy.format,
+            "" if copy.sharpness is None else f"{copy.sharpness:.1f}",
         )
         for number, group in enumerate(found, 1)
         for copy in (group.kept, *group.copies)
-    ]
-    return csv_text(columns, lines)
+    )
+    return csv_text(_COLUMNS, lines)
 
 
-def csv_text(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A CSV file with a heading."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Names that are not UTF-8 keep their bytes."""
-    write_whole(path, text.encode("utf-8", "surrogateescape"))
-
-
-def _folder(run: str | Path, out: str | Path | None) -> Path:
+def folder_of(run: str | Path, out: str | Path | None) -> Path:
+    """Where what is found is written."""
     return RunFolder(run).duplicates if out is None else Path(out)

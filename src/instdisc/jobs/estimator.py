@@ -5,6 +5,8 @@ model = make_pipeline(InstanceDiscrimination(epochs=20), LinearSVC()).fit(images
 
 from __future__ import annotations
 
+import itertools
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from instdisc.data.sources.open import names_in, open_source
+from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
+from instdisc.errors import InputError, advice
 from instdisc.jobs.train import train
 from instdisc.shapes import Float
 
@@ -21,11 +26,13 @@ from instdisc.shapes import Float
 class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Learn an encoder from pictures alone (`fit`) and turn pictures into its unit vectors (`transform`).
 
-    X: an array (n, height, width), (n, height, width, 3), or whatever else `instdisc.train` takes. y is
-    passed over: labels are never used. preset, epochs, minutes, seed, device, settings: as `instdisc.train`;
-    out: keep the run in this folder, or throw it away when it is None.
+    X: an array (n, height, width), (n, height, width, 3), or whatever else `instdisc.train` takes, an array of paths as
+    well. y is ignored: labels are never used. preset, epochs, minutes, seed, device, settings: as `instdisc.train`;
+    out: keep the run in this folder, or throw it away when it is None. No run is ever overwritten: where there is one
+    already, as when it is fitted again or in a grid search, the folder is out-2, out-3 and so on.
 
-    After `fit`: encoder_. The vectors are search vectors, as `Encoder.embed` gives them.
+    After `fit`: encoder_, and run_, the folder, where there is an `out`. The vectors are search vectors, as
+    `Encoder.embed` gives them.
     """
 
     def __init__(
@@ -52,7 +59,8 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         length = {name: value for name in ("epochs", "minutes") if (value := getattr(self, name)) is not None}
         options = {"seed": self.seed, "device": self.device, **length, **(self.settings or {})}
         if self.out is not None:
-            self.encoder_ = train(X, self.out, self.preset, say=None, **options).encoder()
+            self.run_ = _own_folder(Path(self.out))
+            self.encoder_ = train(X, self.run_, self.preset, say=None, **options).encoder()
         else:
             with tempfile.TemporaryDirectory(prefix="instdisc-") as folder:
                 self.encoder_ = train(X, Path(folder) / "run", self.preset, say=None, **options).encoder()
@@ -63,7 +71,29 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         """Unit vectors, float32 (n, dim)."""
         check_is_fitted(self, "encoder_")
         encoder: Encoder = self.encoder_
-        return np.asarray(encoder.embed(X if isinstance(X, np.ndarray) else list(X)).numpy())
+        if isinstance(X, str | os.PathLike):
+            X = open_source(X)
+        if not isinstance(X, np.ndarray | Source):
+            X = names_in(X) or list(X)
+        return np.asarray(encoder.embed(X).numpy())
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "encoder_")
+
+
+def _own_folder(out: Path) -> Path:
+    """The first of out, out-2, out-3, ... that holds nothing, and that no other process takes meanwhile."""
+    for number in itertools.count(1):
+        path = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        if path.is_file():
+            raise InputError(f"{path} is a file: choose a folder for the runs.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not any(path.iterdir()):
+                os.close(os.open(path / "train.lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"The run folder {path} can't be made ({error.strerror}): {advice(error)}.") from None
+    raise AssertionError("there is always one more")

@@ -18,29 +18,42 @@ from typing import Any
 import numpy as np
 import torch
 
-from instdisc import __version__, checkpoint, ranks
+from instdisc import ranks
 from instdisc.allocator import keep_freed_memory
-from instdisc.data.decode import decode
-from instdisc.data.source import Source, open_source
-from instdisc.encoder import build_encoder
+from instdisc.data.decoding.decode import decode
+from instdisc.data.sources.open import open_source
+from instdisc.data.sources.source import Source
+from instdisc.encoder import Encoder, build_encoder
 from instdisc.errors import InputError
 from instdisc.evaluation.baselines import knn_accuracy
-from instdisc.evaluation.knn import KNN, KNNResult
 from instdisc.evaluation.quality import health, sample_rows
-from instdisc.jobs.measures import bank_quality, check_measures, further_measures, needs_levels
+from instdisc.files import write_json
+from instdisc.jobs.frozen import compared_with, published_knn
+from instdisc.jobs.measures import (
+    bank_quality,
+    best_vectors,
+    check_measures,
+    further_measures,
+    needs_levels,
+    own_bank_rows,
+    plain,
+)
+from instdisc.jobs.run import Run
 from instdisc.jobs.semi import METHODS, SHARES, check_shares, few_labels
-from instdisc.jobs.sources import look_at, read_facts, read_rows, reopen
-from instdisc.jobs.vectors import PIXEL_SIDE, Vectors, collect_vectors, stages_of, whitened, with_bank_rows
+from instdisc.jobs.sources import log_lines, look_at
+from instdisc.jobs.vectors import PIXEL_SIDE, Vectors, collect_vectors, whitened, with_bank_rows
+from instdisc.jobs.voting import check_votes, everywhere, neighbours_of, temperature_of
 from instdisc.neighbours import top_k
 from instdisc.progress import Bar
 from instdisc.report import few_labels_plot, neighbour_sheet
-from instdisc.runs import RunFolder, write_json
+from instdisc.runs import RunFolder
 from instdisc.shapes import Float, Tensor
 from instdisc.training import Settings
+from instdisc.version import __version__
 
-NEIGHBOURS = 200
 _UNTRAINED_SEED = 12345
 _SHEET_QUERIES, _SHEET_NEIGHBOURS = 10, 10
+Opened = tuple[tuple[Source, Vectors], tuple[Source | None, Vectors | None]]  # training, test
 
 
 def evaluate(
@@ -56,6 +69,8 @@ def evaluate(
     shares: Sequence[float] = SHARES,
     device: str = "auto",
     batch: int = 256,
+    published: str | None = None,
+    weights: str | Path | None = None,
     say: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
     """Weighted kNN of a run's vectors, with baselines; also written to RUN/evaluation.json.
@@ -71,132 +86,172 @@ def evaluate(
         (drift of the bank, neighbours since the save before).
     neighbours: k; None = 200, or as many as there are. temperature: of the votes, or "run" for the run's own.
     bank: take the bank's own rows for the training pictures, and not vectors recomputed without augmentation.
+    published, weights: a published encoder to compare with, frozen (jobs/frozen.py): its name, its safetensors file.
     labels: of `source`, or of the training pictures without one. train_source: where the training pictures are now.
     Raises InputError, with a sentence for a person, for what can't be.
     """
     with ranks.together():
         return _evaluate(
-            run, source, list(measures), neighbours, temperature, bank, labels, train_source, shares, device, batch, say
+            Run(run, train_source=train_source, verify=None),
+            source,
+            list(measures),
+            neighbours,
+            temperature,
+            bank,
+            labels,
+            shares,
+            device,
+            batch,
+            (published, weights),
+            say,
         )
 
 
 def _evaluate(
-    run: str | Path,
+    run: Run,
     source: Any,
     measures: list[str],
     neighbours: int | None,
     temperature: float | str,
     bank: bool,
     labels: Any,
-    train_source: Any,
     shares: Sequence[float],
     device: str,
     batch: int,
+    published: tuple[str | None, str | Path | None],
     say: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    folder = RunFolder(run)
-    facts = read_facts(folder)
     check_measures(measures)
     check_shares(shares)
-    votes_temperature = float(facts["settings"]["temperature"]) if temperature == "run" else _number(temperature)
+    votes_temperature = temperature_of(temperature, run.facts)
     place = ranks.device(device)
     keep_freed_memory(place.type)
-    saved = checkpoint.latest(folder.checkpoints)  # once: encoder and bank of one step, though the run may still train
-    encoder = checkpoint.load_encoder(run, saved).to(place)
-    assert saved is not None  # load_encoder refuses that
-    training = reopen(folder, facts, train_source)
-    if source is None and labels is not None:
-        training.set_labels(labels)
-    testing = None if source is None else open_source(source, labels=labels)
-    if testing is not None:
-        testing.number_like(training)
-    _check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
-    bank_rows = _own_bank_rows(folder, saved, len(training)) if bank or "quality" in measures else None
+    encoder = run.encoder(device)
+    training, testing = _sources(run, source, labels)
+    log = say if say is not None and ranks.is_main() else None
+    log_lines(log, (testing or training).label_notes)
+    check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
+    bank_rows = own_bank_rows(run, len(training)) if bank or "quality" in measures else None
     fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(place)
-    fresh_stages = stages_of(fresh)
-    tell = say if say is not None and ranks.is_main() else None
     # pixels are compared at the pictures' own size where that is small: enlarging them would only blur them
-    side = min(PIXEL_SIDE, encoder.preprocessing.size, look_at(training).side)
-    aside = _scratch(folder)
+    shown = look_at(training).side
+    side = min(PIXEL_SIDE, encoder.preprocessing.size, shown)
+    other = compared_with(*published, shown, place, log)
+    scratch = _scratch(run.folder)
+    levels = needs_levels(measures)
     try:
-        train, test = (
-            None
-            if of is None
-            else collect_vectors(
-                of, encoder, fresh, side, aside / name, batch, tell, with_levels=needs_levels(measures)
-            )
-            for name, of in (("train", training), ("test", testing))
-        )
-        assert train is not None
-        own = None if bank_rows is None or "quality" not in measures else bank_quality(folder, saved, *bank_rows, train)
+        train = collect_vectors(training, encoder, fresh, side, scratch / "train", batch, log, with_levels=levels)
+        test = None
+        if testing is not None:
+            test = collect_vectors(testing, encoder, fresh, side, scratch / "test", batch, log, with_levels=levels)
+        own = None if bank_rows is None or "quality" not in measures else bank_quality(run, *bank_rows, train)
         if bank and bank_rows is not None:
             train = with_bank_rows(train, *bank_rows)
-        report: dict[str, Any] = {
-            "run": str(folder.path),
-            "step": saved.step,
-            "epoch": saved.facts.get("epoch"),
-            "train": {"source": training.name, "pictures": _everywhere(len(train.rows))},
-            "test": None if test is None or testing is None else _about(testing, test),
-            "quality": asdict(health(_sample_of_all((test or train).trained, place))),
-        }
+        report = _without_labels(run, ((training, train), (testing, test)), place)
         if own is not None:
             report["bank_quality"] = own
-        known = train.labels is not None and (test is None or test.labels is not None)
-        if known:
-            k = _how_many(neighbours, train, leave_one_out=test is None)
-            train, test = _with_untrained_whitened(train, test, list(fresh_stages.values()))
+        if train.labels is not None and (test is None or test.labels is not None):
+            k = neighbours_of(neighbours, train, leave_one_out=test is None)
+            train, test = _with_untrained_whitened(train, test, list(fresh.search_levels().values()))
             report |= _accuracies(train, test, k, votes_temperature, place)
-            mode = "test pictures" if test is not None else "leave-one-out on the training pictures"
-            report["settings"] = {
-                "neighbours": k,
-                "temperature": votes_temperature,
-                "mode": mode,
-                "train_vectors": "bank rows" if bank else "recomputed without augmentation",
-                "raw_pixels_side": int((train.pixels.shape[1] // 3) ** 0.5),
-                "untrained_seed": _UNTRAINED_SEED,
-            }
+            if other is not None:
+                votes = {"neighbours": k, "temperature": votes_temperature}
+                report["baselines"] |= published_knn(other, training, testing, scratch, **votes)
+            report["best"] = best_vectors(report)
+            how = _how(k, votes_temperature, train, test, bank)
+            report["settings"] = how | {"published": None if other is None else other.origin}
             report |= further_measures(measures, train, test, place)
+            opened = (training, train), (testing, test)
             if "semi" in measures:
-                chosen = facts["chosen"]
-                report["semi"] = few_labels(
-                    encoder,
-                    partial(build_encoder, encoder.config),
-                    training,
-                    train,
-                    testing,
-                    test,
-                    Settings.from_dict(facts["settings"]),
-                    tell or (lambda _: None),
-                    folder.few_labels_draws,
-                    shares=shares,
-                    # What the trial of the training found faster, where this is the same kind of device.
-                    precision=chosen["precision"] if chosen["device"].startswith(place.type) else "auto",
-                )
-                report["semi"]["plot"] = _draw_semi(folder, report["semi"])
+                report["semi"] = _with_few_labels(run, encoder, opened, shares, place, log)
         if ranks.is_main() and ranks.world() == 1:
-            report["neighbours_sheet"] = _draw_sheet(folder, training, train, testing, test)
+            report["neighbours_sheet"] = _draw_sheet(run.folder, training, train, testing, test)
         ranks.barrier()  # on success only: after an error on one rank the others would never come here
     finally:
         if ranks.is_main():
-            shutil.rmtree(aside, ignore_errors=True)
-    report |= {
-        "device": str(place),
-        "ranks": ranks.world(),
-        "seconds": round(time.monotonic() - started, 2),
-        "date": time.strftime("%Y-%m-%d"),
-        "instdisc": __version__,
-    }
+            shutil.rmtree(scratch, ignore_errors=True)
+    return _written(run.folder, report | _when(place, started))
+
+
+def _written(folder: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
+    """The report, kept in the run."""
     if ranks.is_main():
         write_json(folder.evaluation, report)
     return report
 
 
-def _number(temperature: float | str) -> float:
-    try:
-        return float(temperature)
-    except ValueError:
-        raise InputError(f'The temperature is a number or "run", not "{temperature}".') from None
+def _how(k: int, temperature: float, train: Vectors, test: Vectors | None, bank: bool) -> dict[str, Any]:
+    """What the accuracies were measured with."""
+    return {
+        "neighbours": k,
+        "temperature": temperature,
+        "mode": "leave-one-out on the training pictures" if test is None else "test pictures",
+        "train_vectors": "bank rows" if bank else "recomputed without augmentation",
+        "raw_pixels_side": int((train.pixels.shape[1] // 3) ** 0.5),
+        "untrained_seed": _UNTRAINED_SEED,
+    }
+
+
+def _when(place: torch.device, started: float) -> dict[str, Any]:
+    """Where and when it was measured, and how long that took."""
+    seconds = round(time.monotonic() - started, 2)
+    here = {"device": str(place), "ranks": ranks.world(), "seconds": seconds}
+    return here | {"date": time.strftime("%Y-%m-%d"), "instdisc": __version__}
+
+
+def _sources(run: Run, source: Any, labels: Any) -> tuple[Source, Source | None]:
+    """The training pictures, and the test pictures if there are any, their classes numbered alike."""
+    training = run.source()
+    if source is None and labels is not None:
+        training.set_labels(labels)
+    testing = None if source is None else open_source(source, labels=labels)
+    if testing is not None:
+        testing.number_like(training)
+    return training, testing
+
+
+def _without_labels(run: Run, opened: Opened, place: torch.device) -> dict[str, Any]:
+    """The report as far as it needs no labels, and why there are none, if there should be."""
+    (training, train), (testing, test) = opened
+    report = {
+        "run": str(run.path),
+        "step": run.checkpoint.step,
+        "epoch": run.checkpoint.facts.get("epoch"),
+        "train": {"source": training.name, "pictures": everywhere(len(train.rows))},
+        "test": None if test is None or testing is None else _about(testing, test),
+        "quality": asdict(health(_sample_of_all((test or train).trained, place))),
+    }
+    problems = [of.labels_problem for of in (training, testing) if of is not None and of.labels_problem]
+    return report | ({"labels_problem": problems[0]} if problems else {})
+
+
+def _with_few_labels(
+    run: Run,
+    encoder: Encoder,
+    opened: Opened,
+    shares: Sequence[float],
+    place: torch.device,
+    log: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """What few labels give, with its plot. opened: sources and vectors of the training and the test pictures."""
+    (training, train), (testing, test) = opened
+    chosen = run.facts["chosen"]
+    found = few_labels(
+        encoder,
+        partial(build_encoder, encoder.config),
+        training,
+        train,
+        testing,
+        test,
+        Settings.from_dict(run.facts["settings"]),
+        log or (lambda _: None),
+        run.folder.few_labels_draws,
+        shares=shares,
+        # What the trial of the training found faster, where this is the same kind of device.
+        precision=chosen["precision"] if chosen["device"].startswith(place.type) else "auto",
+    )
+    return found | {"plot": _draw_semi(run.folder, found)}
 
 
 def _scratch(folder: RunFolder) -> Path:
@@ -210,41 +265,10 @@ def _scratch(folder: RunFolder) -> Path:
     return Path(ranks.broadcast_object(made))
 
 
-def _check_votes(neighbours: int | None, temperature: float, training: Source, *, leave_one_out: bool) -> None:
-    """Refuse a k or a temperature that can't be before everything is embedded, which can take hours."""
-    KNN(NEIGHBOURS if neighbours is None else neighbours, temperature)
-    if neighbours is not None and training.labels is not None:
-        most = int((training.labels >= 0).sum()) - leave_one_out
-        if neighbours > most:
-            raise InputError(
-                f"{neighbours} neighbours were asked for, but a picture has {most} labelled others: lower k."
-            )
-
-
-def _own_bank_rows(folder: RunFolder, saved: checkpoint.Checkpoint, pictures: int) -> tuple[np.ndarray, np.ndarray]:
-    """For this rank's share of the source: the source rows that have a bank row, and those rows (n, dim) float32."""
-    rows = read_rows(folder)
-    low, high = np.searchsorted(rows, ranks.share(pictures)).tolist()
-    return rows[low:high], saved.bank(low, high).numpy()
-
-
 def _sample_of_all(vectors: np.ndarray, place: torch.device) -> Float[Tensor, "sample dim"]:
     """At most 4,096 vectors of all ranks together, for the label-free figures."""
     own = sample_rows(torch.from_numpy(vectors), 4096 // ranks.world())
     return ranks.gather(own.to(place)).cpu()
-
-
-def _how_many(asked: int | None, train: Vectors, *, leave_one_out: bool) -> int:
-    """k: what was asked for (kNN refuses what can't be), or 200, or all the labelled pictures there are."""
-    if asked is not None:
-        return asked
-    assert train.labels is not None
-    labelled = _everywhere(int((train.labels >= 0).sum()))
-    return max(1, min(NEIGHBOURS, labelled - leave_one_out))
-
-
-def _everywhere(count: int) -> int:
-    return sum(ranks.sizes(count))
 
 
 def _accuracies(
@@ -267,7 +291,7 @@ def _accuracies(
             sharded=True,
         )
         bar.advance()
-        return _plain(result)
+        return plain(result)
 
     with Bar(6, "Measuring kNN", "kinds of vectors", enabled=ranks.is_main()) as bar:
         found = {"knn": measure("trained"), "knn_search": measure("search")}
@@ -291,15 +315,11 @@ def _with_untrained_whitened(
     return replace(train, untrained_features=known), None if test is None else replace(test, untrained_features=found)
 
 
-def _plain(result: KNNResult) -> dict[str, Any]:
-    return {"top1": result.top1, "top5": result.top5, "interval": list(result.interval), "count": result.count}
-
-
 def _about(source: Source, vectors: Vectors) -> dict[str, Any]:
     return {
         "source": source.name,
-        "pictures": _everywhere(len(vectors.rows)),
-        "unreadable": _everywhere(vectors.unreadable),
+        "pictures": everywhere(len(vectors.rows)),
+        "unreadable": everywhere(vectors.unreadable),
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from instdisc.encoder import Encoder
 from instdisc.encoder.small import SMALL_ENCODERS
 from instdisc.errors import InputError
+from instdisc.files import replacing, save_tensors, write_json
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.index import searchable
-from instdisc.runs import require_utf8, write_json
+from instdisc.runs import require_utf8
 from instdisc.shapes import Tensor, UInt8
 
 KINDS = ("onnx", "timm", "vectors")
@@ -50,8 +49,9 @@ class _WithPixels(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "batch 3 size size"]) -> tuple[Tensor, ...]:
         """(batch, dim) each: search vectors first, where the encoder has a map to them, then the embedding."""
-        levels = self.encoder.levels((pixels.float() - self.mean) / self.std)
         whitening = self.encoder.whitening
+        also = () if whitening is None else whitening.facts.stages
+        levels = self.encoder.levels((pixels.float() - self.mean) / self.std, also)
         return (levels["embedding"],) if whitening is None else (whitening.of(levels), levels["embedding"])
 
 
@@ -73,15 +73,17 @@ def export(
     if unknown:
         raise InputError(f'What can be exported is {", ".join(KINDS)}, not "{unknown[0]}".')
     collection = searchable(run, bank=bank or "vectors" not in only, train_source=train_source, say=say)
-    encoder = collection.encoder("cpu").eval()
+    if collection.given and set(only) == set(KINDS):
+        only = ["vectors"]  # there is no encoder
+    encoder = None if list(only) == ["vectors"] else collection.encoder("cpu").eval()
     folder = Path(out)
     require_utf8(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         made = []
-        if "onnx" in only:
+        if encoder is not None and "onnx" in only:
             made += [_onnx(encoder, folder / "encoder.onnx", say)]
-        if "timm" in only:
+        if encoder is not None and "timm" in only:
             if encoder.config.backbone in SMALL_ENCODERS and len(only) > 1:
                 if say is not None:
                     say(f"The backbone {encoder.config.backbone} is not one of timm's: its weights are not written.")
@@ -127,18 +129,16 @@ def _onnx(encoder: Encoder, path: Path, say: Say) -> Path:
                 "vectors": "embedding" if encoder.whitening is None else "search vectors",
             },
         )
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        onnx.save(model, aside)
         expected = [values.numpy() for values in module(pixels)]
-    session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
     apart = 0.0
-    for some in (pixels, pixels[:1]):
-        for found, wanted in zip(session.run(None, {"pixels": some.numpy()}), expected, strict=True):
-            apart = max(apart, float(np.abs(found - wanted[: len(some)]).max()))
-    if not apart <= _CLOSE:
-        aside.unlink()
-        raise InputError(f"onnxruntime and torch differ by {apart:.1e} on this encoder: the ONNX file was not kept.")
-    os.replace(aside, path)
+    with replacing(path) as temporary:
+        onnx.save(model, temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        for some in (pixels, pixels[:1]):
+            for found, wanted in zip(session.run(None, {"pixels": some.numpy()}), expected, strict=True):
+                apart = max(apart, float(np.abs(found - wanted[: len(some)]).max()))
+        if not apart <= _CLOSE:
+            raise InputError(f"onnxruntime and torch differ by {apart:.1e} on this encoder: nothing was written.")
     if say is not None:
         say(f"{path}: within {apart:.0e} of torch, in onnxruntime.")
     return path
@@ -155,9 +155,8 @@ def _timm(encoder: Encoder, folder: Path, say: Say) -> list[Path]:
     plain = timm.create_model(config.backbone, num_classes=0).state_dict()
     fits = {name: value.shape for name, value in plain.items()} == {name: value.shape for name, value in state.items()}
     changed = type(getattr(encoder.backbone, "maxpool", None)) is nn.Identity
-    aside = weights.with_name(f".{weights.name}.tmp")
-    save_file(state, aside)
-    os.replace(aside, weights)
+    with replacing(weights) as temporary:
+        save_tensors(state, temporary)
     write_json(
         facts,
         {
@@ -187,14 +186,18 @@ def _vectors(collection: Collection, folder: Path, say: Say) -> list[Path]:
     index = collection.index
     rows = np.flatnonzero(~index.removed)
     table, array = folder / "vectors.parquet", folder / "vectors.npy"
-    asides = [path.with_name(f".{path.name}.tmp") for path in (table, array)]
     names = np.array([*index.label_names, ""], dtype=object)
     kind = index.pictures["id"].type
     schema = pa.schema(
         [("id", kind), ("path", kind), ("label", pa.string()), ("vector", pa.list_(pa.float32(), index.dim))]
     )
-    whole = np.lib.format.open_memmap(asides[1], mode="w+", dtype=np.float32, shape=(len(rows), index.dim))
-    with open(asides[0], "wb") as file, pq.ParquetWriter(file, schema) as writer:
+    with (
+        replacing(array) as vectors_file,
+        replacing(table) as table_file,
+        open(table_file, "wb") as file,
+        pq.ParquetWriter(file, schema) as writer,
+    ):
+        whole = np.lib.format.open_memmap(vectors_file, mode="w+", dtype=np.float32, shape=(len(rows), index.dim))
         for start in range(0, len(rows), _BLOCK):
             some = rows[start : start + _BLOCK]
             vectors = index.vectors(some).numpy()
@@ -207,9 +210,7 @@ def _vectors(collection: Collection, folder: Path, say: Say) -> list[Path]:
                 pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), index.dim),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-    whole.flush()
-    for aside, path in zip(asides, (table, array), strict=True):
-        os.replace(aside, path)
+        whole.flush()
     if say is not None:
         megabytes = math.ceil((table.stat().st_size + array.stat().st_size) / 1e6)
         say(f"{table} and {array}: {len(rows):,} vectors of {index.dim} dimensions, {megabytes:,} MB.")

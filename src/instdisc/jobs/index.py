@@ -1,4 +1,4 @@
-"""`instdisc index`: add pictures to a run's collection, remove some, tag some, compute its vectors anew.
+"""`instdisc index`: add pictures to a run's collection, remove some, tag some, compute its vectors again.
 
 Nothing is trained: an added picture is embedded by the encoder as it is. An embedding that was interrupted goes on
 where it stopped, and a kill at any moment leaves the collection as it was before.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,23 @@ import pyarrow.compute as pc
 import torch
 
 from instdisc import ranks
-from instdisc.data.budgets import readable_bytes
-from instdisc.data.source import Source, open_source
-from instdisc.data.subset import Subset
-from instdisc.embeddings import NothingReadableError, open_embeddings
-from instdisc.encoder.whitening import NoSearchVectorsError
-from instdisc.errors import InputError, advice
+from instdisc.data.sources.open import open_source
+from instdisc.data.sources.source import Source
+from instdisc.data.sources.subset import Subset
+from instdisc.embeddings import NothingReadableError
+from instdisc.encoder.whitening import FORMAT, NoSearchVectorsError
+from instdisc.errors import InputError, advice, counted
+from instdisc.files import file_digest, locked
 from instdisc.jobs.collection import Collection
-from instdisc.jobs.embed import embed_to
+from instdisc.jobs.embed import embedded, forget
+from instdisc.jobs.ids import distinct_ids
+from instdisc.jobs.run import Run
 from instdisc.jobs.search_vectors import fit_from_source
-from instdisc.jobs.sources import describe_source, findable
-from instdisc.runs import RunFolder, locked, measured
+from instdisc.jobs.sources import describe_source, findable, log_lines, stamps_of
+from instdisc.runs import RunFolder
 from instdisc.search.postgres import Postgres, Synced
 from instdisc.search.store import Changes, Part, write_changes
-from instdisc.shapes import Float, Int, Tensor
+from instdisc.system import readable_bytes
 
 DTYPES = ("float32", "float16")
 Say = Callable[[str], None] | None
@@ -51,7 +54,7 @@ def add(
     device: str = "auto",
     say: Say = print,
 ) -> int:
-    """Embed pictures and add them to the collection; how many. Those that are there already are passed over.
+    """Embed pictures and add them to the collection; how many. Those that are there already are skipped.
 
     bank: leave the vectors of the others as they are; without it they become search vectors first, where the run can
     make them. source, labels, split, limit: as `open_source` takes them; arrays in memory can't be added, since nothing
@@ -68,11 +71,14 @@ def add(
             collection = Collection(folder.path, by_ranks=True)
             collection.check_vectors()
             opened = open_source(findable(source), labels=labels, split=split, limit=limit)
+            log_lines(say, opened.label_notes)
             table = opened.fetch_table()
             known = collection.index.rows_of([os.fsdecode(one) for one in table["location"].to_pylist()])
             rows = np.flatnonzero(known < 0)
             if say is not None and len(rows) < len(opened):
-                say(f"{len(opened) - len(rows):,} of the {len(opened):,} pictures are in the collection already.")
+                there = len(opened) - len(rows)
+                be = "is" if there == 1 else "are"
+                say(f"{there:,} of {counted(len(opened), 'picture')} {be} in the collection already.")
             if not len(rows):
                 return 0
             try:
@@ -85,10 +91,28 @@ def add(
                 return 0
             rows = rows[found]
             pictures = table.take(pa.array(rows)).append_column("label", pa.array(names, pa.string()))
-            part = Part(vectors.to(getattr(torch, dtype)), pictures, described)
+            pictures = _with_own_ids(collection, pictures, opened.name, say)
+            part = Part(vectors.to(getattr(torch, dtype)), pictures, described, stamps=stamps_of(opened, rows))
             changes = replace(collection.changes, step=collection.saved.step, added=(*collection.changes.added, part))
             ranks.on_main(lambda: _keep(folder, changes, "added"))
             return len(rows)
+
+
+def _with_own_ids(collection: Collection, pictures: pa.Table, name: str, say: Say) -> pa.Table:
+    """The pictures with ids that no other of the collection has: where one has, the source's name stands in front.
+
+    The ids that they have in their source stay in a column own_id.
+    """
+    taken = collection.index.pictures["id"].combine_chunks()
+    ids, front = distinct_ids(pictures["id"].combine_chunks(), taken, name)
+    if not front:
+        return pictures
+    if say is not None:
+        same = pc.sum(pc.not_equal(ids, pc.cast(pictures["id"].combine_chunks(), ids.type))).as_py()
+        same_ids = counted(same, "of them has the id of another", "of them have the ids of others")
+        say(f"{same_ids} in the collection: {'its id begins' if same == 1 else 'their ids begin'} with {front}.")
+    column, kind = pictures.schema.get_field_index("id"), pictures.schema.field("id").type
+    return pictures.set_column(column, "id", pc.cast(ids, kind)).append_column("own_id", pictures["id"])
 
 
 def push(run: str | Path, url: str, *, train_source: Any = None, say: Say = print) -> Synced:
@@ -105,8 +129,8 @@ def push(run: str | Path, url: str, *, train_source: Any = None, say: Say = prin
 
 def store_key(collection: Collection) -> str:
     """The same for every copy of a run folder, and no other run's."""
-    created = collection.folder.read_config()["created"]
-    return hashlib.sha256(f"{created} {measured(collection.folder.instances)}".encode()).hexdigest()[:16]
+    created = collection.facts["created"]
+    return hashlib.sha256(f"{created} {file_digest(collection.folder.instances)}".encode()).hexdigest()[:16]
 
 
 def recompute(
@@ -118,13 +142,18 @@ def recompute(
     device: str = "auto",
     say: Say = print,
 ) -> int:
-    """Embed the whole collection anew, without augmentation, in the place of the bank's rows; how many pictures.
+    """Embed the whole collection again, without augmentation, in the place of the bank's rows; how many pictures.
 
     A row of the bank comes from an augmented view at some moment of the training; these vectors come from the pictures
     as they are. vectors: "search" or "embedding", as `Encoder.embed` takes it; a run without a map to search vectors,
     as one of an older version, is given one first. A picture that can't be read keeps its bank row, or is like no other
     (zeros) among search vectors; it is removed if it had been added.
     """
+    return _recomputed(run, vectors, train_source, dtype, device, say)[1]
+
+
+def _recomputed(run: str | Path, vectors: str, train_source: Any, dtype: str, device: str, say: Say) -> tuple[Run, int]:
+    """`recompute`, and the run as it was opened for it, under the lock."""
     _check_dtype(dtype)
     with ranks.together(), changing(run, by_ranks=True) as folder:
         say = say if ranks.is_main() else None
@@ -153,28 +182,29 @@ def recompute(
             values = torch.zeros(len(rows), own.shape[1])
             values[torch.from_numpy(order[found])] = made
             removed.append(first + np.setdiff1d(np.arange(len(rows)), order[found]))
-            added.append(replace(part, vectors=values.to(getattr(torch, dtype)), name=""))
+            values, stamps = values.to(getattr(torch, dtype)), stamps_of(opened, rows)
+            added.append(replace(part, vectors=values, name="", stamps=stamps))
             count, first = count + len(found), first + len(rows)
         changes = replace(
             before,
             step=collection.saved.step,
-            recomputed=Part(own.to(getattr(torch, dtype))),
+            recomputed=Part(own.to(getattr(torch, dtype)), stamps=stamps_of(source, collection.rows)),
             added=tuple(added),
             removed=np.unique(np.concatenate(removed)),
             whitening=digest,
         )
         ranks.on_main(lambda: _keep(folder, changes, "recomputed", *(part.name for part in before.added)))
-        return count
+        return collection.run, count
 
 
 def _map_for(collection: Collection, source: Source, vectors: str, device: str, say: Say) -> str:
-    """The digest of the map by which search vectors are made, fitted now where the run has none; "" for embeddings."""
+    """The digest of the map to search vectors, fitted now where there is none of this version; "" for embeddings."""
     encoder = collection.encoder(device)
     if vectors == "embedding":
         return ""
     if vectors != "search":
         raise InputError(f'The vectors are "search" or "embedding", not "{vectors}".')
-    if encoder.whitening is None:
+    if encoder.whitening is None or encoder.whitening.facts.format < FORMAT:
         if float(collection.saved.facts.get("epoch", 1)) < 1:
             if say is not None:
                 say("No search vectors yet: the first epoch of the run has not ended. The embedding takes their place.")
@@ -190,7 +220,7 @@ def _map_for(collection: Collection, source: Source, vectors: str, device: str, 
 
 
 def searchable(
-    run: str | Path,
+    run: str | Path | Run,
     *,
     bank: bool = False,
     train_source: Any = None,
@@ -205,6 +235,7 @@ def searchable(
     """
     collection = Collection(run, train_source=train_source, by_ranks=by_ranks)
     if bank or collection.up_to_date or not collection.map_digest:
+        log_lines(say, collection.changed_pictures())
         return collection
     try:
         collection.training_source()
@@ -214,8 +245,12 @@ def searchable(
         if say is not None:
             say(f"Searching by the rows of the bank, as search vectors can't be made: {error}")
         return collection
-    recompute(run, train_source=train_source, device=device, say=say)
-    return Collection(run, train_source=train_source, by_ranks=by_ranks)
+    return _with_new_vectors(collection, device, say, by_ranks)
+
+
+def _with_new_vectors(collection: Collection, device: str, say: Say, by_ranks: bool) -> Collection:
+    run, _ = _recomputed(collection.folder.path, "search", collection.moved_to, DTYPES[0], device, say)
+    return Collection(run, by_ranks=by_ranks)
 
 
 def without_augmentation(
@@ -234,25 +269,31 @@ def without_augmentation(
     """
     collection = Collection(run, train_source=train_source, by_ranks=by_ranks)
     if bank or collection.up_to_date:
+        log_lines(say, collection.changed_pictures())
         return collection
-    recompute(run, train_source=train_source, device=device, say=say)
-    return Collection(run, train_source=train_source, by_ranks=by_ranks)
+    return _with_new_vectors(collection, device, say, by_ranks)
 
 
-def remove(run: str | Path, *, where: str | None = None, paths: Sequence[str] | None = None, say: Say = print) -> int:
-    """Take pictures out of the collection, by a pattern of their ids or by their paths; how many. No file is touched.
+def remove(
+    run: str | Path,
+    *,
+    where: str | None = None,
+    paths: Sequence[str] | None = None,
+    folders: Sequence[str | Path] = (".",),
+    train_source: Any = None,
+    say: Say = print,
+) -> int:
+    """Take pictures out of the collection, by a pattern of their ids or by their names; how many. No file is touched.
 
-    Raises InputError where none is meant.
+    paths: paths or ids, as people spell them, former or, with train_source, present ones; relative ones may
+    begin in any of `folders`. Raises InputError where none is meant.
     """
     with changing(run) as folder:
-        collection = Collection(folder.path)
+        collection = Collection(folder.path, train_source=train_source)
         index = collection.index
-        rows = np.zeros(0, np.int64)
-        if where is not None:
-            rows = np.flatnonzero(index.matching(where=where))
+        rows = np.zeros(0, np.int64) if where is None else np.flatnonzero(index.matching(where=where))
         if paths is not None:
-            known = index.rows_of(paths)
-            known = np.where(known < 0, index.rows_of([os.path.abspath(path) for path in paths]), known)
+            known = collection.rows_of(paths, folders)
             if say is not None and (known < 0).any():
                 lost = paths[int(np.flatnonzero(known < 0)[0])]
                 say(f"{(known < 0).sum():,} of the {len(paths):,} are not in the collection, the first is {lost}.")
@@ -262,8 +303,7 @@ def remove(run: str | Path, *, where: str | None = None, paths: Sequence[str] | 
                 f"No picture of the collection matches {where if where is not None else 'these paths'}: "
                 "`instdisc search` shows how they are called."
             )
-        removed = np.union1d(collection.changes.removed, rows)
-        if len(removed) == len(index):
+        if len(removed := np.union1d(collection.changes.removed, rows)) == len(index):
             raise InputError("That is every picture of the collection: at least one has to stay.")
         _write(folder, collection, replace(collection.changes, removed=removed))
         return len(rows)
@@ -305,7 +345,7 @@ def describe(run: str | Path) -> dict[str, str]:
     collection = Collection(run)
     index, changes = collection.index, collection.changes
     added = sum(len(part.vectors) for part in changes.added)
-    own = "the rows of the bank"
+    own = "made elsewhere" if collection.given else "the rows of the bank"
     if changes.recomputed:
         own = "search vectors" if changes.whitening else "embeddings of the pictures as they are"
     size = sum(part.nbytes for part in index.parts)
@@ -358,40 +398,3 @@ def _write(folder: RunFolder, collection: Collection, changes: Changes) -> None:
     """Marks alone: they hold at any step, unless there are vectors, whose step must stay."""
     vectors = changes.recomputed or changes.added
     write_changes(folder.index, changes if vectors else replace(changes, step=collection.saved.step))
-
-
-def embedded(
-    collection: Collection, source: Source, name: str, device: str, say: Say, kind: str | None = None
-) -> tuple[Int[np.ndarray, " read"], Float[Tensor, "read dim"], list[str]]:
-    """The rows of `source` that could be read, their vectors, and their labels in words. Only inside `changing`.
-
-    name: of the files that it works with, so that it goes on where it was interrupted; `forget` removes them.
-    kind: "search" or "embedding"; what the collection has, if not said.
-    """
-    out = collection.folder.index / f"{name}.npy"
-    place, kind = ranks.device(device), kind or collection.vectors
-    written = embed_to(out, collection.encoder(device), source, place, vectors=kind, restart="other")
-    if say is not None:
-        say(f"{written.count:,} of {len(source):,} pictures of {source.name} were embedded.")
-        if written.unreadable:
-            say(f"{written.unreadable:,} could not be read: see {out}.quarantine.csv.")
-    opened = open_embeddings(out)
-    numbers = {identifier: row for row, identifier in enumerate(_bytes(source.fetch_table()["id"]))}
-    rows = np.array([numbers[identifier] for identifier in _bytes(opened.ids)])
-    codes = np.full(len(rows), -1) if source.labels is None else source.labels[rows]
-    vectors = torch.from_numpy(np.array(opened.vectors))
-    ranks.barrier()  # nobody removes the file before all have read it
-    return rows, vectors, [source.class_name(code) for code in codes.tolist()]
-
-
-def _bytes(column: pa.ChunkedArray) -> list[bytes]:
-    """Names as bytes: one table has them as text, and another not, where one of them is not UTF-8."""
-    return pc.cast(column, pa.large_binary()).to_pylist()
-
-
-def forget(folder: RunFolder, *names: str) -> None:
-    """Remove the files that `embedded` left, once its vectors are kept or not needed any more."""
-    for name in names:
-        for ending in (".npy", ".ids.parquet"):
-            with suppress(OSError):
-                (folder.index / f"{name}{ending}").unlink(missing_ok=True)

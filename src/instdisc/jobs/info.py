@@ -6,29 +6,37 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from instdisc import checkpoint
-from instdisc.data.source import open_source
+from instdisc.data.sources.open import open_source
 from instdisc.errors import InputError
-from instdisc.jobs.sources import look_at, read_facts
+from instdisc.files import read_json
+from instdisc.jobs.run import Run
+from instdisc.jobs.sources import look_at
 from instdisc.progress import duration
-from instdisc.runs import RunFolder, read_json
+from instdisc.runs import RunFolder
 from instdisc.training import read_metrics
 
 
-def info(place: Any) -> dict[str, str]:
-    """Facts for a person, name -> words, of a run folder or of a source."""
+def info(place: Any, split: str | None = None) -> dict[str, str]:
+    """Facts for a person, name -> words, of a run folder or of a source, or several places. split: a part of it."""
     folder = RunFolder(place) if isinstance(place, str | Path) else None
     if folder is not None and folder.exists():
-        try:
-            return _of_run(folder)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever its files say, or don't
-            raise InputError(f"{folder.path} can't be described ({error!r}): the run folder is damaged.") from None
-    return _of_source(place)
+        return about_run(Run(folder.path, verify=()))
+    return _of_source(place, split)
 
 
-def _of_run(folder: RunFolder) -> dict[str, str]:
-    config = read_facts(folder)
-    settings, data = config["settings"], config["data"]
+def about_run(run: Run) -> dict[str, str]:
+    """`info` of a run that is open already."""
+    try:
+        return _of_run(run)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever its files say, or don't
+        raise InputError(f"{run.path} can't be described ({error!r}): the run folder is damaged.") from None
+
+
+def _of_run(run: Run) -> dict[str, str]:
+    folder, config = run.folder, run.facts
+    if run.given:
+        return _of_vectors(run)
+    settings, data, opened = config["settings"], config["data"], config["chosen"].get("opened")
     facts = {
         "run": str(folder.path),
         "made": f"{config['created']} by instdisc {config['instdisc']}",
@@ -36,10 +44,12 @@ def _of_run(folder: RunFolder) -> dict[str, str]:
         + (f" ({data['rows'] - data['readable']} could not be read)" if data["rows"] != data["readable"] else ""),
         "preset": settings["preset"],
         "encoder": f"{settings['backbone']}, {settings['size']} px, {settings['head']} head, {settings['dim']} numbers",
-        "objective": f"{settings['objective']}, temperature {settings['temperature']:g}",
+        "objective": f"{settings['objective']}, temperature {settings['temperature']:g}"
+        if opened is None
+        else f"none: the encoder is a published one, with weights of {opened['weights'] or 'timm'}",
         "ran on": f"{config['chosen']['device_name']}, {config['chosen']['precision']}",
     }
-    saved = checkpoint.latest(folder.checkpoints, verify=())
+    saved = run.last_checkpoint
     if saved is None:
         facts["checkpoint"] = "none yet"
     else:
@@ -63,6 +73,18 @@ def _of_run(folder: RunFolder) -> dict[str, str]:
     return facts
 
 
+def _of_vectors(run: Run) -> dict[str, str]:
+    config = run.facts
+    return {
+        "run": str(run.path),
+        "made": f"{config['created']} by instdisc {config['instdisc']}",
+        "vectors": f"{config['data']['rows']:,} of {config['chosen']['opened']['vectors']}, {config['encoder']['dim']} "
+        "dimensions, made elsewhere",
+        "pictures": "none" if config["source"]["given"] is None else str(config["source"]["given"]),
+        "encoder": "none: it can't search by other pictures",
+    }
+
+
 def _loss_of(lines: list[dict[str, Any]], fill_epochs: float) -> str:
     """How the loss has fallen. While the bank fills it lacks the terms of the bank, and would seem to rise later."""
     losses = [(line["loss"], line["epoch"]) for line in lines if "loss" in line]
@@ -75,18 +97,19 @@ def _loss_of(lines: list[dict[str, Any]], fill_epochs: float) -> str:
     return f"{whole[0]:.3f} at first, {whole[-1]:.3f} at last{since}"
 
 
-def _of_source(place: Any) -> dict[str, str]:
-    source = open_source(place)
+def _of_source(place: Any, split: str | None) -> dict[str, str]:
+    source = open_source(place, split=split)
     look = look_at(source)
     facts = {
         "source": source.name,
         "pictures": f"{len(source):,}",
-        "sizes": f"{look.smallest[0]}×{look.smallest[1]} to {look.largest[0]}×{look.largest[1]} px, "
-        f"usual shorter side {look.side} px (of {look.looked} looked at)",
+        "sizes": f"{look.sizes}, usual shorter side {look.side} px (of {look.looked} looked at)",
     }
     if look.unreadable:
         facts["unreadable"] = f"{look.unreadable} of the {look.looked} looked at"
-    if source.labels is None:
+    if source.labels_problem is not None:
+        facts["labels"] = f"invalid (training needs none). {source.labels_problem}"
+    elif source.labels is None:
         facts["labels"] = "none (training needs none)"
     else:
         counts = Counter(source.labels[source.labels >= 0].tolist())

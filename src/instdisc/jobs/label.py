@@ -1,12 +1,12 @@
 """`instdisc label`: a few labels by hand, a vote for every other picture, and proposals of what to label next.
 
 RUN/labels/hand.csv     path, label, time: what was said by hand; nothing else ever changes it
+RUN/labels/journal.jsonl    each change of it, with its inverse (jobs/journal.py)
 RUN/labels/next.csv     proposals, with an empty column to fill in; next.png shows them in the same order
 """
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,15 +20,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from instdisc.errors import InputError
+from instdisc.data.sources.labels import LabelLines, read_label_lines
+from instdisc.errors import InputError, counted
+from instdisc.files import csv_text, replacing, write_text
 from instdisc.jobs import index as index_job
-from instdisc.jobs.collection import Collection, read_hand_labels
-from instdisc.jobs.duplicates import csv_text, write_text
+from instdisc.jobs import journal
+from instdisc.jobs.collection import Collection
+from instdisc.jobs.journal import Act
+from instdisc.jobs.run import Run
 from instdisc.jobs.search import picture_or_grey
+from instdisc.jobs.sources import log_lines
 from instdisc.jobs.votes import NEIGHBOURS, TEMPERATURE, VOTES, WAYS, Labelled, proposals, spreading_graph, vote
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
-from instdisc.search.index import Entry, Index
+from instdisc.search.catalogue import Entry
+from instdisc.search.index import Index
 from instdisc.shapes import Float, Tensor
 
 _SHOWN = 5  # neighbours beside each proposal
@@ -36,37 +42,49 @@ Say = Callable[[str], None] | None
 
 
 def assign(
-    run: str | Path, labels: Mapping[str, str], *, replace: bool = False, say: Say = print
+    run: str | Path, labels: Mapping[str, str] | LabelLines, *, replace: bool = False, say: Say = print
 ) -> tuple[int, list[str]]:
-    """Label pictures by hand, by their paths. How many are new, and the paths that keep another label they had.
+    """Label pictures by hand. How many are new, and the paths that keep another label they had.
 
-    replace: put the new label in the place of the other. Raises InputError for a path that is not in the collection.
+    labels: path (or id) -> label, of which each must be in the collection; or what `read_table` read, whose lines that
+    fit no picture are skipped and told. replace: put the new label in the place of the other.
+    Raises InputError for a name that is not in the collection, or where no line of a table fits.
     """
     with index_job.changing(run) as folder:
         collection = Collection(folder.path)
         index = collection.index
-        given = {path: label.strip() for path, label in labels.items() if label.strip()}
-        rows = index.rows_of(list(given))
-        rows = np.where(rows < 0, index.rows_of([os.path.abspath(os.path.expanduser(path)) for path in given]), rows)
-        if (rows < 0).any():
-            lost = list(given)[int(np.flatnonzero(rows < 0)[0])]
-            raise InputError(
-                f"{int((rows < 0).sum()):,} pictures are not in the collection of {folder.path}, the first is {lost}: "
-                "name them by the paths that `instdisc search` shows."
-            )
-        paths = [entry.path for entry in index.entries(rows)]
-        new, kept = change_hand_labels(folder, dict(zip(paths, given.values(), strict=True)), replace=replace)
+        if isinstance(labels, LabelLines):
+            texts = labels.labels
+            rows, sentences = labels.match(*index.names, len(index), ~index.removed)
+            log_lines(say, sentences)
+        else:
+            given = {path: label.strip() for path, label in labels.items() if label.strip()}
+            rows, texts = index.rows_named(list(given)), list(given.values())
+            if (rows < 0).any():
+                lost = list(given)[int(np.flatnonzero(rows < 0)[0])]
+                raise InputError(
+                    f"{counted(int((rows < 0).sum()), 'name is', 'names are')} not in the collection of {folder.path}, "
+                    f"the first is {lost}: name pictures by the paths that `instdisc search` shows."
+                )
+        fit = np.flatnonzero(rows >= 0)
+        paths = [entry.path for entry in index.entries(rows[fit])]
+        chosen = {path: texts[place] for path, place in zip(paths, fit.tolist(), strict=True)}
+        new, kept, _ = change_hand_labels(folder, chosen, replace=replace)
     if say is not None and kept:
-        say(f"{len(kept):,} pictures keep the label they had, the first is {kept[0]}: --replace changes it.")
+        before = counted(len(kept), "picture keeps its label", "pictures keep their labels")
+        say(f"{before} of before, the first is {kept[0]}: --replace changes that.")
     return new, kept
 
 
 def change_hand_labels(
-    folder: RunFolder, given: Mapping[str, str | None], *, replace: bool = False
-) -> tuple[int, list[str]]:
-    """`assign` for paths as the collection has them; None takes a label away. Only inside `index.changing`."""
-    known = read_hand_labels(folder)
-    kept, new = [], 0
+    folder: RunFolder, given: Mapping[str, str | None], *, replace: bool = False, bulk: bool = False
+) -> tuple[int, list[str], Act | None]:
+    """`assign` for paths as the collection has them, with the act to undo; None takes a label away.
+
+    bulk: they are labelled together, without a look at each (jobs/journal.py). Only inside `index.changing`.
+    """
+    known = journal.read(folder)
+    kept, new, done = [], 0, Counter[str | None]()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for path, label in given.items():
         before = known.get(path, (None, ""))[0]
@@ -74,30 +92,23 @@ def change_hand_labels(
             continue
         if before is not None and not replace:
             kept.append(path)
-        elif label is None:
+            continue
+        done[label] += 1
+        if label is None:
             del known[path]
         else:
             known[path] = (label, now)
             new += 1
-    lines = [(path, label, time) for path, (label, time) in known.items()]
-    write_text(folder.hand_labels, csv_text(["path", "label", "time"], lines))
-    return new, kept
+    pictures = counted(done.total(), "picture")
+    text = f"Removed the label of {pictures}" if set(done) == {None} else f"Labelled {pictures}"
+    if len(done) == 1 and None not in done:
+        text += f" “{next(iter(done))}”"
+    return new, kept, journal.write(folder, known, text=text, bulk=bulk)
 
 
-def read_table(file: str | Path) -> dict[str, str]:
-    """path -> label of a CSV file; lines without a label, and those that a vote labelled, are passed over."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            reader = csv.DictReader(lines)
-            if not {"path", "label"} <= set(reader.fieldnames or []):
-                raise InputError(f"{file} needs a first line with the columns path and label.")
-            return {
-                line["path"]: line["label"]
-                for line in reader
-                if line["path"] and line["label"] and line.get("by") != "vote"
-            }
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{file} can't be read ({error}): check the path.") from None
+def read_table(file: str | Path) -> LabelLines:
+    """The labels in a table (sources/tables.py); lines without a label, and those labelled by vote, are skipped."""
+    return read_label_lines(file, by=("path", "location", "file_name", "filename", "file", "id"), votes=False)
 
 
 def label(
@@ -127,14 +138,23 @@ def label(
     graph = None
     if votes == "spread" and (known[2] >= 0).any():
         graph = spreading_graph(collection.folder, known[1], device=device, show=say is not None)
-    return vote(*known, graph=graph, neighbours=neighbours, temperature=temperature, device=device)
+    together = journal.labelled_together(collection.folder, collection.run.hand_labels())
+    asked = np.setdiff1d(known[0], collection.index.rows_of(list(together)))
+    return vote(
+        *known,
+        graph=graph,
+        asked=np.isin(known[0], asked),
+        neighbours=neighbours,
+        temperature=temperature,
+        device=device,
+    )
 
 
 def known_labels(collection: Collection) -> tuple[np.ndarray, Float[Tensor, "pictures dim"], np.ndarray, list[str]]:
     """(rows, vectors, code of the label given by hand or -1, names of the classes) of the pictures that are there."""
     index = collection.index
     rows = np.flatnonzero(~index.removed)
-    hand = read_hand_labels(collection.folder)
+    hand = collection.run.hand_labels()
     names = sorted({given for given, _ in hand.values()})
     codes = np.full(len(index), -1)
     places = index.rows_of(list(hand))
@@ -208,15 +228,8 @@ def save(run: str | Path, labelled: Labelled, out: str | Path) -> None:
     pictures = index.pictures.take(pa.array(labelled.rows))
     names, ways = (pa.array(words).dictionary_encode() for words in _in_words(labelled))
     columns = {"id": pictures["id"], "path": pictures["location"], "label": names, "by": ways}
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            pq.write_table(pa.table(columns | {"confidence": labelled.confidence}), file)
-        os.replace(aside, out)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"{out} could not be written ({error.strerror or error}): choose another place.") from None
+    with replacing(out) as temporary, open(temporary, "wb") as file:
+        pq.write_table(pa.table(columns | {"confidence": labelled.confidence}), file)
 
 
 def _in_words(labelled: Labelled) -> tuple[list[str], list[str]]:
@@ -232,6 +245,4 @@ def counts(labelled: Labelled) -> list[tuple[str, int, int]]:
 
 def hand_labels(run: str | Path) -> dict[str, str]:
     """path -> label, as given by hand."""
-    folder = RunFolder(run)
-    folder.read_config()
-    return {path: given for path, (given, _) in read_hand_labels(folder).items()}
+    return {path: given for path, (given, _) in Run(run).hand_labels().items()}

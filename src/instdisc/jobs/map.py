@@ -5,7 +5,6 @@ RUN/map/map.safetensors    rows (n,) int64, points (n, 2) float32; of which chec
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,18 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from instdisc import ranks
-from instdisc.errors import InputError
+from instdisc.errors import InputError, counted
+from instdisc.files import replacing, save_tensors
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.duplicates import graph_of
-from instdisc.progress import Bar
-from instdisc.search.pairs import neighbours_of_all
+from instdisc.jobs.tsne import embed_in_plane
+from instdisc.search.pairs import Vectors, neighbours_of_all
 from instdisc.shapes import Float, Int
 
-_PERPLEXITY, _STEPS = 30, 750
+_PERPLEXITY = 30
+_BLOCK = 65_536
 _NEIGHBOURS_SHARE = 0.15  # of the work, for the progress
 Progress = Callable[[float], None] | None
 
@@ -43,12 +43,14 @@ def make_map(
     """Compute and keep the map; the file. progress: is told the share that is done.
 
     bank, approximate: as in `duplicates`. Places in the plane are not the truth: only which points stand together is.
-    Raises InputError where openTSNE is missing or the collection is too small.
+    Pictures that are all alike are a heap of points. Raises InputError where openTSNE is missing, where the collection
+    is too small, and where vectors are no numbers.
     """
     collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
     rows, vectors = collection.index.present(ranks.device(device))
     if len(rows) < 8:
-        raise InputError(f"{len(rows)} pictures are too few for a map.")
+        raise InputError(f"{counted(len(rows), 'picture is', 'pictures are')} too few for a map.")
+    _check_finite(vectors, run)
     perplexity = min(_PERPLEXITY, (len(rows) - 1) // 3)
     found = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
     scores, places = found(min(3 * perplexity, len(rows) - 1), show=say is not None)
@@ -57,22 +59,33 @@ def make_map(
     sample = vectors.read(0, min(len(rows), 20_000)).cpu()
     axes = torch.pca_lowrank(sample - sample.mean(0), q=2)[2]
     start = np.concatenate(
-        [(vectors.read(a, min(a + 65_536, len(rows))).cpu() @ axes).numpy() for a in range(0, len(rows), 65_536)]
+        [(vectors.read(a, min(a + _BLOCK, len(rows))).cpu() @ axes).numpy() for a in range(0, len(rows), _BLOCK)]
     )
-    points = _points(scores, places, start, perplexity, progress, show=say is not None)
+
+    def tell(share: float) -> None:
+        if progress is not None:
+            progress(_NEIGHBOURS_SHARE + (1 - _NEIGHBOURS_SHARE) * share)
+
+    points = embed_in_plane(scores, places, start, perplexity=perplexity, tell=tell, show=say is not None)
     file = collection.folder.map
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        tensors = {"rows": torch.from_numpy(rows), "points": torch.from_numpy(np.ascontiguousarray(points, np.float32))}
-        save_file(tensors, aside, metadata={"step": str(collection.saved.step)})
-        os.replace(aside, file)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"{file} could not be written ({error}): make room there, then try again.") from None
+    tensors = {"rows": torch.from_numpy(rows), "points": torch.from_numpy(np.ascontiguousarray(points, np.float32))}
+    with replacing(file) as temporary:
+        save_tensors(tensors, temporary, {"step": str(collection.saved.step)})
     if say is not None:
         say(f"The map of {len(rows):,} pictures is in {file}: `instdisc serve {run}` shows it.")
     return file
+
+
+def _check_finite(vectors: Vectors, run: str | Path) -> None:
+    wrong = 0
+    for start in range(0, vectors.count, _BLOCK):
+        block = vectors.read(start, min(start + _BLOCK, vectors.count))
+        wrong += int((~torch.isfinite(block).all(dim=1)).sum())
+    if wrong:
+        raise InputError(
+            f"The vectors of {counted(wrong, 'picture')} are no numbers (NaN or infinity): compute them "
+            f"again with `instdisc index {run} --recompute`. If they stay so, the training has failed: train again."
+        )
 
 
 def read_map(collection: Collection) -> tuple[Int[np.ndarray, " pictures"], Float[np.ndarray, "pictures 2"]] | None:
@@ -92,35 +105,3 @@ def read_map(collection: Collection) -> tuple[Int[np.ndarray, " pictures"], Floa
     ):
         return None
     return rows, points
-
-
-def _points(
-    scores: np.ndarray, places: np.ndarray, start: np.ndarray, perplexity: int, progress: Progress, *, show: bool
-) -> Float[np.ndarray, "pictures 2"]:
-    try:
-        from openTSNE import TSNEEmbedding
-        from openTSNE.affinity import PerplexityBasedNN
-        from openTSNE.initialization import rescale
-        from openTSNE.nearest_neighbors import PrecomputedNeighbors
-    except ImportError:
-        raise InputError("The map needs openTSNE: pip install 'instdisc[map]'.") from None
-    distances = np.sqrt(np.maximum(2 - 2 * scores.astype(np.float64), 0))
-    affinities = PerplexityBasedNN(
-        knn_index=PrecomputedNeighbors(places, distances), perplexity=perplexity, n_jobs=os.cpu_count() or 1
-    )
-    embedding = TSNEEmbedding(
-        rescale(start.astype(np.float64)), affinities, negative_gradient_method="fft", random_state=0, n_jobs=-1
-    )
-    early = _STEPS // 3
-    with Bar(_STEPS, "Drawing the map", "steps", enabled=show) as bar:
-
-        def after(step: int, *_: Any) -> bool:
-            bar.advance(10)
-            if progress is not None:
-                progress(_NEIGHBOURS_SHARE + (1 - _NEIGHBOURS_SHARE) * min(1.0, bar.done / _STEPS))
-            return False
-
-        options = {"inplace": True, "callbacks": [after], "callbacks_every_iters": 10}
-        embedding.optimize(early, exaggeration=12, momentum=0.5, **options)
-        embedding.optimize(_STEPS - early, momentum=0.8, **options)
-    return np.asarray(embedding, dtype=np.float32)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,15 @@ import torch
 
 from instdisc import checkpoint, draws, ranks
 from instdisc.errors import InputError
+from instdisc.evaluation.knn import KNNResult
 from instdisc.evaluation.linear import LinearClassifier
 from instdisc.evaluation.probe import LinearProbe
 from instdisc.evaluation.quality import drift, neighbour_stability
 from instdisc.evaluation.retrieval import retrieval
 from instdisc.evaluation.svm import LinearSVM
+from instdisc.jobs.run import Run
 from instdisc.jobs.vectors import Vectors
-from instdisc.runs import RunFolder
 
-MEASURES = ("knn", "svm", "linear", "semi", "retrieval", "quality")
 HELD_OUT = 0.2  # of the training pictures, where there are no test pictures
 _SEED = 0
 _CLASSIFIERS: dict[str, type[LinearSVM] | type[LinearProbe]] = {"svm": LinearSVM, "linear": LinearProbe}
@@ -33,6 +34,8 @@ KINDS = {
     "raw_pixels_centred": "raw pixels, centred",
     "untrained": "untrained encoder, embedding",
     "untrained_whitened": "untrained encoder, whitened",
+    "published": "published encoder, frozen",
+    "published_whitened": "published encoder, whitened",
 }
 
 
@@ -42,11 +45,33 @@ def knn_rows(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(words, measured[name]) for name, words in KINDS.items() if name in measured]
 
 
+def best_vectors(report: dict[str, Any]) -> str:
+    """Which vectors are best for this collection, and which the pictures don't tell apart from those, in words.
+
+    Not told apart: the 95 % interval reaches the best share.
+    """
+    (name, best), *others = sorted(knn_rows(report), key=lambda row: -row[1]["top1"])
+    close = [words for words, found in others if found["interval"][1] >= best["top1"]]
+    sentence = f"Best for this collection: {name}, {100 * best['top1']:.2f} %."
+    if close:
+        sentence += f" By {best['count']:,} pictures not told apart from: {', '.join(close)}."
+    return sentence
+
+
+def plain(result: KNNResult) -> dict[str, Any]:
+    """What a report keeps of a kNN."""
+    return {"top1": result.top1, "top5": result.top5, "interval": list(result.interval), "count": result.count}
+
+
+Measure = Callable[[Vectors, Vectors | None, torch.device], dict[str, Any]]
+
+
 def check_measures(asked: list[str]) -> None:
     """Refuse names that are none, and what needs all vectors in one process when there are several."""
+    known = ("knn", *MEASURES, "semi", "quality")
     for name in asked:
-        if name not in MEASURES:
-            raise InputError(f'There is no measurement "{name}": choose from {", ".join(MEASURES)}.')
+        if name not in known:
+            raise InputError(f'There is no measurement "{name}": choose from {", ".join(known)}.')
     if ranks.world() > 1 and set(asked) - {"knn"}:
         raise InputError("Beside knn all measurements need one process: evaluate without torchrun, or with knn alone.")
 
@@ -61,13 +86,14 @@ def further_measures(asked: list[str], train: Vectors, test: Vectors | None, pla
     device = place if place.type == "cuda" else torch.device("cpu")
     report: dict[str, Any] = {}
     for name in asked:
-        if name in _CLASSIFIERS:
-            report[name] = _linear(_CLASSIFIERS[name], train, test, device)
-        elif name == "retrieval":
-            report[name] = _retrieval(train, test, "trained", device)
-            if train.search is not None:
-                report["retrieval_search"] = _retrieval(train, test, "search", device)
+        if name in MEASURES:
+            report |= MEASURES[name](train, test, device)
     return report
+
+
+def _retrievals(train: Vectors, test: Vectors | None, device: torch.device) -> dict[str, Any]:
+    found = {"retrieval": _retrieval(train, test, "trained", device)}
+    return found if train.search is None else found | {"retrieval_search": _retrieval(train, test, "search", device)}
 
 
 def _retrieval(train: Vectors, test: Vectors | None, kind: str, device: torch.device) -> dict[str, Any]:
@@ -77,9 +103,7 @@ def _retrieval(train: Vectors, test: Vectors | None, kind: str, device: torch.de
     return asdict(found) | shares
 
 
-def bank_quality(
-    folder: RunFolder, saved: checkpoint.Checkpoint, rows: np.ndarray, bank: np.ndarray, train: Vectors
-) -> dict[str, Any]:
+def bank_quality(run: Run, rows: np.ndarray, bank: np.ndarray, train: Vectors) -> dict[str, Any]:
     """How stale the bank is, and how much its neighbours have changed since the checkpoint before, each in words.
 
     rows, bank: the source rows that have a bank row, and those rows; train: the recomputed vectors.
@@ -93,21 +117,20 @@ def bank_quality(
             "the bank then stands for the pictures as they are seen, and can be searched in place of new vectors."
         ],
     }
-    before = checkpoint.latest(folder.checkpoints, before=saved.step)
+    step = run.checkpoint.step
+    before = checkpoint.latest(run.folder.checkpoints, before=step)
     if before is not None:
         earlier = before.bank(0, len(rows))
         shared = neighbour_stability(earlier, torch.from_numpy(bank))
         found |= {"neighbour_stability": shared, "since_step": before.step}
         found["sentences"].append(
             f"Neighbour stability {shared:.2f}: that share of a picture's ten nearest is the same as at step "
-            f"{before.step:,} (this is step {saved.step:,}). High is good at the end of a run: it has settled."
+            f"{before.step:,} (this is step {step:,}). High is good at the end of a run: it has settled."
         )
     return found
 
 
-def _linear(
-    kind: type[LinearSVM] | type[LinearProbe], train: Vectors, test: Vectors | None, device: torch.device
-) -> dict[str, Any]:
+def _linear(name: str, train: Vectors, test: Vectors | None, device: torch.device) -> dict[str, Any]:
     if test is None:
         order = draws.permutation(len(train.rows), seed=_SEED, step=0)
         held_out = round(HELD_OUT * len(order))
@@ -116,14 +139,14 @@ def _linear(
     else:
         mode = "test pictures"
     levels: dict[str, Any] = {}
-    for name, known, asked in _levels(train, test):
-        classifier: LinearClassifier = kind(device=device).fit(known, train.labels)
-        levels[name] = asdict(classifier.evaluate(asked, test.labels)) | {"dim": known.shape[1]}
-    return {"mode": mode, "levels": levels}
+    for level, known, asked in _levels(train, test):
+        classifier: LinearClassifier = _CLASSIFIERS[name](device=device).fit(known, train.labels)
+        levels[level] = asdict(classifier.evaluate(asked, test.labels)) | {"dim": known.shape[1]}
+    return {name: {"mode": mode, "levels": levels}}
 
 
 def _levels(train: Vectors, test: Vectors) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The vectors and every level of features; a level that only repeats the one before is passed over."""
+    """The vectors and every level of features; a level that only repeats the one before is skipped."""
     before: np.ndarray | None = None
     for name, values in train.levels.items():
         if before is None or before.shape != values.shape or not np.array_equal(before[:100], values[:100]):
@@ -132,3 +155,18 @@ def _levels(train: Vectors, test: Vectors) -> Iterator[tuple[str, np.ndarray, np
     yield "embedding", train.trained, test.trained
     if train.search is not None and test.search is not None:
         yield "search vectors", train.search, test.search
+
+
+# What `evaluate --with` names -> its sections of the report; the `sentences` of a section are printed too.
+# knn, semi and quality ask for more than vectors: evaluate() itself has those.
+MEASURES: dict[str, Measure] = {
+    "svm": partial(_linear, "svm"),
+    "linear": partial(_linear, "linear"),
+    "retrieval": _retrievals,
+}
+
+
+def own_bank_rows(run: Run, pictures: int) -> tuple[np.ndarray, np.ndarray]:
+    """For this rank's share of the source: the source rows that have a bank row, and those rows (n, dim) float32."""
+    low, high = np.searchsorted(run.rows, ranks.share(pictures)).tolist()
+    return run.rows[low:high], run.checkpoint.bank(low, high).numpy()

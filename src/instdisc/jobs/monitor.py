@@ -13,16 +13,18 @@ import torch
 
 from instdisc import draws, ranks
 from instdisc.data.augment import centre
-from instdisc.data.batches import Batch
-from instdisc.data.pictures import Pictures
-from instdisc.data.source import Source
+from instdisc.data.loading.batches import Batch
+from instdisc.data.loading.dataset import Pictures
+from instdisc.data.sources.source import Source
 from instdisc.encoder import evaluating
 from instdisc.evaluation.knn import KNN
 from instdisc.evaluation.quality import health
 from instdisc.shapes import Float, Tensor
 from instdisc.training import Measurement, Settings, Training
+from instdisc.transfer import fetch
 
 _SAMPLE, _PAIRS, _NEIGHBOURS = 2048, 512, 200
+_FEWEST = 10  # labelled pictures that can vote; with fewer nothing is measured
 _BATCH = 256
 _APART = 1 << 40  # as step and epoch of draws: no step of a run has this number
 
@@ -35,6 +37,8 @@ def make_monitor(
     sample = np.sort(order[: max(2, min(_SAMPLE, pictures.count // 4))])
     labels = None if source.labels is None else source.labels[pictures.rows]
     neighbours = min(_NEIGHBOURS, pictures.count - len(sample))
+    if labels is not None:  # pictures without a label do not vote
+        neighbours = min(neighbours, max(_FEWEST, int((np.delete(labels, sample) >= 0).sum())))
 
     def vote(training: Training, known: np.ndarray, vectors: Tensor, asked: np.ndarray) -> float:
         """kNN accuracy by the rows of the bank: each rank has its rows vote, and brings a share of the queries."""
@@ -74,8 +78,9 @@ def _embed(
     pieces = [instances[start : start + _BATCH] for start in range(0, len(instances), _BATCH)]
     with evaluating(training.encoder):
         for batch in training.pictures.batches(pieces):
-            vectors.append(training.encoder(view(training, batch)).cpu())
-            rows.append(batch.indices.cpu().numpy())
+            found, numbers = fetch(training.encoder(view(training, batch)), batch.indices)
+            vectors.append(found)
+            rows.append(numbers.numpy())
     return torch.cat(vectors), np.concatenate(rows)
 
 

@@ -17,13 +17,14 @@ from instdisc import ranks
 from instdisc.encoder.backbones import evaluating
 from instdisc.encoder.embed import autocast, stream
 from instdisc.errors import InputError
+from instdisc.files import csv_text, write_text
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection
-from instdisc.jobs.duplicates import csv_text, graph_of, refuse_graph, write_text
+from instdisc.jobs.duplicates import graph_of, refuse_graph
 from instdisc.jobs.search import Neighbour, picture_or_grey
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
-from instdisc.search.index import Entry
+from instdisc.search.catalogue import Entry
 from instdisc.search.pairs import neighbours_of_all
 from instdisc.search.strangeness import strangeness
 from instdisc.shapes import Float, Tensor
@@ -136,8 +137,12 @@ def _strangeness(
 ) -> Float[np.ndarray, " pictures"]:
     """Of the collection's pictures at `rows`, NaN where one can't be read. Each rank looks at its share of them.
 
-    The features lie in a file meanwhile.
+    The features lie in a file meanwhile. Of vectors that were made elsewhere: by these vectors, which are all there is.
     """
+    if collection.given:
+        first, last = ranks.share(len(rows))
+        scores = strangeness({"vectors": collection.index.vectors(rows[first:last]).numpy()})
+        return ranks.gather(torch.from_numpy(scores)).numpy()
     encoder = collection.encoder(device)
     place = ranks.device(device)
     begin, end = ranks.share(len(rows))

@@ -17,18 +17,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from instdisc import checkpoint, draws
-from instdisc.data.decode import UnreadableError, decode
-from instdisc.data.source import Source
+from instdisc import draws
+from instdisc.data.decoding.decode import UnreadableError, decode
+from instdisc.data.sources.source import Source
 from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
+from instdisc.files import read_json, write_whole
 from instdisc.jobs.index import searchable
-from instdisc.jobs.info import info
+from instdisc.jobs.info import about_run
 from instdisc.jobs.measures import knn_rows
-from instdisc.jobs.sources import read_facts, read_rows, reopen
+from instdisc.jobs.run import Run
 from instdisc.neighbours import top_k
 from instdisc.report import Accuracy, Confusion, Gallery, Map, PageRun, page, training_curves
-from instdisc.runs import RunFolder, read_json, write_whole
+from instdisc.runs import RunFolder
 from instdisc.shapes import Float, Tensor
 
 QUERIES, NEIGHBOURS = 10, 10  # of the gallery
@@ -52,44 +53,40 @@ def report(
     """
     if not runs:
         raise InputError("A report needs at least one run folder.")
-    tell = say if say is not None else (lambda _: None)
-    facts = [read_facts(RunFolder(run)) for run in runs]
-    names = {name for one in facts for name in one["settings"]}
-    different = frozenset(
-        name for name in names if len({str(one["settings"].get(name)) for one in facts}) > 1 and len(runs) > 1
-    )
+    log = say if say is not None else (lambda _: None)
+    opened = [Run(run, train_source=train_source, verify=None) for run in runs]
+    settings = [run.facts["settings"] for run in opened]
+    names = {name for one in settings for name in one}
+    different = frozenset(name for name in names if len(runs) > 1 and len({str(one.get(name)) for one in settings}) > 1)
     pages = []
-    for run, one in zip(runs, facts, strict=True):
-        tell(f"Looking at {run}.")
-        pages.append(_page_run(RunFolder(run), one, train_source, different, tell))
+    for run in opened:
+        log(f"Looking at {run.path}.")
+        pages.append(_page_run(run, different, log))
     title = " and ".join(str(run) for run in runs)
     write_whole(Path(out), page(pages, f"instdisc: {title}"))
     return Path(out)
 
 
-def _page_run(
-    folder: RunFolder, facts: dict[str, Any], train_source: Any, different: frozenset[str], tell: Callable[[str], None]
-) -> PageRun:
-    saved = checkpoint.latest(folder.checkpoints)
-    if saved is None:
+def _page_run(run: Run, different: frozenset[str], log: Callable[[str], None]) -> PageRun:
+    folder = run.folder
+    if run.last_checkpoint is None:
         raise InputError(f"{folder.path} has no checkpoint yet: there is nothing to report.")
-    source = reopen(folder, facts, train_source)
-    rows = read_rows(folder)  # bank row -> row of the source
-    collection = searchable(folder.path, train_source=train_source, say=tell)
+    source, rows = run.source(), run.rows
+    collection = searchable(run, say=log)
     vectors = collection.index.vectors(np.arange(len(rows)))
     kind = "search vectors" if collection.vectors == "search" else "vectors"
     labels = None if source.labels is None else source.labels[rows]
     order = draws.permutation(len(rows), seed=_SEED, step=0)
     sample = np.sort(order[:MOST_POINTS])
     accuracies, about, sentences = _evaluation(folder)
-    tell("  The gallery and the confusions.")
+    log("  The gallery and the confusions.")
     gallery = _gallery(source, rows, vectors, labels, order)
     confusions = [] if labels is None else _confusions(source, rows, vectors, labels, sample)
-    tell(f"  The map of {len(sample):,} pictures.")
+    log(f"  The map of {len(sample):,} pictures.")
     return PageRun(
         name=str(folder.path),
-        facts={name: words for name, words in info(folder.path).items() if name != "run"},
-        settings=facts["settings"],
+        facts={name: words for name, words in about_run(run).items() if name != "run"},
+        settings=run.facts["settings"],
         curves=_curves(folder),
         few_labels=_few_labels(folder),
         accuracies=accuracies,
@@ -128,12 +125,12 @@ def _few_labels(folder: RunFolder) -> bytes | None:
 
 
 def _curves(folder: RunFolder) -> bytes | None:
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as scratch:
         try:
-            training_curves(folder.metrics, Path(aside) / "curves.png")
+            training_curves(folder.metrics, Path(scratch) / "curves.png")
         except InputError:  # without matplotlib, or before the first epoch: a report without curves
             return None
-        return (Path(aside) / "curves.png").read_bytes()
+        return (Path(scratch) / "curves.png").read_bytes()
 
 
 def _gallery(

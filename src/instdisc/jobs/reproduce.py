@@ -1,4 +1,4 @@
-"""`instdisc reproduce`: the paper's tables, made anew by ordinary runs.
+"""`instdisc reproduce`: the paper's tables, made again by ordinary runs.
 
     OUT/runs/ROW-SEED/     a run folder for every row and seed, with measured.json once it is measured
     OUT/precision.json     what precision "auto" came to, for all runs
@@ -20,20 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from instdisc import __version__, ranks
-from instdisc.data.decode import decode
-from instdisc.data.source import Source, open_source
+from instdisc import ranks
+from instdisc.data.decoding.decode import decode
+from instdisc.data.sources.open import open_source
+from instdisc.data.sources.source import Source
 from instdisc.encoder import build_encoder
 from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
 from instdisc.evaluation.svm import LinearSVM
+from instdisc.files import read_json, write_json, write_whole
 from instdisc.jobs.tables import SCALES, TABLES, Row, Scale, Table
-from instdisc.jobs.train import FEWEST, Run, train
+from instdisc.jobs.train import FEWEST, RunResult, train
 from instdisc.progress import duration
 from instdisc.report import table_plot
-from instdisc.runs import RunFolder, read_json, write_json, write_whole
+from instdisc.runs import RunFolder
 from instdisc.training import Settings, choose_precision, read_metrics
 from instdisc.training.presets import paper_cifar10
+from instdisc.version import __version__
 
 NEIGHBOURS = 200
 MEASURES = {"knn": "kNN", "svm": "linear SVM"}
@@ -59,14 +62,7 @@ def reproduce(
     labelled pictures to train on and to be classified; without, the scale's own. overrides: settings of all runs.
     Raises InputError for what can't be; KeyboardInterrupt where a run was interrupted: call again to go on.
     """
-    if table not in TABLES:
-        raise InputError(f'There is no table "{table}": choose one of {", ".join(TABLES)}.')
-    if scale not in SCALES:
-        raise InputError(f'There is no scale "{scale}": choose one of {", ".join(SCALES)}.')
-    if seeds < 1:
-        raise InputError(f"A table needs at least one seed, not {seeds}.")
-    if ranks.world() > 1:
-        raise InputError("A table is made by one process: start it without torchrun.")
+    _check(table, scale, seeds)
     size, name = SCALES[scale], name_of(table, scale, published_optimizer)
     about = size.words(published_optimizer) + "".join(f", {key} {value}" for key, value in overrides.items())
     folder = Path(out) if out is not None else Path("runs") / name
@@ -79,20 +75,7 @@ def reproduce(
     say(f"Table {table} at scale {scale}: {about}. {len(rows)} rows with {seeds} seeds, in {folder}.")
     for absent in left_out:
         say(f"Left out: {absent.name}, which would be fewer than {FEWEST} pictures.")
-    measured: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
-    planned, made, spent = len(rows) * seeds, 0, 0.0
-    for number in range(planned):  # seed by seed: a table that is stopped early has whole columns
-        seed, position = divmod(number, len(rows))
-        row = rows[position]
-        started = time.monotonic()
-        remaining = f", about {duration(spent / made * (planned - number))} left" if made else ""
-        say(f"\nRun {number + 1} of {planned}: {row.name}, seed {seed}{remaining}.")
-        settings = replace(base.with_overrides(row.overrides | {"seed": seed}), preset=name)
-        found, fresh = _run(_folder(folder, row, seed), row, settings, pictures, device, say)
-        measured[row.name].append(found)
-        if fresh:
-            made, spent = made + 1, spent + time.monotonic() - started
-        say(f"  kNN {found['knn']:.2f} %, linear SVM {found['svm']:.2f} %")
+    measured = _measured(folder, rows, seeds, replace(base, preset=name), pictures, device, say)
     result = {
         "name": name,
         "table": table,
@@ -113,6 +96,44 @@ def reproduce(
     for ending in ("png", "svg"):
         table_plot(TABLES[table].title, result["rows"], MEASURES, folder / f"table.{ending}", curves=curves)
     return result
+
+
+def _check(table: str, scale: str, seeds: int) -> None:
+    if table not in TABLES:
+        raise InputError(f'There is no table "{table}": choose one of {", ".join(TABLES)}.')
+    if scale not in SCALES:
+        raise InputError(f'There is no scale "{scale}": choose one of {", ".join(SCALES)}.')
+    if seeds < 1:
+        raise InputError(f"A table needs at least one seed, not {seeds}.")
+    if ranks.world() > 1:
+        raise InputError("A table is made by one process: start it without torchrun.")
+
+
+def _measured(
+    folder: Path,
+    rows: Sequence[Row],
+    seeds: int,
+    base: Settings,
+    pictures: _Pictures,
+    device: str,
+    say: Callable[[str], None],
+) -> dict[str, list[dict[str, Any]]]:
+    """What every row reaches with every seed, by the row's name. Runs that are there are not made again."""
+    measured: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
+    planned, made, spent = len(rows) * seeds, 0, 0.0
+    for number in range(planned):  # seed by seed: a table that is stopped early has whole columns
+        seed, position = divmod(number, len(rows))
+        row = rows[position]
+        started = time.monotonic()
+        remaining = f", about {duration(spent / made * (planned - number))} left" if made else ""
+        say(f"\nRun {number + 1} of {planned}: {row.name}, seed {seed}{remaining}.")
+        settings = replace(base.with_overrides(row.overrides | {"seed": seed}), preset=base.preset)
+        found, fresh = _run(_folder(folder, row, seed), row, settings, pictures, device, say)
+        measured[row.name].append(found)
+        if fresh:
+            made, spent = made + 1, spent + time.monotonic() - started
+        say(f"  kNN {found['knn']:.2f} %, linear SVM {found['svm']:.2f} %")
+    return measured
 
 
 def name_of(table: str, scale: str, published_optimizer: bool) -> str:
@@ -150,7 +171,7 @@ class _Pictures:
     training: Source
     testing: Source
 
-    def measure(self, run: Run) -> dict[str, float]:
+    def measure(self, run: RunResult) -> dict[str, float]:
         """Accuracies of a run on the test pictures, percent."""
         encoder = run.encoder()
         known, asked = (encoder.embed(part, vectors="embedding") for part in (self.training, self.testing))
@@ -175,8 +196,7 @@ def _open(size: Scale, source: Any, test: Any) -> _Pictures:
             raise InputError("Give test pictures too: --test with a labelled source that is not trained on.")
         testing = open_source(given, split="test") if test is None else open_source(test)
     for part in (training, testing):
-        if part.labels is None:
-            raise InputError(f"{part.name} has no labels, and a table measures accuracy.")
+        part.need_labels()
     testing.number_like(training)
     return _Pictures(given, limit, training, testing)
 

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from instdisc import ranks
-from instdisc.data.decode import UnreadableError, decode
-from instdisc.data.source import open_source
+from instdisc.data.decoding.decode import UnreadableError, decode
+from instdisc.data.sources.open import open_source
 from instdisc.errors import InputError
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.index import searchable, store_key
 from instdisc.report import neighbour_sheet
-from instdisc.search.index import Entry
+from instdisc.search.catalogue import Entry
 from instdisc.search.postgres import Postgres
+from instdisc.shapes import Float, Tensor
 
 _GREY = np.full((64, 64, 3), 128, np.uint8)  # in the place of a picture that has gone
 
@@ -51,7 +52,8 @@ def search(
 ) -> list[list[Neighbour]]:
     """For each picture file the `neighbours` pictures of the collection with the highest cosine, best first.
 
-    A picture of the collection itself is never its own neighbour. where: only ids that match this pattern (`*`, `?`);
+    A picture of the collection itself is never its own neighbour; where the vectors were made elsewhere, only
+    these can be asked for, by path or id. where: only ids that match this pattern (`*`, `?`);
     label: only pictures of this class; tag: only pictures that have it. sheet: a PNG to draw the answers to.
     store: ask the copy on this PostgreSQL server, nearly exactly, in place of the run's own vectors. bank: search by
     what is there at once, the rows of the bank perhaps; without it the search vectors of the collection are computed
@@ -77,7 +79,9 @@ def search(
             answers = _asked(collection, store, pictures, neighbours, where, label, tag, paths, device)
         else:
             among = index.matching(where=where, label=label, tag=tag)
-            queries = ranks.on_main(lambda: collection.embed([os.fspath(one) for one in pictures], device))
+            if collection.given:
+                own = index.rows_named([os.fspath(one) for one in pictures])
+            queries = ranks.on_main(lambda: _queries(collection, pictures, own, device))
             scores, found = index.search(queries.to(ranks.device(device)), neighbours, among=among, exclude=own)
             answers = [
                 [Neighbour(**vars(entry), score=score) for entry, score in zip(index.entries(rows), line, strict=True)]
@@ -96,6 +100,15 @@ def search(
             neighbour_labels=[[one.label for one in line] for line in answers],
         )
     return answers
+
+
+def _queries(
+    collection: Collection, pictures: Sequence[str | Path], own: np.ndarray, device: str
+) -> Float[Tensor, "pictures dim"]:
+    """Their vectors: embedded, or those that the collection has, where it has no encoder. own: their rows, or -1."""
+    if collection.given and (own >= 0).all():
+        return collection.index.vectors(own)
+    return collection.embed([os.fspath(one) for one in pictures], device)
 
 
 def _asked(
@@ -128,7 +141,12 @@ def _asked(
 
 def picture_or_grey(collection: Collection, row: int) -> np.ndarray:
     """A picture of the collection, or a grey square where it can't be read any more."""
+    return pixels_or_grey(collection.content, row)
+
+
+def pixels_or_grey(read: Callable[[int], Any], row: int) -> np.ndarray:
+    """The pixels of what `read` gives for a row, or a grey square where it can't be read."""
     try:
-        return collection.picture(row)
+        return decode(read(row))
     except UnreadableError:
         return _GREY

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from instdisc import draws, ranks
-from instdisc.data.source import Source
+from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
-from instdisc.encoder.backbones import evaluating
+from instdisc.encoder.backbones import DEVIATION, evaluating
 from instdisc.encoder.embed import stream
 from instdisc.encoder.whitening import Moments, NoSearchVectorsError, Whitening, fit_whitening, load_whitening
 from instdisc.errors import InputError
 from instdisc.jobs.monitor import evaluation_view
-from instdisc.jobs.vectors import stages_of
 from instdisc.progress import Bar
 from instdisc.runs import RunFolder
 from instdisc.shapes import Int, Tensor
@@ -74,7 +73,7 @@ def fit_from_source(
         encoder.preprocessing,
         lambda pixels: {"pixels": encoder.preprocessing.normalise(pixels.to(place))},
         batch=_BATCH,
-        on_unreadable=_passed_over,
+        on_unreadable=_skipped,
         rows=sample[start:stop],
     )
     whitening = fitted(encoder, (values["pixels"].to(place) for _, values in chunks), step, stop - start)
@@ -84,7 +83,7 @@ def fit_from_source(
 
 def fitted(encoder: Encoder, images: Iterable[Tensor], step: int, count: int) -> Whitening:
     """The map of an encoder's features of these normalised pictures, `count` in all, this rank's share of them."""
-    stages = stages_of(encoder)
+    stages = encoder.search_levels()
     shown = Bar(count, "Fitting search vectors", "pictures", enabled=ranks.is_main())
     with evaluating(encoder), ranks.one_fate(), shown as bar:
         moments = Moments(tuple(stages.values()), next(encoder.parameters()).device)
@@ -112,11 +111,13 @@ def has_map(run: RunFolder, step: int) -> bool:
 def described(whitening: Whitening) -> str:
     """The map in words."""
     facts = whitening.facts
+    stages = [name for name in facts.stages if not name.endswith(DEVIATION)]
+    both = " (mean and deviation)" if len(stages) < len(facts.stages) else ""
     return (
-        f"{whitening.dim} dimensions from {', '.join(facts.stages)}, whitened on {facts.pictures:,} pictures; "
+        f"{whitening.dim} dimensions from {', '.join(stages)}{both}, whitened on {facts.pictures:,} pictures; "
         "the embedding stays for evaluations of the method"
     )
 
 
-def _passed_over(row: int, name: str, reason: str) -> None:
+def _skipped(row: int, name: str, reason: str) -> None:
     """A picture that can't be read is listed by what embeds it."""

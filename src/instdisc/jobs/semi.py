@@ -21,15 +21,15 @@ import torch
 
 from instdisc import draws
 from instdisc.data.augment import Augmentation
-from instdisc.data.pictures import Pictures, open_pictures
-from instdisc.data.source import Source
+from instdisc.data.loading.dataset import Pictures, open_pictures
+from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError
 from instdisc.evaluation.knn import KNN
 from instdisc.evaluation.semi import FineTuning
+from instdisc.files import read_json, write_json
 from instdisc.jobs.vectors import Vectors
 from instdisc.jobs.votes import NEIGHBOURS, vote
-from instdisc.runs import read_json, write_json
 from instdisc.search import pairs
 from instdisc.search.graph import nearest_graph
 from instdisc.shapes import Float, Int, Tensor
@@ -67,7 +67,7 @@ def few_labels(
     testing: Source | None,
     test: Vectors | None,
     settings: Settings,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     kept: Path,
     *,
     shares: Sequence[float] = SHARES,
@@ -115,7 +115,7 @@ def few_labels(
             count = round(share * len(labelled))
             found: dict[str, list[float]] = {name: [] for name in METHODS}
             for draw in range(DRAWS):
-                tell(f"{100 * share:g} % of the labels ({count:,} pictures), draw {draw + 1} of {DRAWS}.")
+                log(f"{100 * share:g} % of the labels ({count:,} pictures), draw {draw + 1} of {DRAWS}.")
                 drawn = f"{count}/{draw}"
                 if drawn not in done:
                     done[drawn] = draw_of.reached(labelled[_drawn(known.labels[labelled], count, draw)], draw)

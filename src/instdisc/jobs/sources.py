@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
-from instdisc.data.cache import fingerprint_of
-from instdisc.data.decode import UnreadableError, decode
-from instdisc.data.named import NAMES
-from instdisc.data.source import Source, open_source
+from instdisc.data.decoding.decode import UnreadableError, decode
+from instdisc.data.sources.builtin import NAMES
+from instdisc.data.sources.gathered import Gathered
+from instdisc.data.sources.open import names_in
+from instdisc.data.sources.source import Source
+from instdisc.data.sources.tables import read_lines
+from instdisc.data.storage.urls import without_secrets
 from instdisc.errors import InputError, is_shortage
+from instdisc.files import write_arrow
 from instdisc.runs import RunFolder
 
 _LOOKED_AT = 32  # pictures decoded to learn their usual size
@@ -47,6 +52,12 @@ class Look:
     looked: int
     unreadable: int
 
+    @property
+    def sizes(self) -> str:
+        """The smallest and the largest, width × height, in words."""
+        low, high = (f"{width}×{height}" for width, height in (self.smallest, self.largest))
+        return f"{low} px" if low == high else f"{low} to {high} px"
+
 
 def look_at(source: Source) -> Look:
     """Decode a few pictures, spread evenly over the source."""
@@ -66,6 +77,8 @@ def look_at(source: Source) -> Look:
         raise InputError(
             f"None of the {len(rows)} pictures tried in {source.name} can be read: is it the right place? The first, "
             f"{reasons[0]}."
+            if len(rows) > 1
+            else f"The only picture can't be read: {reasons[0]}."
         )
     by_area = sorted(sizes, key=lambda size: size[0] * size[1])
     side = int(np.median([min(size) for size in sizes]))
@@ -90,39 +103,46 @@ def describe_source(source: Any, labels: Any, split: str | None, limit: int | No
     """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again: `given` is null."""
     place = findable(source)
     by_name = isinstance(place, str) or (isinstance(place, list) and all(isinstance(part, str) for part in place))
-    given = place if by_name else None
+    given = None
+    if by_name:
+        given = without_secrets(place) if isinstance(place, str) else [without_secrets(part) for part in place]
     kept_labels = _absolute(labels) if isinstance(labels, str | os.PathLike) else None
     return {"given": given, "labels": kept_labels, "split": split, "limit": limit}
 
 
-def reopen(run: RunFolder, facts: Mapping[str, Any], moved_to: Any = None) -> Source:
-    """The source that a run was trained on; InputError when it has changed or was never on disk.
-
-    moved_to: where it is now, if it was moved, or the arrays in memory.
-    """
-    described = facts["source"]
-    place = described["given"] if moved_to is None else findable(moved_to)
-    if place is None:
-        raise InputError(
-            f"{run.path} was trained on arrays in memory, which can't be opened again: give them as train_source."
-        )
-    source = open_source(place, labels=described["labels"], split=described["split"], limit=described["limit"])
-    check_unchanged(run, facts, source)
-    return source
+def has_no_encoder(facts: Mapping[str, Any]) -> bool:
+    """Whether the vectors of a run were made elsewhere, of its config.json."""
+    return facts["encoder"].get("backbone", "") is None
 
 
-def check_unchanged(run: RunFolder, facts: Mapping[str, Any], source: Source) -> None:
-    """Bank rows belong to pictures: InputError where the source has other pictures now than when it was trained on."""
-    if fingerprint_of(source) != facts["data"]["fingerprint"]:
-        raise InputError(
-            f"{source.name} has other pictures now ({len(source):,}) than when {run.path} was trained on it "
-            f"({facts['data']['rows']:,}): restore them, or start a new run."
-        )
+def stamps_of(source: Source, rows: np.ndarray) -> Int[np.ndarray, "rows 2"] | None:
+    """`Source.stamps` of some rows; -1 for a row that is -1, as of a picture that has gone."""
+    found = source.stamps()
+    return None if found is None else np.where(rows[:, None] < 0, -1, found[rows])
+
+
+def stamps_in(instances: pa.Table) -> Int[np.ndarray, "rows 2"] | None:
+    """The stamps that instances.arrow has of its pictures; None in a run of a version that noted none."""
+    if not {"size", "date"} <= set(instances.column_names):
+        return None
+    return np.stack([instances["size"].to_numpy(), instances["date"].to_numpy()], axis=1)
+
+
+def changed_rows(
+    before: Int[np.ndarray, "rows 2"] | None, now: Int[np.ndarray, "rows 2"] | None
+) -> Int[np.ndarray, " changed"]:
+    """The places where files have another size or date; sizes alone count where all dates differ, as in a copy."""
+    if before is None or now is None or before.shape != now.shape:
+        return np.zeros(0, np.int64)
+    known = (before[:, 0] >= 0) & (now[:, 0] >= 0)
+    sizes, dates = (before != now).T & known
+    return np.flatnonzero(sizes if dates[known].all() else sizes | dates)
 
 
 def read_instances(run: RunFolder) -> pa.Table:
     """instances.arrow: id, location and source row (int64) of the picture that each bank row belongs to, mapped.
 
+    Of a run that grew, part (int64) is the number of the source, own_id the id there, and row a number of its own.
     All that it says is checked before it is used: Arrow follows offsets out of a file into a crash.
     """
     try:
@@ -139,9 +159,48 @@ def read_instances(run: RunFolder) -> pa.Table:
         raise InputError(f"{run.instances} can't be read ({error}): the run folder is damaged.") from None
 
 
-def read_rows(run: RunFolder) -> np.ndarray:
-    """instance -> row of the source, int64 (instances,): which picture each bank row belongs to."""
-    return np.array(read_instances(run)["row"])
+def write_instances(run: RunFolder, source: Source, rows: np.ndarray) -> None:
+    """instances.arrow, for these rows of the source; InputError where it can't be written."""
+    table = source.fetch_table().take(pa.array(rows)).append_column("row", pa.array(rows))
+    if isinstance(source, Gathered):
+        table = table.append_column("part", pa.array(source.part[rows]))
+        table = table.append_column("own_id", source.known.own.take(pa.array(rows)))
+    stamps = stamps_of(source, rows)
+    if stamps is not None:
+        for name, values in zip(("size", "date"), stamps.T, strict=True):
+            table = table.append_column(name, pa.array(values))
+    write_arrow(run.instances, table)
+
+
+def changed_since(instances: pa.Table, source: Source, rows: np.ndarray) -> list[str]:
+    """A sentence on the pictures whose files have changed since a run began; none where nothing is known to have."""
+    changed = changed_rows(stamps_in(instances), stamps_of(source, rows))
+    if not len(changed):
+        return []
+    return [
+        f"Changed: {len(changed):,} of the {len(rows):,} pictures {'has' if len(changed) == 1 else 'have'} another "
+        f"size or date than when the run began, the first is {source.location(int(rows[changed[0]]))}. "
+        "The run goes on with what is there now."
+    ]
+
+
+def log_lines(say: Callable[[str], None] | None, sentences: Iterable[str]) -> None:
+    """Log each, unless nobody listens."""
+    if say is not None:
+        for sentence in sentences:
+            say(sentence)
+
+
+def check_instances(run: RunFolder, before: np.ndarray, rows: np.ndarray) -> None:
+    """Bank row i is picture i of instances.arrow: a picture more or less that can be read would move all after it.
+
+    before, rows: the rows of the source that instances.arrow names, and those that can be read now.
+    """
+    if not np.array_equal(before, rows):
+        raise InputError(
+            f"{len(rows):,} pictures can be read now and {len(before):,} when {run.path} was started, or others: "
+            f"restore them, or start a new run. `instdisc train {run.path} --add --epochs 5` goes on without them."
+        )
 
 
 def findable(source: Any) -> Any:
@@ -151,9 +210,8 @@ def findable(source: Any) -> Any:
     """
     if isinstance(source, str | os.PathLike):
         return _absolute(source)
-    if isinstance(source, list | tuple) and source and all(isinstance(part, str | os.PathLike) for part in source):
-        return [_absolute(part) for part in source]
-    return source
+    names = names_in(source)
+    return source if names is None else [_absolute(name) for name in names]
 
 
 def _absolute(place: Any) -> str:
@@ -162,9 +220,5 @@ def _absolute(place: Any) -> str:
 
 
 def read_paths(file: str | os.PathLike[str]) -> list[str]:
-    """The paths that a text file lists, one a line; InputError where it can't be read."""
-    try:
-        lines = Path(file).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{file} can't be read ({error.strerror}): give a text file with one path a line.") from None
-    return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
+    """The paths that a text file lists, one a line, or in a table's column path; InputError where it can't be read."""
+    return [os.fsdecode(line) for line in read_lines(Path(file))]

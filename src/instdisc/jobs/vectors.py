@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ import numpy as np
 import torch
 
 from instdisc import ranks
-from instdisc.data.source import Source
+from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
 from instdisc.encoder.backbones import evaluating
 from instdisc.encoder.embed import autocast, stream
 from instdisc.encoder.whitening import Moments, NoSearchVectorsError, Whitening, fit_whitening
+from instdisc.errors import counted
 from instdisc.evaluation.baselines import shrink
 from instdisc.shapes import Tensor
 
 _BLOCK = 16_384
+# Kinds of vectors; stages are kinds too, under their own names, which have no space.
+_TRAINED, _UNTRAINED, _PIXELS = "trained embedding", "untrained embedding", "raw pixels"
+_SEARCH, _FEATURES = "search vectors", "untrained features"
 PIXEL_SIDE = 32  # raw pixels are compared at this side at most
 
 
@@ -61,59 +66,35 @@ def collect_vectors(
     encoder: Encoder,
     fresh: Encoder,
     side: int,
-    aside: Path,
+    scratch: Path,
     batch: int,
-    tell: Callable[[str], None] | None,
+    log: Callable[[str], None] | None,
     *,
     with_levels: bool = False,
 ) -> Vectors:
-    """This rank's share of the vectors, in files of the new folder `aside`, which are mapped into memory."""
+    """This rank's share of the vectors, in files of the new folder `scratch`, which are mapped into memory."""
     first, last = ranks.share(len(source))
-    count = last - first
-    dim = encoder.config.dim
-    place = next(encoder.parameters()).device
-    aside = aside.with_name(f"{aside.name}-{ranks.rank()}")
-    aside.mkdir()
-    trained = _file(aside / "trained.npy", np.float32, (count, dim))
-    untrained = _file(aside / "untrained.npy", np.float32, (count, dim))
-    pixels = _file(aside / "pixels.npy", np.uint8, (count, 3 * side * side))
-    stages = stages_of(fresh)
-    untrained_features = _file(aside / "untrained_features.npy", np.float32, (count, sum(stages.values())))
-    searched = None
-    if encoder.whitening is not None:
-        searched = _file(aside / "search.npy", np.float32, (count, encoder.whitening.dim))
-    channels = encoder.level_channels() if with_levels else {}
-    levels = {
-        name: _file(aside / f"level-{number}.npy", np.float32, (count, width))
-        for number, (name, width) in enumerate(channels.items())
+    scratch = scratch.with_name(f"{scratch.name}-{ranks.rank()}")
+    scratch.mkdir()
+    stages = fresh.search_levels()
+    kinds = _kinds(encoder, sum(stages.values()), side, with_levels)
+    files = {
+        name: _file(scratch / f"{number}.npy", np.uint8 if name == _PIXELS else np.float32, (last - first, width))
+        for number, (name, width) in enumerate(kinds.items())
     }
-    seen = np.zeros(count, dtype=bool)
+    seen = np.zeros(last - first, dtype=bool)
     failures: list[str] = []
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        images = images.to(place)
-        normalised = encoder.preprocessing.normalise(images)
-        bytes_ = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-        with evaluating(encoder), evaluating(fresh), autocast(place, "auto"):
-            found = encoder.levels(normalised)
-            if encoder.whitening is not None:
-                found["search vectors"] = encoder.whitening.of(found)
-            # A stage's name has no such words.
-            found = {"trained": found.pop("embedding"), **found}
-            untrained = fresh.levels(normalised)
-            found["untrained features"] = torch.cat([untrained[name] for name in stages], dim=1)
-            return found | {"untrained": untrained["embedding"], "pixels": shrink(bytes_, side)}
 
     def note(row: int, name: str, reason: str) -> None:
         failures.append(f"{name}: {reason}")
 
-    if tell is not None:
-        tell(f"Embedding {len(source):,} pictures of {source.name}.")
+    if log is not None:
+        log(f"Embedding {counted(len(source), 'picture')} of {source.name}.")
     rows = np.arange(first, last)
     chunks = stream(
         source,
         encoder.preprocessing,
-        compute,
+        partial(_computed, encoder, fresh, tuple(stages), side),
         batch=batch,
         on_unreadable=note,
         rows=rows,
@@ -121,33 +102,50 @@ def collect_vectors(
     )
     for numbers, values in chunks:
         at = numbers - first
-        trained[at], untrained[at] = values["trained"].numpy(), values["untrained"].numpy()
-        pixels[at] = values["pixels"].to(torch.uint8).flatten(1).numpy()
-        untrained_features[at] = values["untrained features"].numpy()
-        if searched is not None:
-            searched[at] = values["search vectors"].numpy()
-        for name, level in levels.items():
-            level[at] = values[name].numpy()
+        for name, file in files.items():
+            file[at] = values[name].flatten(1).numpy()
         seen[at] = True
     view = encoder.preprocessing
     if side < min(PIXEL_SIDE, view.size):  # the encoder sees them enlarged, which is no longer the raw pixels
         own_size = replace(view, size=side)
         raw = stream(source, own_size, lambda images: {"pixels": images}, batch=batch, on_unreadable=_skip, rows=rows)
         for numbers, values in raw:
-            pixels[numbers - first] = values["pixels"].to(torch.uint8).flatten(1).numpy()
-    if failures and tell is not None:
-        tell(f"  {len(failures)} pictures could not be read and are left out, the first is {failures[0]}.")
+            files[_PIXELS][numbers - first] = values["pixels"].to(torch.uint8).flatten(1).numpy()
+    if failures and log is not None:
+        left_out = counted(len(failures), "picture could not be read and is", "pictures could not be read and are")
+        log(f"  {left_out} left out, the first is {failures[0]}.")
     labels = None if source.labels is None else source.labels[first:last]
-    unreadable = int((~seen).sum())
-    vectors = Vectors(rows, trained, untrained, pixels, labels, unreadable, levels, searched, untrained_features)
+    trained, untrained, pixels, features = (files.pop(name) for name in (_TRAINED, _UNTRAINED, _PIXELS, _FEATURES))
+    searched, unreadable = files.pop(_SEARCH, None), int((~seen).sum())
+    vectors = Vectors(rows, trained, untrained, pixels, labels, unreadable, files, searched, features)
     return vectors if seen.all() else vectors.some(np.flatnonzero(seen))
 
 
-def stages_of(encoder: Encoder) -> dict[str, int]:
-    """The stages that search vectors of this encoder are made of, and their channels, in order."""
-    side = encoder.config.image_size
-    with evaluating(encoder):
-        return encoder.search_stages(torch.zeros(2, 3, side, side, device=next(encoder.parameters()).device))
+def _kinds(encoder: Encoder, features: int, side: int, with_levels: bool) -> dict[str, int]:
+    """How many numbers a picture has in each kind of vectors. features: of the untrained encoder's stages."""
+    dim = encoder.config.dim
+    kinds = {_TRAINED: dim, _UNTRAINED: dim, _PIXELS: 3 * side * side, _FEATURES: features}
+    if encoder.whitening is not None:
+        kinds[_SEARCH] = encoder.whitening.dim
+    return kinds | (encoder.level_channels() if with_levels else {})
+
+
+def _computed(
+    encoder: Encoder, fresh: Encoder, stages: tuple[str, ...], side: int, images: Tensor
+) -> dict[str, Tensor]:
+    """All kinds of vectors of some pictures, which stand at the encoder's size."""
+    place = next(encoder.parameters()).device
+    images = images.to(place)
+    normalised = encoder.preprocessing.normalise(images)
+    bytes_ = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    with evaluating(encoder), evaluating(fresh), autocast(place, "auto"):
+        found = encoder.levels(normalised, () if encoder.whitening is None else encoder.whitening.facts.stages)
+        if encoder.whitening is not None:
+            found[_SEARCH] = encoder.whitening.of(found)
+        found[_TRAINED] = found.pop("embedding")
+        untrained = fresh.levels(normalised, stages)
+        found[_FEATURES] = torch.cat([untrained[name] for name in stages], dim=1)
+        return found | {_UNTRAINED: untrained["embedding"], _PIXELS: shrink(bytes_, side)}
 
 
 def _skip(row: int, name: str, reason: str) -> None:
@@ -170,13 +168,14 @@ def whitened(train: np.ndarray, test: np.ndarray | None, channels: Sequence[int]
         whitening = fit_whitening(moments.total(), [str(number) for number in range(len(channels))])
     except NoSearchVectorsError:
         return [None, None]
-    return [None if one is None else _by_blocks(whitening, one) for one in (train, test)]
+    return [None if one is None else by_blocks(whitening, one) for one in (train, test)]
 
 
-def _by_blocks(whitening: Whitening, features: np.ndarray) -> np.ndarray:
+def by_blocks(whitening: Whitening, features: np.ndarray) -> np.ndarray:
+    """`whitening` of many features, mapped perhaps, (n, dim) float32."""
     answer = np.empty((len(features), whitening.dim), np.float32)
     for start in range(0, len(features), _BLOCK):
-        answer[start : start + _BLOCK] = whitening(torch.from_numpy(features[start : start + _BLOCK])).numpy()
+        answer[start : start + _BLOCK] = whitening(torch.from_numpy(np.array(features[start : start + _BLOCK]))).numpy()
     return answer
 
 

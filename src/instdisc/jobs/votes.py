@@ -22,7 +22,7 @@ from instdisc.search.graph import digest_of, nearest_graph, read_graph, stored_g
 from instdisc.search.labelling import least_certain, least_covered, least_reached
 from instdisc.search.pairs import Vectors
 from instdisc.search.spreading import calibrated, spread_labels
-from instdisc.shapes import Float, Int, Tensor
+from instdisc.shapes import Bool, Float, Int, Tensor
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -50,7 +50,7 @@ class Labelled:
 
     codes: places in `names`. confidence: 1 by hand; of a spread label its probability among the names given so far, as
     `search.spreading.calibrated` has it; of a direct vote its share of the votes. accuracy: leave-one-out on those
-    labelled by hand.
+    labelled by hand, without those that were labelled together.
     """
 
     rows: Int[np.ndarray, " pictures"]
@@ -88,22 +88,25 @@ def vote(
     names: list[str],
     *,
     graph: csr_array | None = None,
+    asked: Bool[np.ndarray, " pictures"] | None = None,
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
     device: str = "auto",
 ) -> Labelled:
-    """A label for every picture. codes: of those given by hand, -1 elsewhere.
+    """A label for every picture. codes: of those given by hand, -1 elsewhere. asked: of which labels by hand the
+    accuracy is counted, all without: those that many pictures were given at once are no independent test.
 
     graph: the labels spread over it, and a picture that none arrives at has the direct vote. Without: the direct vote
     of its `neighbours` nearest labelled pictures, by weighted kNN. Raises InputError where there is no label.
     """
     hand = codes >= 0
+    tested = np.ones(int(hand.sum()), dtype=bool) if asked is None else asked[hand]
     if graph is None:
         knn = _fitted(vectors, codes, neighbours, temperature, device)
         confidence, best = (one.cpu().numpy() for one in knn.votes(vectors).max(dim=1))
-        named, accuracy = knn.classes_[best], _left_out(knn, vectors, codes, device)
+        named, accuracy = knn.classes_[best], _left_out(knn, vectors, codes, device, tested)
     else:
-        named, confidence, accuracy = _spread(graph, vectors, codes, device)
+        named, confidence, accuracy = _spread(graph, vectors, codes, device, tested)
     certain = np.where(hand, 1.0, confidence).astype(np.float32)
     return Labelled(rows, np.where(hand, codes, named), hand, certain, names, accuracy)
 
@@ -157,9 +160,9 @@ def _covering(
 
 
 def _spread(
-    graph: csr_array, vectors: Tensor, codes: np.ndarray, device: str
+    graph: csr_array, vectors: Tensor, codes: np.ndarray, device: str, tested: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Accuracy | None]:
-    """(class, confidence) of every picture, and the accuracy on those labelled."""
+    """(class, confidence) of every picture, and the accuracy on those labelled that are tested."""
     spread = spread_labels(graph, codes)
     trust = calibrated(spread, codes)
     named, confidence = trust.argmax(axis=1), trust.max(axis=1)
@@ -167,21 +170,20 @@ def _spread(
     if len(lost):  # parts of the graph without any label: say what the nearest labels say, as sure as that is right
         knn = _fitted(vectors, codes, NEIGHBOURS, TEMPERATURE, device)
         shares, best = (one.cpu().numpy() for one in knn.votes(vectors[torch.from_numpy(lost)]).max(dim=1))
-        known, chance = _left_out(knn, vectors, codes, device), 1 / len(knn.classes_)
+        known, chance = _left_out(knn, vectors, codes, device, tested), 1 / len(knn.classes_)
         most = chance if known is None else max(chance, known.top1)
         named[lost], confidence[lost] = knn.classes_[best], np.minimum(shares, most)
-    own = codes[codes >= 0]
-    right = spread.held_out.any(axis=1) & (spread.held_out.argmax(axis=1) == own)
-    hits, asked = int(right.sum()), len(own)
-    return named, confidence, Accuracy(hits / asked, wilson(hits, asked), asked) if asked > 1 else None
+    right = spread.held_out.any(axis=1) & (spread.held_out.argmax(axis=1) == codes[codes >= 0])
+    hits, count = int(right[tested].sum()), int(tested.sum())
+    return named, confidence, Accuracy(hits / count, wilson(hits, count), count) if count and len(tested) > 1 else None
 
 
-def _left_out(knn: KNN, vectors: Tensor, codes: np.ndarray, device: str) -> Accuracy | None:
-    """Of weighted kNN, each labelled picture by the others; None where there are none."""
-    if knn.count_ < 2:
+def _left_out(knn: KNN, vectors: Tensor, codes: np.ndarray, device: str, tested: np.ndarray) -> Accuracy | None:
+    """Of weighted kNN, each tested picture of those labelled by the others; None where there are none."""
+    if knn.count_ < 2 or not tested.any():
         return None
     neighbours = min(knn.neighbours, knn.count_ - 1)
-    found = _fitted(vectors, codes, neighbours, knn.temperature, device).leave_one_out()
+    found = _fitted(vectors, codes, neighbours, knn.temperature, device).leave_one_out(tested)
     return Accuracy(found.top1, found.interval, found.count)
 
 

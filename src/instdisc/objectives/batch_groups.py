@@ -11,7 +11,7 @@ from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
 from instdisc.objectives.nonparametric_softmax import check_temperature
 from instdisc.objectives.term import Term
-from instdisc.shapes import Float, Int, Tensor
+from instdisc.shapes import Bool, Float, Int, Tensor
 
 _ROUNDS = 5
 _OWN_SEED = 0x6B0  # apart from other weights drawn from the run's seed
@@ -50,6 +50,7 @@ class BatchGroups(Term):
         if groups < 2:
             raise InputError(f"Pictures are told apart by two groups or more, not {groups}.")
         self.groups, self.temperature = groups, check_temperature(temperature)
+        self._has_looked = False
         self.head = nn.Linear(channels, dim, bias=False)
         random = torch.Generator().manual_seed(seed ^ _OWN_SEED)
         nn.init.normal_(self.head.weight, std=channels**-0.5, generator=random)
@@ -61,38 +62,59 @@ class BatchGroups(Term):
         with torch.autocast(pooled.device.type, enabled=False):
             own = normalize(self.head(pooled.float()), dim=1)
         everyone, owners = ranks.gather_with_gradient(own), ranks.gather(indices)
-        views = _first_two(owners)
-        number = torch.full((len(owners),), -1, device=own.device)
+        views, pictures = self._first_two(owners)
         start = sum(ranks.sizes(len(own))[: ranks.rank()])
-        loss, count = everyone.sum() * 0, 0
+        loss, count = everyone.sum() * 0, torch.zeros((), device=own.device)
         for asking, telling in (views, views[::-1]):
-            number.fill_(-1)[asking] = torch.arange(len(asking), device=own.device)
+            # the number of the picture that each view asks for; one past the last where it does not ask
+            number = torch.full((len(owners) + 1,), len(asking), device=own.device)
+            number.scatter_(0, asking, torch.arange(len(asking), device=own.device))
             mine = number[start : start + len(own)]
-            group, means = self._grouped(everyone[telling])
-            scores = own[mine >= 0] @ means.T / self.temperature
-            loss = loss + cross_entropy(scores, group[mine[mine >= 0]], reduction="sum")
-            count += len(scores)
-        return loss / max(1, count)
+            asks = mine < pictures
+            group, means, empty = self._grouped(torch.cat([everyone, everyone[:1]])[telling], pictures)
+            scores = (own @ means.T / self.temperature).masked_fill(empty, -torch.inf)
+            losses = cross_entropy(scores, group[mine.clamp_max(len(group) - 1)], reduction="none")
+            loss, count = loss + torch.where(asks, losses, 0.0).sum(), count + asks.sum()
+        return loss / count.clamp_min(1)
 
-    def _grouped(self, rows: Float[Tensor, "pictures dim"]) -> tuple[Int[Tensor, " pictures"], Float[Tensor, "k dim"]]:
-        """(group of each, means of the groups), k-means by cosine; empty groups are left out."""
-        fixed = rows.detach()
+    def _grouped(
+        self, rows: Float[Tensor, "most dim"], pictures: Int[Tensor, ""]
+    ) -> tuple[Int[Tensor, " most"], Float[Tensor, "k dim"], Bool[Tensor, " k"]]:
+        """(group of each, means of the groups, which are empty), k-means by cosine over the first `pictures` rows.
+
+        No shape depends on a value, for which a GPU would make the host wait.
+        """
+        fixed, count = rows.detach(), torch.arange(len(rows), device=rows.device)
+        real = (count < pictures)[:, None]
         centres = fixed[: max(1, min(self.groups, len(rows) // 2))]
+        unused = count[: len(centres)] >= (pictures // 2).clamp(1, self.groups)
+
+        def nearest() -> Int[Tensor, " most"]:
+            return (fixed @ centres.T).masked_fill(unused, -torch.inf).argmax(1)
+
         for _ in range(_ROUNDS):
-            group = (fixed @ centres.T).argmax(1)
-            centres = normalize(torch.zeros_like(centres).index_add(0, group, fixed), dim=1)
-        _, group = (fixed @ centres.T).argmax(1).unique(return_inverse=True)
-        sizes = group.bincount()
-        return group, rows.new_zeros(len(sizes), rows.shape[1]).index_add(0, group, rows) / sizes[:, None]
+            centres = normalize(torch.zeros_like(centres).index_add(0, nearest(), fixed * real), dim=1)
+        group = nearest()
+        sizes = rows.new_zeros(len(centres)).index_add(0, group, real[:, 0].to(rows.dtype))
+        sums = rows.new_zeros(centres.shape).index_add(0, group, rows * real)
+        return group, sums / sizes.clamp_min(1)[:, None], sizes == 0
 
-
-def _first_two(owners: Int[Tensor, " views"]) -> tuple[Int[Tensor, " pictures"], Int[Tensor, " pictures"]]:
-    """Places of the first and of the second view of every picture, the pictures in the order of their first views."""
-    order = owners.argsort(stable=True)
-    _, sizes = owners[order].unique_consecutive(return_counts=True)
-    if int(sizes.min()) < 2:
-        raise InputError("Groups are told from one view to another: set views to 2 or more.")
-    starts = sizes.cumsum(0) - sizes
-    first, second = order[starts], order[starts + 1]
-    shown = first.argsort()
-    return first[shown], second[shown]
+    def _first_two(self, owners: Int[Tensor, " views"]) -> tuple[tuple[Tensor, Tensor], Int[Tensor, ""]]:
+        """Places of the first and of the second view of each picture, in the order of the first ones, and how many
+        pictures there are: the entries after that are `len(owners)`, which is no place."""
+        most, views = len(owners) // 2, len(owners)
+        ordered, order = owners.sort(stable=True)
+        fresh = torch.ones_like(ordered, dtype=torch.bool)
+        fresh[1:] = ordered[1:] != ordered[:-1]
+        pictures, group = fresh.sum(), fresh.cumsum(0) - 1
+        second = torch.zeros_like(fresh)
+        second[1:] = fresh[:-1] & ~fresh[1:]
+        if owners.device.type == "cpu" or not self._has_looked:  # elsewhere the host would wait at each step
+            self._has_looked = True
+            if int(second.sum()) < int(pictures):
+                raise InputError("Groups are told from one view to another: set views to 2 or more.")
+        places = torch.full((2, views + 1), views, device=owners.device)
+        for row, chosen in enumerate((fresh, second)):  # what is not chosen goes to the last place, which is cut off
+            places[row].scatter_(0, torch.where(chosen, group, views), torch.where(chosen, order, views))
+        first, shown = places[0, :most].sort()
+        return (first, places[1, shown]), pictures

@@ -15,7 +15,7 @@ from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
 from instdisc.objectives.noise import Draw, Noise, is_own
 from instdisc.objectives.nonparametric_softmax import check_temperature
-from instdisc.objectives.term import Term
+from instdisc.objectives.term import Objective
 from instdisc.shapes import Float, Int, Tensor
 
 Partition = Literal["first_batch", "moving_average", "exact"]
@@ -25,7 +25,7 @@ LEFT_BEHIND = 10.0
 _WATCH_EVERY, _LOOK_EVERY = 10, 100  # steps
 
 
-class NCE(Term):
+class NCE(Objective):
     """-log h(i, v_i) - sum_k log(1 - h(i, v_jk)) with h = P / (P + m P_n), P = exp(v . f / temperature) / Z, P_n = 1/n.
 
     All of it is a logistic loss on the logit v . f / temperature - log Z - log(m / n): computed in log space, in
@@ -41,6 +41,8 @@ class NCE(Term):
     draw: draw(count) -> (count,) row numbers, instead of the random ones.
     """
 
+    # An exact partition has no one number, and only a constant is watched.
+    watched = ("log_partition", "recent_log_partition")
     log_partition: Tensor
     estimated_at: Tensor
     recent_log_partition: Tensor  # these two where the constant is fixed: the average that watches it,
@@ -72,6 +74,29 @@ class NCE(Term):
             self.register_buffer("left_behind_at", torch.tensor(-1))
             self.register_load_state_dict_pre_hook(_watch_from_now_on)
             self._watched_at = -1
+        self._numbers: dict[str, int] = {}  # what the host knows of these buffers, so as not to ask the device
+        self.register_load_state_dict_post_hook(lambda module, _: module._numbers.clear())
+
+    @classmethod
+    def from_settings(cls, settings: Any, instances: int) -> NCE:
+        """Of the settings temperature, negatives, noise, partition, mask_own and seed."""
+        return cls(
+            settings.temperature,
+            settings.negatives,
+            settings.noise,
+            settings.partition,
+            mask_own=settings.mask_own,
+            seed=settings.seed,
+        )
+
+    @staticmethod
+    def described(settings: Any) -> str:
+        """How many negatives, and how Z is known."""
+        return f" with {settings.negatives:,} negatives, Z by {settings.partition}"
+
+    def rows_needed(self, indices: Int[Tensor, " batch"], bank: MemoryBank) -> Int[Tensor, "*rows"]:
+        """Those of the noise."""
+        return self.noise.indices(indices, bank)
 
     def forward(
         self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank
@@ -101,7 +126,7 @@ class NCE(Term):
         It is estimated once a bank update: micro-batches of one step (gradient accumulation) all use that of the first.
         Evaluation keeps nothing: before any training it uses its own estimate.
         """
-        known = int(self.estimated_at)
+        known = self._number("estimated_at")
         settled = not self.training or known == bank.updates or self.partition == "first_batch"
         if known >= 0 and settled:
             return self.log_partition
@@ -113,8 +138,18 @@ class NCE(Term):
             self.log_partition.copy_(estimate)
         else:
             self.log_partition.copy_(_log_average(self.log_partition, estimate, self.partition_momentum))
-        self.estimated_at.fill_(bank.updates)
+        self._set_number("estimated_at", bank.updates)
         return self.log_partition
+
+    def _number(self, name: str) -> int:
+        """A whole number in a buffer; the host waits for it once, after it was loaded."""
+        if name not in self._numbers:
+            self._numbers[name] = int(self.get_buffer(name))
+        return self._numbers[name]
+
+    def _set_number(self, name: str, value: int) -> None:
+        self.get_buffer(name).fill_(value)
+        self._numbers[name] = value
 
     def _estimate(self, scores: Float[Tensor, "batch negatives"], bank: MemoryBank) -> Float[Tensor, ""]:
         each = ranks.gather(scores.float().logsumexp(1)) + math.log(bank.instances / self.noise.negatives)
@@ -134,11 +169,11 @@ class NCE(Term):
         recent = torch.where(self.recent_log_partition.isnan(), self.log_partition, self.recent_log_partition)
         recent = _log_average(recent, self._estimate(scores, bank), self.partition_momentum**_WATCH_EVERY)
         self.recent_log_partition.copy_(recent)
-        if bank.updates % _LOOK_EVERY or int(self.left_behind_at) >= 0:
+        if bank.updates % _LOOK_EVERY or self._number("left_behind_at") >= 0:
             return
         grown = float(recent - self.log_partition)
         if grown > math.log(LEFT_BEHIND):
-            self.left_behind_at.fill_(bank.updates)
+            self._set_number("left_behind_at", bank.updates)
             if ranks.is_main():
                 _warn_of_constant_left_behind(grown, bank.updates)
 

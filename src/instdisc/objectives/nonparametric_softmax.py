@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from instdisc.bank import MemoryBank
 from instdisc.errors import InputError
-from instdisc.objectives.term import Term
+from instdisc.objectives.term import Objective
 from instdisc.shapes import Float, Int, Tensor
 
 
@@ -17,7 +19,7 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-class NonParametricSoftmax(Term):
+class NonParametricSoftmax(Objective):
     """-log P(i | f), P(i | f) = exp(v_i . f / temperature) / sum_j exp(v_j . f / temperature), over all n rows.
 
     mask_own: leave the picture's own row out of the denominator (the "decoupled" form of Yeh et al. 2022): the positive
@@ -34,6 +36,11 @@ class NonParametricSoftmax(Term):
         super().__init__()
         self.temperature, self.mask_own = check_temperature(temperature), mask_own
         self.products = products
+
+    @classmethod
+    def from_settings(cls, settings: Any, instances: int) -> NonParametricSoftmax:
+        """Of the settings temperature and mask_own."""
+        return cls(settings.temperature, mask_own=settings.mask_own)
 
     def forward(
         self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank

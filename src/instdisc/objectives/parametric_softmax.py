@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from instdisc import draws
 from instdisc.bank import MemoryBank, full_precision
-from instdisc.objectives.term import Term
+from instdisc.objectives.term import Objective
 from instdisc.shapes import Float, Int, Tensor
 
 _WEIGHT_STREAM = 3  # of draws
 
 
-class ParametricSoftmax(Term):
+class ParametricSoftmax(Objective):
     """-log P(i | f), P(i | f) = exp(w_i . f) / sum_j exp(w_j . f), with trainable `w` of shape (instances, dim).
 
     The bank is not read. Each rank keeps all weights and forms the whole (batch, instances) matrix: a baseline for
@@ -25,6 +27,11 @@ class ParametricSoftmax(Term):
         super().__init__()
         uniform = draws.uniforms(torch.arange(instances), dim, seed=seed, step=0, stream=_WEIGHT_STREAM)
         self.weight = nn.Parameter((2 * uniform - 1) / dim**0.5)  # as torch's Linear starts
+
+    @classmethod
+    def from_settings(cls, settings: Any, instances: int) -> ParametricSoftmax:
+        """Of the settings dim and seed."""
+        return cls(instances, settings.dim, seed=settings.seed)
 
     def forward(
         self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank | None = None

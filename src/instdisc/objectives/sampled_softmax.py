@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,11 +10,11 @@ from torch import nn
 from instdisc.bank import MemoryBank
 from instdisc.objectives.noise import Draw, Noise, is_own
 from instdisc.objectives.nonparametric_softmax import check_temperature
-from instdisc.objectives.term import Term
+from instdisc.objectives.term import Objective
 from instdisc.shapes import Float, Int, Tensor
 
 
-class SampledSoftmax(Term):
+class SampledSoftmax(Objective):
     """-log [exp(v_i . f / temperature) / (exp(v_i . f / temperature) + sum_k exp(v_jk . f / temperature))].
 
     negatives: how many rows j_k are drawn, uniformly; noise: "shared" by the batch or "private" to each picture.
@@ -37,6 +37,24 @@ class SampledSoftmax(Term):
         super().__init__()
         self.temperature, self.mask_own, self.decoupled = check_temperature(temperature), mask_own, decoupled
         self.noise = Noise(negatives, noise, seed, draw)
+
+    @classmethod
+    def from_settings(cls, settings: Any, instances: int) -> SampledSoftmax:
+        """Of the settings temperature, negatives, noise, mask_own and seed.
+
+        Own rows among the drawn ones never count; mask_own takes the positive out of the denominator too.
+        """
+        own = settings.mask_own
+        return cls(settings.temperature, settings.negatives, settings.noise, decoupled=own, seed=settings.seed)
+
+    @staticmethod
+    def described(settings: Any) -> str:
+        """How many negatives."""
+        return f" with {settings.negatives:,} negatives"
+
+    def rows_needed(self, indices: Int[Tensor, " batch"], bank: MemoryBank) -> Int[Tensor, "*rows"]:
+        """Those of the noise."""
+        return self.noise.indices(indices, bank)
 
     def forward(
         self, features: Float[Tensor, "batch dim"], indices: Int[Tensor, " batch"], bank: MemoryBank

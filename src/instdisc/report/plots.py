@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from instdisc.errors import InputError
-from instdisc.runs import write_whole
+from instdisc.files import write_whole
 
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 

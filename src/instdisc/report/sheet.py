@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from instdisc.errors import InputError
-from instdisc.runs import write_whole
+from instdisc.files import write_whole
 
 Picture = np.ndarray | Image.Image  # (h, w, 3) or (h, w) uint8, or a PIL image
 

@@ -5,7 +5,7 @@
     scores, places = graph.search(queries, 20)
     pairs = graph.similar_pairs(0.95)
 
-The graph holds the vectors in float16; it is built anew from them in memory, and neither written nor read. Building
+The graph holds the vectors in float16; it is built again from them in memory, and neither written nor read. Building
 costs more than an exact search for thousands of queries: it pays for all of a collection, or for a server of millions.
 Malkov & Yashunin, "Efficient and robust approximate nearest neighbor search using HNSW graphs", 2016.
 """
@@ -24,7 +24,7 @@ from instdisc.search.pairs import Pairs, Vectors, in_order
 from instdisc.shapes import Float, Int, Tensor
 
 RECALL = 0.99
-_AT_ONCE, _BLOCK = 2_048, 16_384  # queries; vectors of an exact search
+_AT_ONCE, _BLOCK = 2_048, 65_536  # queries; vectors of an exact search
 _SAMPLE, _NEAREST = 1_000, 10  # of queries and neighbours, to measure the recall by
 _LINKS, _BREADTH, _MOST_BREADTH = 16, 128, 1_024
 

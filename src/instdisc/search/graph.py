@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from instdisc.errors import InputError, is_shortage
-from instdisc.runs import write_whole
+from instdisc.files import write_whole
 from instdisc.search.approximate import Graph
 from instdisc.search.pairs import Vectors, neighbours_of_all
 from instdisc.shapes import Float, Int

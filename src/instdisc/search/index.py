@@ -9,45 +9,29 @@ memory-mapped, of any floating type or rows of a bank; a block of them is widene
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from instdisc import ranks
 from instdisc.bank import Rows
 from instdisc.errors import InputError
-from instdisc.neighbours import Nearest, merge
+from instdisc.neighbours import Nearest
+from instdisc.neighbours.selection import merge
 from instdisc.search.approximate import RECALL, Graph
+from instdisc.search.catalogue import Catalogue
 from instdisc.search.pairs import Vectors
-from instdisc.shapes import Bool, Float, Int
+from instdisc.shapes import Float, Int
 
-_BLOCK = 16_384
-_FEW = 8  # queries: their scores are small, so that a block can be four times as large
+_BLOCK = 65_536
 _LEFT_OUT = 1_000  # pictures; where a filter leaves out more, exact search is the surer way
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a picture. row: its number; id, path: as its source calls it; label: "" = none."""
-
-    row: int
-    id: str
-    path: str
-    label: str
-
-
-class Index:
-    """vectors: parts (rows, dim) in order, unit rows. pictures: columns id and location, one line a row.
-
-    labels: int64 (rows,), the place in `label_names`, -1 for none. removed: bool (rows,). tags: name -> its rows.
-    """
+class Index(Catalogue):
+    """A catalogue with vectors: parts (rows, dim) in order, unit rows. The rest as `Catalogue` takes it."""
 
     def __init__(
         self,
@@ -59,72 +43,20 @@ class Index:
         removed: np.ndarray | None = None,
         tags: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.parts, self.pictures = list(vectors), pictures
+        super().__init__(pictures, labels=labels, label_names=label_names, removed=removed, tags=tags)
+        self.parts = list(vectors)
         count = sum(len(part) for part in self.parts)
         if len(pictures) != count or len({part.shape[1] for part in self.parts}) != 1:
             raise InputError(
                 f"{count:,} vectors and {len(pictures):,} pictures do not belong together: "
                 "make the index again with --recompute."
             )
-        self.labels = np.full(count, -1) if labels is None else labels
-        self.label_names = list(label_names)
-        self.removed = np.zeros(count, dtype=bool) if removed is None else removed
-        self.tags = dict(tags or {})
         self._graph: tuple[np.ndarray, Graph] | None = None
-
-    def __len__(self) -> int:
-        """Rows, those of removed pictures included."""
-        return len(self.pictures)
 
     @property
     def dim(self) -> int:
         """Numbers in a vector."""
         return self.parts[0].shape[1]
-
-    def entries(self, rows: Sequence[int] | np.ndarray) -> list[Entry]:
-        """What is known of some rows, in their order."""
-        chosen = self.pictures.take(pa.array(np.asarray(rows, dtype=np.int64)))
-        names = [*self.label_names, ""]  # the last for -1
-        return [
-            Entry(int(row), os.fsdecode(identifier), os.fsdecode(location), names[self.labels[row]])
-            for row, identifier, location in zip(
-                rows, chosen["id"].to_pylist(), chosen["location"].to_pylist(), strict=True
-            )
-        ]
-
-    def rows_of(self, locations: Sequence[str]) -> Int[np.ndarray, " asked"]:
-        """The row of the picture at each path or URL, the last where there are several; -1 where none is left."""
-        places = {location: place for place, location in enumerate(dict.fromkeys(locations))}
-        wanted = pa.array([os.fsencode(one) for one in places], pa.large_binary())
-        found = pc.index_in(pc.cast(self.pictures["location"], pa.large_binary()), value_set=wanted)
-        rows = np.flatnonzero(pc.is_valid(found).to_numpy(zero_copy_only=False) & ~self.removed)
-        last = np.full(len(places), -1)
-        last[found.take(pa.array(rows)).to_numpy().astype(np.int64)] = rows  # ascending: a later row wins
-        return last[[places[location] for location in locations]]
-
-    def matching(
-        self, *, where: str | None = None, label: str | None = None, tag: str | None = None
-    ) -> Bool[np.ndarray, " rows"]:
-        """bool (rows,): the pictures that are there and whose id matches a pattern, that have a label, a tag.
-
-        where: `*` stands for any text and `?` for one letter. Raises InputError for a label or tag that no picture has.
-        """
-        found = ~self.removed
-        if where is not None:
-            pattern = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in where)
-            column = pc.match_substring_regex(self.pictures["id"], rf"\A(?s:{pattern})\z")
-            found &= column.to_numpy(zero_copy_only=False).astype(bool)
-        if label is not None:
-            if label not in self.label_names:
-                present = ", ".join(sorted(self.label_names)) or "none at all"
-                raise InputError(f'No picture has the label "{label}"; there are: {present}.')
-            found &= self.labels == self.label_names.index(label)
-        if tag is not None:
-            if tag not in self.tags:
-                present = ", ".join(sorted(self.tags)) or "none at all"
-                raise InputError(f'No picture has the tag "{tag}"; there are: {present}.')
-            found &= np.isin(np.arange(len(self)), self.tags[tag])
-        return found
 
     def vectors(self, rows: np.ndarray) -> Float[Tensor, "rows dim"]:
         """The vectors of some rows, float32 on the CPU."""
@@ -178,7 +110,7 @@ class Index:
         first = int(among[:begin].sum())
         with ranks.one_fate():
             nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
-            for block in self._blocks(mine, _BLOCK if len(queries) > _FEW else 4 * _BLOCK):
+            for block in self._blocks(mine, _BLOCK):
                 nearest.add(block, first)
                 first += len(block)
         scores, places = nearest.scores.cpu(), nearest.indices.cpu()

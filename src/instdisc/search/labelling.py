@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SAMPLE, _CANDIDATES = 10_000, 2_000  # pictures that stand for the collection, and that can be proposed
 _SHARPNESS = 0.07  # temperature of the similarity: near pictures count, far ones hardly, as in the votes
-_AT_ONCE = 32  # pictures whose sums are made anew together
+_AT_ONCE = 32  # pictures whose sums are made again together
 _FLOWING, _NEARLY = 1_000, 1e-2  # pictures that can be proposed by their flow; how exactly it is computed
 _REACH = 0.9  # alpha of that flow: some ten steps
 _POOL = 10  # least certain pictures among which each proposal is chosen
@@ -101,7 +101,7 @@ def _greedy(
 ) -> Int[np.ndarray, " chosen"]:
     """The candidates that add most to the sum of how well each of the crowd is covered, one after the other."""
     chosen: list[int] = []
-    # What a picture adds only gets less as more is covered, so that an earlier sum is a bound: a sum is made anew only
+    # What a picture adds only gets less as more is covered, so that an earlier sum is a bound: a sum is made again only
     # where the bound is among the highest, until the highest is such a sum (Minoux 1978). The choice is the same.
     added = gain.new_full((len(gain),), torch.inf)
     some = torch.arange(len(gain), device=gain.device)

@@ -38,6 +38,10 @@ class Vectors:
         """Those of a tensor of any floating type."""
         return cls(len(rows), lambda places: rows[torch.from_numpy(places).to(rows.device)].to(torch.float32))
 
+    def some(self, places: Int[np.ndarray, " some"]) -> Vectors:
+        """A choice of these, in the given order."""
+        return Vectors(len(places), lambda chosen: self.pick(places[chosen]))
+
     def read(self, start: int, stop: int) -> Float[Tensor, "rows dim"]:
         """Those from `start` to before `stop`."""
         return self.pick(np.arange(start, stop))

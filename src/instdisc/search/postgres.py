@@ -24,7 +24,8 @@ from torch import Tensor
 
 from instdisc.errors import InputError
 from instdisc.progress import Bar
-from instdisc.search.index import Entry, Index
+from instdisc.search.catalogue import Entry
+from instdisc.search.index import Index
 from instdisc.shapes import Float
 
 _BLOCK = 4_096

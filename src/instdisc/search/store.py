@@ -1,7 +1,7 @@
 """What was done to a run's collection after the training, on disk: pictures added and removed, new vectors, tags.
 
     RUN/index/index.json               what counts: names, lengths and SHA-256 of the files below; written last, whole
-    RUN/index/part-000001.safetensors  "vectors" (rows, dim): memory-mapped when it is opened
+    RUN/index/part-000001.safetensors  "vectors" (rows, dim): memory-mapped when it is opened; "stamps" (rows, 2)
     RUN/index/part-000001.arrow        the pictures of these rows: id, location, label
     RUN/index/marks-000002.arrow       row, tag: the tags; a picture that was removed has the tag ""
 
@@ -22,18 +22,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from instdisc.errors import InputError, advice, is_shortage
-from instdisc.runs import FORMAT, measured, read_json, sync_folder, write_json
-from instdisc.shapes import Float
+from instdisc.files import file_digest, read_json, replacing, save_tensors, write_arrow, write_json
+from instdisc.runs import FORMAT
+from instdisc.search.catalogue import split_marks
+from instdisc.shapes import Float, Int
 
 _INDEX = "index.json"
 _OURS = re.compile(r"(part|marks)-(\d{6,})\.(safetensors|arrow)")
-# What a kill leaves of safetensors' own writing, and of the index's.
-_ASIDE = re.compile(rf"\.tmp\w{{6}}|\.{re.escape(_INDEX)}\.\d+\.tmp")
+# What a kill leaves of safetensors' own writing, and of ours.
+_LEFT = re.compile(rf"\.tmp\w{{6}}|\.({re.escape(_INDEX)}|{_OURS.pattern})(\.\w+)?\.tmp")
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Part:
 
     pictures: columns id, location, label (text, "" = none); None for the run's own pictures.
     source: how to open where they stand, as config.json has it. name: of its files; "" = not saved yet.
+    stamps: `Source.stamps` of the pictures when the vectors were made; None where that is not known.
     """
 
     vectors: Float[Tensor, "rows dim"]
     pictures: pa.Table | None = None
     source: Mapping[str, Any] | None = None
     name: str = ""
+    stamps: Int[np.ndarray, "rows 2"] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def read_changes(folder: Path) -> Changes | None:
 def write_changes(folder: Path, changes: Changes) -> Changes:
     """Save the changes: what is new is written first, then the index as a whole, then what it names no more goes.
 
-    Only inside `runs.locked`, from the reading to the writing. Raises InputError where the disk can't be written.
+    Only inside `files.locked`, from the reading to the writing. Raises InputError where the disk can't be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,15 +98,14 @@ def write_changes(folder: Path, changes: Changes) -> Changes:
         for part in ([changes.recomputed] if changes.recomputed else []) + list(changes.added):
             if not part.name:
                 part = replace(part, name=f"part-{number:06d}")
-                _write(folder / f"{part.name}.safetensors", lambda path, part=part: _save_vectors(part.vectors, path))
+                _save_vectors(part, folder / f"{part.name}.safetensors")
                 if part.pictures is not None:
-                    _write(folder / f"{part.name}.arrow", lambda path, part=part: _save_table(part.pictures, path))
+                    write_arrow(folder / f"{part.name}.arrow", part.pictures)
                 number += 1
             parts.append(part)
         marks = f"marks-{number:06d}.arrow"
-        _write(folder / marks, lambda path: _save_table(_marks(changes), path))
-        sync_folder(folder)
-        files = {name: measured(folder / name) for name in _files(parts, marks)}
+        write_arrow(folder / marks, _marks(changes))
+        files = {name: file_digest(folder / name) for name in _files(parts, marks)}
         named = {
             "format": FORMAT,
             "step": changes.step,
@@ -116,8 +119,7 @@ def write_changes(folder: Path, changes: Changes) -> Changes:
     except OSError as error:
         raise InputError(f"{folder} could not be written ({error.strerror or error}): {advice(error)}.") from None
     for file in folder.iterdir():
-        ours = _OURS.fullmatch(file.name.removeprefix(".").removesuffix(".tmp")) and file.name not in files
-        if ours or _ASIDE.fullmatch(file.name):
+        if (_OURS.fullmatch(file.name) and file.name not in files) or _LEFT.fullmatch(file.name):
             file.unlink(missing_ok=True)
     if changes.recomputed:
         return replace(changes, recomputed=parts[0], added=tuple(parts[1:]))
@@ -132,18 +134,18 @@ def _read(folder: Path, named: dict[str, Any]) -> Changes:
         if named.pop("sha256") != _digest(named):
             raise InputError(_damaged(folder, f"{_INDEX} was changed"))
         for name, expected in named["files"].items():
-            if not _OURS.fullmatch(name) or measured(folder / name) != expected:
+            if not _OURS.fullmatch(name) or file_digest(folder / name) != expected:
                 raise InputError(_damaged(folder, f"{name} was changed"))
         parts = [_open(folder, one["name"], one["source"]) for one in named["parts"]]
         marks = _load_table(folder / named["marks"])
-        rows, tags = marks["row"].to_numpy(), np.array(marks["tag"].to_pylist(), dtype=object)
+        removed, tags = split_marks(marks)
         recomputed = parts.pop(0) if named["recomputed"] else None
         return Changes(
             step=int(named["step"]),
             recomputed=recomputed,
             added=tuple(parts),
-            removed=rows[tags == ""],
-            tags={name: rows[tags == name] for name in sorted(set(tags) - {""})},
+            removed=removed,
+            tags=tags,
             whitening=str(named.get("whitening", "")),  # versions without search vectors did not say
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError, pa.ArrowException) as error:
@@ -162,7 +164,8 @@ def _damaged(folder: Path, reason: object) -> str:
 def _open(folder: Path, name: str, source: Any) -> Part:
     with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
         vectors = file.get_tensor("vectors")
-    return Part(vectors, None if source is None else _load_table(folder / f"{name}.arrow"), source, name)
+        stamps = file.get_tensor("stamps").numpy() if "stamps" in file.keys() else None  # noqa: SIM118
+    return Part(vectors, None if source is None else _load_table(folder / f"{name}.arrow"), source, name, stamps)
 
 
 def _files(parts: Iterable[Part], marks: str) -> list[str]:
@@ -177,26 +180,10 @@ def _marks(changes: Changes) -> pa.Table:
     return pa.table({"row": rows, "tag": pa.array(names, pa.string()).dictionary_encode()})
 
 
-def _write(path: Path, save: Any) -> None:
-    """A file that is whole when it has its name."""
-    aside = path.with_name(f".{path.name}.tmp")
-    save(aside)
-    with open(aside, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _save_vectors(vectors: Tensor, path: Path) -> None:
-    try:
-        save_file({"vectors": vectors.contiguous()}, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-
-
-def _save_table(table: pa.Table | None, path: Path) -> None:
-    assert table is not None
-    with pa.OSFile(os.fsencode(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
+def _save_vectors(part: Part, path: Path) -> None:
+    stamps = {} if part.stamps is None else {"stamps": torch.from_numpy(np.ascontiguousarray(part.stamps))}
+    with replacing(path) as temporary:
+        save_tensors({"vectors": part.vectors, **stamps}, temporary)
 
 
 def _load_table(path: Path) -> pa.Table:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-# The cosine of two duplicates, by the kind of vectors: whitened ones of different pictures lie farther apart.
-THRESHOLDS = {"search": 0.85, "embedding": 0.95}
 MOST_ROWS = 2**53  # what JavaScript can count to
 
 Row = Annotated[int, Field(ge=0, le=MOST_ROWS)]
@@ -18,7 +16,15 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def _once(rows: list[int]) -> list[int]:
+    if len(set(rows)) < len(rows):
+        raise ValueError("each row once")
+    return rows
+
+
 Name = Annotated[str, BeforeValidator(readable)]
+Chosen = Annotated[list[Row], Field(min_length=1, max_length=100_000), AfterValidator(_once)]
+Given = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Picture(BaseModel):
@@ -48,8 +54,9 @@ class Status(BaseModel):
 class About(BaseModel):
     """The collection as a whole. recomputed: whether its vectors come from the pictures as they are.
 
-    vectors: "search" or "embedding"; threshold: the cosine from which two pictures are usually taken for duplicates.
-    start: of the server, to ask for pictures with (`&start=`), as a browser keeps what an earlier server showed.
+    vectors: "search" or "embedding"; threshold: the cosine from which two pictures are usually taken for look-alikes.
+    labels: those that a picture has; labelled: whether any is given by hand. start: of the server, to ask for pictures
+    with (`&start=`), as a browser keeps what an earlier server showed.
     """
 
     name: Name
@@ -61,6 +68,7 @@ class About(BaseModel):
     vectors: str
     threshold: float
     start: str
+    labelled: bool
 
 
 class Listing(BaseModel):
@@ -82,8 +90,39 @@ class Uploaded(BaseModel):
     id: str
 
 
+class Copy(Picture):
+    """A picture of a group of copies. kind: same file or same picture as the first, "" for that itself.
+
+    changes: as resized, cropped, mirrored; agreement: of its pixels with the first one's, at most 1. width, height: in
+    pixels; size: in bytes, format and modified (seconds since 1970): of its file, as far as they are known.
+    """
+
+    kind: Literal["", "same file", "same picture"]
+    changes: list[str]
+    agreement: float
+    width: int
+    height: int
+    size: int | None
+    format: str
+    modified: float | None
+
+
+class Copies(BaseModel):
+    """Pictures that are proven to be one, the one to keep first."""
+
+    pictures: list[Copy]
+
+
+class Duplicates(BaseModel):
+    """The most certain groups first. copies: pictures that could go, of all groups."""
+
+    total: int
+    copies: int
+    groups: list[Copies]
+
+
 class Group(BaseModel):
-    """Near-duplicates. least: the lowest cosine between two of them; worst: these two rows."""
+    """Look-alikes. least: the lowest cosine between two of them; worst: these two rows."""
 
     pictures: list[Picture]
     least: float
@@ -91,7 +130,7 @@ class Group(BaseModel):
 
 
 class Groups(BaseModel):
-    """The largest groups first."""
+    """The most alike first."""
 
     total: int
     groups: list[Group]
@@ -109,26 +148,76 @@ class Outliers(BaseModel):
 
 
 class Labelling(BaseModel):
-    """rows get `label` by hand, or lose theirs where it is null."""
+    """rows get `label` by hand, or lose theirs where it is null. keep: pictures with another label by hand keep it.
 
-    rows: list[Row] = Field(min_length=1, max_length=10_000)
-    label: Annotated[str, Field(min_length=1, max_length=200)] | None
+    together: whether they are labelled without a look at each: they count not where the accuracy is measured.
+    """
+
+    rows: Chosen
+    label: Given | None
+    keep: bool = False
+    together: bool = False
 
 
 class ClassCount(BaseModel):
-    """Pictures of a class by hand and by vote."""
+    """Pictures of a class: by hand, by vote, and of these the suggested ones (of at least 50 %)."""
 
     label: Name
     hand: int
     vote: int
+    suggested: int
 
 
 class Labels(BaseModel):
-    """accuracy: of the votes on pictures labelled by hand, leave-one-out, with its 95 % interval; null if unknown."""
+    """accuracy: of the votes on pictures labelled one by one, leave-one-out, with its 95 % interval; null if unknown.
+
+    order: all classes, those of the folders too, in the order that gives each its key. none: pictures without a
+    label by hand and without a suggestion. act, text: what was done just now, to undo it by; "" for nothing.
+    """
 
     classes: list[ClassCount]
+    order: list[Name]
+    none: int
     accuracy: float | None
     interval: tuple[float, float] | None
+    act: str = ""
+    text: Name = ""
+
+
+class Overwriting(BaseModel):
+    """Of pictures to be labelled: how many have another label by hand, and have no label by hand yet."""
+
+    other: int
+    none: int
+
+
+class Renaming(BaseModel):
+    """The class `label` gets another name; the name of another class merges them."""
+
+    label: Given
+    to: Given
+
+
+class LastAct(BaseModel):
+    """What would be undone next; "" for nothing."""
+
+    act: str
+    text: Name
+
+
+class Undoing(BaseModel):
+    """act: as the answer to the deed named it."""
+
+    act: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+
+
+class Undone(BaseModel):
+    """text: of the act. rows: that have their label of before. kept: pictures that were labelled again since."""
+
+    text: Name
+    rows: list[int]
+    kept: int
+    next: LastAct
 
 
 class Proposal(Picture):
@@ -144,6 +233,38 @@ class Proposals(BaseModel):
     pictures: list[Proposal]
 
 
+class Suggested(BaseModel):
+    """total: how many there are in all."""
+
+    total: int
+    pictures: list[Proposal]
+
+
+class Selection(BaseModel):
+    """Rows, in the order in which a list should name them."""
+
+    rows: Chosen
+
+
+class Facts(BaseModel):
+    """A picture's file as it is now, and its neighbours in a set: -1 for none. place: in the set, from 0; -1 outside.
+
+    width, height: pixels. size: bytes; modified: seconds since 1970; null where it is no file, or unknown. problem: why
+    the file can't be read, "" where it can.
+    """
+
+    width: int
+    height: int
+    format: str
+    size: int | None
+    modified: float | None
+    problem: str
+    before: int
+    after: int
+    place: int
+    total: int
+
+
 class MapState(BaseModel):
     """state: none, computing (progress in 0..1, and about how long yet), ready, or failed (then `error` says why)."""
 
@@ -154,10 +275,32 @@ class MapState(BaseModel):
 
 
 class Colours(BaseModel):
-    """A code for each point of the map, in its order: the place in `names`, or a shade 0..255; -1 for none."""
+    """A code for each point of the map, in its order: the place in `names`; -1 for none.
+
+    others: how many names the last one stands for, where there are too many to tell apart; 0: for itself. none: what
+    -1 means, "" where no point has it. note: why there are no names.
+    """
 
     names: list[Name]
     codes: list[int]
+    others: int = 0
+    none: str = ""
+    note: str = ""
+
+
+class Region(BaseModel):
+    """A place of the map (x and y in 0..1, as its points are) where nearly all pictures, `count`, have this name."""
+
+    name: Name
+    x: float
+    y: float
+    count: int
+
+
+class Regions(BaseModel):
+    """The largest first."""
+
+    regions: list[Region]
 
 
 class Refusal(BaseModel):

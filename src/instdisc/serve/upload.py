@@ -2,7 +2,7 @@
 
     pixels = decode_aside(content)                 # (height, width, 3) uint8, at most 1,024 pixels long
 
-Six formats alone are ever handed to a decoder (data/decode.py). A decoder that hangs, eats memory or crashes takes
+Eight formats alone are ever handed to a decoder. A decoder that hangs, eats memory or crashes takes
 that process with it and nothing else. `python -m instdisc.serve.upload` is that process: bytes in, pixels out.
 """
 
@@ -50,19 +50,24 @@ def decode_aside(content: bytes) -> np.ndarray:
 
 
 def _main() -> int:
+    from instdisc.data.decoding.formats import format_of
+
+    content = sys.stdin.buffer.read()
+    format = format_of(content)
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        if format is None or format.name != "HEIC":  # its decoder has a thread of its own, which would count
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     from PIL import Image
 
-    from instdisc.data.decode import UnreadableError, decode
+    from instdisc.data.decoding.decode import UnreadableError, decode
 
     try:
-        picture = Image.fromarray(decode(sys.stdin.buffer.read(), max_pixels=MAX_PIXELS))
+        picture = Image.fromarray(decode(content, max_pixels=MAX_PIXELS))
     except UnreadableError as error:
         print(f"This can't be used as a picture: {error}.", file=sys.stderr)
         return 3

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from instdisc import ranks
-from instdisc.data.index import cache_folder
+from instdisc.data.storage.scan import cache_folder
 from instdisc.encoder import Encoder
+from instdisc.files import write_json
 from instdisc.progress import duration
-from instdisc.runs import write_json
 from instdisc.training.trial import Trial, fastest
 
 _TRIAL_SECONDS = 90.0  # what a trial takes, about

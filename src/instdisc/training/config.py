@@ -9,16 +9,17 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from instdisc import objectives
 from instdisc.data.augment import Augmentation
 from instdisc.encoder import EncoderConfig
+from instdisc.encoder.backbones import has_width
 from instdisc.encoder.config import SMALL_PICTURES
 from instdisc.errors import InputError
 from instdisc.schedule import Growth, Schedule
+from instdisc.training.converting import convert
 
-Objective = Literal["softmax", "sampled", "nce", "parametric"]
 # They change what a run costs or shows and not its numbers, so a run may be resumed with others.
 OPERATIONAL = (
     "bank_storage",
@@ -33,100 +34,144 @@ OPERATIONAL = (
 
 @dataclass(frozen=True)
 class Settings:
-    """A run, described. A field's symbol in the paper, where it has one, stands in brackets.
+    """A run, described. Each field says what it is; a Greek letter is the paper's. `training.described` lists them.
 
-    Encoder: backbone, width, head, hidden, dim, size, pretrained: see EncoderConfig (`size` is its image_size).
-    stored: side at which whole pictures are kept, for crops to be cut from; None = `size` up to 64 px, 8/7 of it above.
-    Objective: the bank term and its temperature [τ], negatives [m], noise, mask_own; partition: how NCE knows Z,
-        "first_batch" as published; proximal: the weight [λ] of that term, 0 = without; view_share: the share in
-        [0, 1) of the loss that ViewSoftmax takes.
-    groups: how many k-means finds in each view of a batch, for the other view to tell (BatchGroups); 0 = without that
-        term. group_weight: its weight; group_from: the fraction of the run at which it begins.
-    views: random views of each picture in a step. fill_epochs: until then rows of the bank only fill, and the bank's
-        terms wait (ViewSoftmax does not): a row that is still random teaches nothing. bank_momentum: 0 replaces a
-        row, 0.5 is published. bank_dtype, bank_storage: see MemoryBank; "auto" goes by size and what is free.
-    batch: pictures of a step over all ranks; accumulate: forward passes a rank makes of it. They equal one large batch,
-        but NCE's estimates of Z and ViewSoftmax see the pictures of one pass.
-    Optimiser: "sgd" as published, or "muon" (orthogonalised momentum for matrices; SGD with vector_lr for the rest).
-    warmup: epochs over which the learning rate rises; drops: fractions of the run where a step schedule falls.
-    epochs, or minutes of wall clock for the whole run (then the schedule follows the clock).
-    Augmentation: crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur: see Augmentation.
-    early_sizes: sides of the views, as shares of `size`, before they are whole: each until its fraction of the run in
-        grow_at (progressive resizing). A step costs about as many pixels as it has. A run by epochs is counted in
-        work then, for its learning rate and warm-up too, so that it goes as one by minutes.
-    precision: "auto" tries float32 and bfloat16 on the device for a moment and takes the faster.
-    order: "pictures" draws every batch from all of them, "shards" goes through the files of the source in parts, each
-        rank its own (see data/order.py); "auto" takes shards where single pictures are dear to read.
-    monitor_epochs: epochs between measurements of quality. checkpoint_minutes: between saves; 0 = every step.
+    Example: `Settings(objective="nce", negatives=512).with_overrides({"lr": "0.1"})`.
     """
 
     preset: str = "custom"
+    """What the other settings were taken from."""
     backbone: str = "resnet18"
+    """A timm name, or one of our small networks: conv6, conv7, conv8."""
     width: int | None = None
-    head: Literal["linear", "mlp"] = "linear"
+    """Channels of its first stage; none: the backbone's own."""
+    head: Literal["linear", "mlp", "none"] = "linear"
+    """From pooled features to the embedding: linear as published, an MLP of one hidden layer, or none."""
     hidden: int | None = None
+    """Width of the MLP's hidden layer; none: as many as the features."""
     dim: int = 128
+    """Numbers of an embedding, and of a row of the bank."""
     size: int = 32
+    """Side of a picture as the network sees it, pixels."""
     stored: int | None = None
+    """Side at which whole pictures are kept, for crops to be cut from, pixels; none: `size` to 64, 8/7 of it above."""
     pretrained: bool | str = False
-    objective: Objective = "softmax"
+    """Start from timm's weights, or from a safetensors file."""
+    objective: str = "softmax"
+    """What the bank teaches: softmax (eq 2, exact over all rows), sampled, nce (eq 4 to 8), parametric (eq 1)."""
     temperature: float = 0.1
+    """τ: cosines are divided by it."""
     negatives: int = 4096
+    """m: rows of the bank drawn in a step, for sampled and nce, and in the views' term."""
     noise: Literal["shared", "private"] = "shared"
+    """One draw for the whole batch, or one for each picture as published."""
     partition: Literal["first_batch", "moving_average", "exact"] = "moving_average"
+    """How nce knows Z: by a moving average, exactly, or by its first batch as published, which collapses under SGD."""
     mask_own: bool = False
+    """Leave a picture's own row out of the denominator (the decoupled form)."""
     proximal: float = 0.0
+    """λ, the weight of the proximal term (eq 9); 0: without."""
     view_share: float = 0.0
+    """Share of the loss, in [0, 1), that compares views of one picture."""
     groups: int = 0
+    """Groups that k-means finds in each view of a batch, for the other view to tell; 0: without."""
     group_weight: float = 0.5
+    """Weight of the groups' term."""
     group_from: float = 0.2
+    """Fraction of the run at which the groups' term begins."""
     views: int = 1
+    """Random views of each picture in a step."""
     fill_epochs: float = 0.0
+    """Epochs in which rows of the bank only fill, and its terms wait: a random row teaches nothing."""
     bank_momentum: float = 0.5
+    """How much of a row stays when it is updated; 0: replaced, 0.5: published."""
     bank_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "float32"
+    """Of the rows; int8 takes a quarter of the memory; auto: by what is free."""
     bank_storage: Literal["auto", "memory", "host", "disk"] = "auto"
+    """Where the rows are: on the device, in the host's memory, in a mapped file; auto: by what is free."""
     batch: int = 128
+    """Pictures of a step, over all processes."""
     accumulate: int = 1
+    """Forward passes that a process makes of its part of a batch; the sum equals one large batch."""
     optimizer: Literal["sgd", "muon"] = "sgd"
+    """sgd as published, or muon: orthogonalised momentum for matrices, SGD with vector_lr for the rest."""
     lr: float = 0.03
+    """The learning rate at its height."""
     vector_lr: float = 0.05
+    """The same of muon's SGD."""
     momentum: float = 0.9
+    """Of the optimizer."""
     nesterov: bool = False
+    """Look ahead along the momentum."""
     weight_decay: float = 5e-4
+    """Pull of the weights towards 0."""
     schedule: Literal["step", "cosine", "constant"] = "step"
+    """How the learning rate falls: in steps, as a cosine, or not."""
     drops: tuple[float, ...] = (0.6, 0.8)
+    """Fractions of the run at which a step schedule falls to a tenth."""
     warmup: float = 0.0
+    """Epochs over which the learning rate rises."""
     epochs: float = 200.0
+    """Passes over the pictures."""
     minutes: float | None = None
+    """Length of the whole run by the clock; the schedule then follows the clock. None: by epochs."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Least and greatest share of a picture's area that a view shows."""
     flip: float = 0.0
+    """Probability of mirroring."""
     jitter: float = 1.0
+    """Probability of changing the colours, by the four that follow."""
     brightness: float = 0.4
+    """How far brightness changes."""
     contrast: float = 0.4
+    """How far contrast changes."""
     saturation: float = 0.4
+    """How far saturation changes."""
     hue: float = 0.4
+    """How far the hue turns, as a part of the circle."""
     grey: float = 0.2
+    """Probability of a grey view."""
     blur: float = 0.0
+    """Probability of a blurred view."""
     early_sizes: tuple[float, ...] = ()
+    """Sides of the views before they are whole, as shares of `size` (progressive resizing)."""
     grow_at: tuple[float, ...] = ()
+    """Fractions of the run until which each of the early sizes holds."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder's arithmetic; auto tries both for a moment and takes the faster."""
     compile: bool | Literal["auto"] = False
+    """Whether the encoder goes through torch.compile; auto: if a trial pays."""
     sync_batchnorm: bool = False
+    """Batch statistics over all processes instead of each one's own."""
     seed: int = 0
+    """Of all random numbers."""
     order: Literal["auto", "pictures", "shards"] = "auto"
+    """Batches from all pictures, or file by file, each process its own part; auto: files where single pictures are
+    dear to read.
+    """
     storage: Literal["auto", "memory", "cache", "workers"] = "auto"
+    """Decoded pictures in memory, in a cache on disk, or decoded again in each epoch by workers; auto: by what is
+    free.
+    """
     workers: int | None = None
+    """Processes that decode; none: by the cores."""
     strict: bool = False
+    """Stop at the first picture that can't be read."""
     monitor_epochs: int = 5
+    """Epochs between measurements of quality."""
     checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints; 0: at every step."""
     keep_checkpoints: int = 2
+    """Checkpoints that are kept."""
 
     def __post_init__(self) -> None:
         for name in ("drops", "crop_scale", "early_sizes", "grow_at"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, hint in get_type_hints(Settings).items():
             if get_origin(hint) is Literal:
-                _convert(name, getattr(self, name), hint)
+                convert(name, getattr(self, name), hint)
+        if self.objective not in objectives.OBJECTIVES:
+            raise InputError(f'objective is one of {", ".join(objectives.OBJECTIVES)}, not "{self.objective}".')
         self._check(0 <= self.view_share < 1, "view_share is a share of the loss in [0, 1)")
         self._check(self.size >= 1, "size must be at least 1 pixel")
         self._check(self.stored is None or self.stored >= 1, "stored must be at least 1 pixel")
@@ -227,28 +272,10 @@ class Settings:
 
     def terms(self, instances: int, channels: int) -> dict[str, objectives.Term]:
         """The named terms of the loss; `weights` has their factors. channels: of the encoder's pooled features."""
-        bank_term: objectives.Term
-        if self.objective == "softmax":
-            bank_term = objectives.NonParametricSoftmax(self.temperature, mask_own=self.mask_own)
-        elif self.objective == "sampled":
-            # Own rows among the drawn ones never count; without its own row the positive leaves the denominator too.
-            bank_term = objectives.SampledSoftmax(
-                self.temperature, self.negatives, self.noise, decoupled=self.mask_own, seed=self.seed
-            )
-        elif self.objective == "nce":
-            bank_term = objectives.NCE(
-                self.temperature,
-                self.negatives,
-                self.noise,
-                self.partition,
-                mask_own=self.mask_own,
-                seed=self.seed,
-            )
-        else:
-            bank_term = objectives.ParametricSoftmax(instances, self.dim, seed=self.seed)
-        terms: dict[str, objectives.Term] = {self.objective: bank_term}
+        terms: dict[str, objectives.Term] = {}
+        terms[self.objective] = objectives.OBJECTIVES[self.objective].from_settings(self, instances)
         if self.view_share > 0:
-            terms["views"] = objectives.ViewSoftmax(self.temperature, self.negatives, seed=self.seed)
+            terms["views"] = objectives.NTXent(self.temperature, self.negatives, seed=self.seed)
         if self.groups:
             terms["groups"] = objectives.BatchGroups(channels, self.groups, begins=self.group_from, seed=self.seed)
         if self.proximal > 0:
@@ -270,13 +297,15 @@ class Settings:
                 close = difflib.get_close_matches(name, known, n=3)
                 hint = f" Did you mean {' or '.join(close)}?" if close else f" There are: {', '.join(known[1:])}."
                 raise InputError(f'"{name}" is no setting of a run.{hint}')
-            values[name] = _convert(name, value, hints[name])
+            values[name] = convert(name, value, hints[name])
         if "epochs" in values and "warmup" not in values:  # the schedule keeps its shape, as its drops do
             values["warmup"] = self.warmup * values["epochs"] / self.epochs
         if "epochs" in values and "fill_epochs" not in values:  # a short run must not end before its bank has its say
             values["fill_epochs"] = min(self.fill_epochs, values["epochs"] / 4)
         if "epochs" in values and "minutes" not in values:  # who counts in epochs does not go by a preset's clock
             values["minutes"] = None
+        if "backbone" in values and "width" not in values and not has_width(values["backbone"]):
+            values["width"] = None  # a preset's is for its own backbone
         return replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -301,49 +330,3 @@ class Settings:
             for name in mine
             if name not in OPERATIONAL and mine[name] != theirs[name]
         ]
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """A value as the field has it; text (from a command line) is read as the field's type."""
-    options = get_args(hint) or (hint,)
-    if isinstance(options[0], str):  # a Literal
-        if value not in options:
-            raise InputError(f'{name} is one of {", ".join(map(str, options))}, not "{value}".')
-        return value
-    if value is None or (isinstance(value, str) and value.lower() == "none"):
-        if type(None) in options:
-            return None
-        raise InputError(f"{name} needs a value.")
-    if hint == tuple[float, ...] or hint == tuple[float, float]:
-        parts = value.replace(",", " ").split() if isinstance(value, str) else value
-        try:
-            numbers = tuple(float(part) for part in parts)
-        except (TypeError, ValueError):
-            raise InputError(f'{name} is a list of numbers like 0.2,1.0, not "{value}".') from None
-        if hint == tuple[float, float] and len(numbers) != 2:
-            raise InputError(f'{name} is two numbers like 0.2,1.0, not "{value}".')
-        return numbers
-    if bool in options:
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in ("true", "yes", "1", "on", "false", "no", "0", "off"):
-            return str(value).lower() in ("true", "yes", "1", "on")
-        if str in options:
-            return str(value)
-        words = [word for option in options for word in get_args(option)]  # of a Literal beside bool
-        if value in words:
-            return value
-        allowed = ["true", "false", *words]
-        raise InputError(f'{name} is {", ".join(allowed[:-1])} or {allowed[-1]}, not "{value}".')
-    kind = int if int in options else float if float in options else str
-    if kind is str:
-        return str(value)
-    try:
-        number = kind(value)
-        if isinstance(value, float) and number != value:
-            raise ValueError
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f'{name} is {"a whole number" if kind is int else "a number"}, not "{value}".') from None
-    return number

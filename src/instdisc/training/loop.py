@@ -26,14 +26,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instdisc import checkpoint, ranks
 from instdisc.bank import MemoryBank, choose_rows
-from instdisc.data.order import Order
-from instdisc.data.pictures import Batch, Pictures
+from instdisc.data.loading.dataset import Batch, Pictures
+from instdisc.data.loading.sampler import Order
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError, is_shortage
-from instdisc.objectives.noise import Noise
 from instdisc.runs import RunFolder
 from instdisc.training import weight_gradients
+from instdisc.training.batch_statistics import shared_statistics
 from instdisc.training.config import Settings
+from instdisc.training.ledger import Ledger
 from instdisc.training.metrics import Measurement, Metrics
 from instdisc.training.optimizer_state import flatten_optimizer, unflatten_optimizer
 from instdisc.training.optimizers import make_optimizer
@@ -73,12 +74,12 @@ class Training:
         self.encoder = encoder.to(device)
         if device.type != "mps":  # convolutions are faster in this layout on CPUs and GPUs, in either precision
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
-        if settings.sync_batchnorm and ranks.world() > 1 and device.type == "cuda":
-            self.encoder = nn.SyncBatchNorm.convert_sync_batchnorm(self.encoder)
+        if settings.sync_batchnorm and ranks.world() > 1:
+            shared_statistics(self.encoder, device)
         if weight_gradients.pays(device, precision) and not compiled:
             weight_gradients.by_products(self.encoder)
-        self._kinds = settings.terms(pictures.count, encoder.channels)
-        self.terms = nn.ModuleDict(self._kinds).to(device)
+        self.kinds = settings.terms(pictures.count, encoder.channels)
+        self.terms = nn.ModuleDict(self.kinds).to(device)
         self.rows = choose_rows(pictures.count, settings.dim, device, settings.bank_dtype, settings.bank_storage)
         self.bank = MemoryBank(
             pictures.count,
@@ -100,7 +101,7 @@ class Training:
         self._parallel_terms = {name: ranks.data_parallel(term) for name, term in self.terms.items()}
         # Batches come in two lengths at most: a static graph for each is faster than one for any length.
         self._forward = torch.compile(self._parallel, dynamic=False) if compiled else self._parallel
-        self.metrics = Metrics(run, list(self.terms))
+        self.metrics, self.ledger = Metrics(run, list(self.terms)), Ledger(self)
         self.step_number, self.seconds, self.progress = 0, 0.0, 0.0
         self.interrupted = False
         self._asked_to_stop = False
@@ -125,12 +126,13 @@ class Training:
                     ended = self.step_number % self.batches_per_epoch == 0
                     over = self.finished or self.interrupted
                     log_every = max(1, self.batches_per_epoch // _LOGS_PER_EPOCH)
+                    regular = ended and self.epoch % self.settings.monitor_epochs == 0
+                    measure = monitor is not None and (regular or self.finished)
                     # No line for an interruption: a resumed run writes the lines of an uninterrupted one.
                     if self.step_number % log_every == 0 or ended or self.finished:
-                        self.metrics.write(self)
-                    regular = ended and self.epoch % self.settings.monitor_epochs == 0
-                    if monitor is not None and (regular or self.finished):
-                        self._measure(monitor)
+                        self.ledger.write(now=save or measure)
+                    if monitor is not None and measure:
+                        self.metrics.measured(self, monitor(self))
                         self.seconds = time.monotonic() - started
                     if save:
                         self.save()
@@ -158,7 +160,7 @@ class Training:
                 features = encoded["embedding"]
                 losses = {
                     name: self.weights[name]
-                    * self._parallel_terms[name](encoded[self._kinds[name].reads], indices, self.bank)
+                    * self._parallel_terms[name](encoded[self.kinds[name].reads], indices, self.bank)
                     for name in counting
                 }
                 share = len(part.indices) / planned
@@ -179,7 +181,7 @@ class Training:
         filling = self.step_number < self.settings.fill_epochs * self.batches_per_epoch
         return [
             name
-            for name, term in self._kinds.items()
+            for name, term in self.kinds.items()
             if self.progress >= term.begins and not (filling and term.waits_for_bank)
         ]
 
@@ -272,7 +274,7 @@ class Training:
             yield (self._next(stream) for _ in range(self.settings.accumulate)), len(batch)
 
     def _next(self, stream: Iterator[Batch]) -> Batch:
-        part = next(stream, None)  # a piece without a readable picture is passed over, so the stream can end early
+        part = next(stream, None)  # a piece without a readable picture is skipped, so the stream can end early
         if part is None or len(part.indices) < 2:
             raise InputError(
                 f"So many pictures can't be read that a batch is empty (see {self.run.quarantine}): remove them, take "
@@ -293,7 +295,7 @@ class Training:
     def _encoded(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The embedding of views, and the pooled features where a term reads them."""
         with self._autocast:
-            if any(term.reads == "pooled" for term in self._kinds.values()):
+            if any(term.reads == "pooled" for term in self.kinds.values()):
                 return dict(zip(("embedding", "pooled"), self._forward(images, with_pooled=True), strict=True))
             return {"embedding": self._forward(images)}
 
@@ -304,9 +306,9 @@ class Training:
         everyones = ranks.gather(indices)
         self.bank.expect(everyones)
         for name in terms:
-            noise = getattr(self.terms[name], "noise", None)
-            if isinstance(noise, Noise):
-                self.bank.expect(noise.indices(everyones, self.bank))
+            rows = self.kinds[name].rows_needed(everyones, self.bank)
+            if rows is not None:
+                self.bank.expect(rows)
 
     def _set_learning_rate(self) -> None:
         if self.settings.minutes is None:
@@ -332,32 +334,19 @@ class Training:
         minutes = self.settings.minutes
         clock = self.seconds / (60 * minutes) if minutes is not None else 0.0
         flags = [float(self._asked_to_stop), clock if main else 0.0, float(due and main)]
-        mine = torch.stack([torch.as_tensor(loss, device=self.device).float() for loss in losses.values()])
-        together = ranks.total(torch.cat([mine, torch.tensor(flags, device=self.device)])).tolist()
-        values = dict(zip(losses, together, strict=False))
-        self.interrupted = together[-3] > 0
+        together = torch.stack([loss.float() for loss in losses.values()])
+        if ranks.world() > 1:  # alone, nothing has to be asked of the device
+            together = ranks.total(torch.cat([together, torch.tensor(flags, device=self.device)])).cpu()
+            together, flags = together[:-3], together[-3:].tolist()
+        self.interrupted = flags[0] > 0
         if minutes is not None:
-            self.progress = min(1.0, together[-2])
+            self.progress = min(1.0, flags[1])
         elif self.finished:
             self.progress = 1.0
-        self.metrics.add(values, self.optimizer.param_groups[0]["lr"], self.done[0])
-        save = together[-1] > 0 or self.finished or self.interrupted
-        if not all(math.isfinite(value) for value in values.values()) or (save and not self._weights_are_finite()):
-            self.metrics.diagnose(self, values)
-            rounded = " or precision=float32" if self.precision != "float32" else ""
-            raise InputError(
-                f"The training diverged at step {self.step_number}: a loss or a weight is no finite number any more "
-                f"({_spelled(values)}); start a new run with an lr below {self.settings.lr:g}{rounded}; what was found "
-                f"is in {self.run.diagnosis}, and the checkpoints in {self.run.checkpoints} are from before."
-            )
+        save = flags[2] > 0 or self.finished or self.interrupted
+        self.ledger.add(together, settle=save)
+        self.metrics.advance(self.optimizer.param_groups[0]["lr"], self.done[0])
         return save
-
-    def _weights_are_finite(self) -> bool:
-        parameters = [*self.encoder.parameters(), *self.terms.parameters()]
-        return all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
-
-    def _measure(self, monitor: Monitor) -> None:
-        self.metrics.measured(self, monitor(self))
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -388,7 +377,3 @@ def _all(managers: Sequence[AbstractContextManager[Any]]) -> Iterator[None]:
         return
     with managers[0], _all(managers[1:]):
         yield
-
-
-def _spelled(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())

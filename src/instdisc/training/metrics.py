@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from instdisc import ranks
+from instdisc.files import write_json, write_whole
 from instdisc.progress import Bar
-from instdisc.runs import RunFolder, write_json
+from instdisc.runs import RunFolder
 
 if TYPE_CHECKING:
     from instdisc.training.loop import Training
@@ -44,20 +44,25 @@ class Metrics:
         self._bar: Bar | None = None
         self._board: Any = None
         self._warned = False
+        self._shown = ""
 
     def count(self, pictures: int, waited: float) -> None:
         """A piece of a batch came in: so many pictures, after so many seconds of waiting."""
         self._images += pictures
         self._waited += waited
 
-    def add(self, losses: dict[str, float], rate: float, done: int) -> None:
-        """The terms of one step, over all ranks; done: how far the bar is then."""
+    def add(self, losses: dict[str, float]) -> None:
+        """The terms of one step, over all ranks."""
         for name in self.terms:
             self._sums[name] += losses[name]
-        self._steps, self._rate = self._steps + 1, rate
+        self._steps += 1
+        self._shown = ", ".join(f"{name} {losses[name]:.3f}" for name in self.terms)
+
+    def advance(self, rate: float, done: int) -> None:
+        """A step was made, at this learning rate; done: how far the bar is then."""
+        self._rate = rate
         if self._bar is not None:
-            shown = ", ".join(f"{name} {losses[name]:.3f}" for name in self.terms)
-            self._bar.advance(done - self._bar.done, shown)
+            self._bar.advance(done - self._bar.done, self._shown)
 
     def state(self) -> dict[str, Any]:
         """The sums, for a checkpoint between two lines."""
@@ -70,9 +75,7 @@ class Metrics:
         if ranks.is_main() and self.run.metrics.is_file():
             kept = [line for line in read_metrics(self.run) if line["step"] <= step]
             text = "".join(json.dumps(line) + "\n" for line in kept)
-            aside = self.run.metrics.with_name(".metrics.jsonl.tmp")
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, self.run.metrics)
+            write_whole(self.run.metrics, text)
 
     @contextmanager
     def showing(self, training: Training) -> Iterator[None]:
@@ -98,39 +101,47 @@ class Metrics:
             else:
                 print(words, flush=True)
 
-    def write(self, training: Training) -> None:
-        """One line from the sums since the last one; at the end of an epoch also a line on the screen."""
-        if self._steps == 0:
-            return
+    def line(self, training: Training) -> dict[str, Any]:
+        """What the line of this step says beside losses, which may be known only later; another line begins here."""
         took = max(time.monotonic() - self._clock, 1e-9)
-        losses = {name: total / self._steps for name, total in self._sums.items()}
         line: dict[str, Any] = {
             "step": training.step_number,
             "epoch": round(training.step_number / training.batches_per_epoch, 4),
             "seconds": round(training.seconds, 3),
             "lr": self._rate,
-            "loss": sum(losses.values()),
-            "losses": losses,
+            "loss": math.nan,
+            "losses": {},
             "images_per_second": round(self._images * ranks.world() / took, 1),
             "waiting": round(self._waited / took, 4),
         }
         if training.settings.early_sizes:
             line["size"] = training.view_size
-        if "nce" in training.terms:
-            # The exact partition has no one number, and only a constant is watched.
-            for name in ("log_partition", "recent_log_partition"):
-                logarithm = float(getattr(training.terms["nce"], name, math.nan))
-                if math.isfinite(logarithm):
-                    line[name] = logarithm
+        self._images, self._waited = 0, 0.0
+        self._clock = time.monotonic()
+        return line
+
+    def watched(self, training: Training) -> dict[str, torch.Tensor]:
+        """Numbers of the terms that a line has too, where they are: NCE's log Z."""
+        buffers = (dict(term.named_buffers()) for term in training.kinds.values())
+        watched = (term.watched for term in training.kinds.values())
+        return {
+            name: there[name] for names, there in zip(watched, buffers, strict=True) for name in names if name in there
+        }
+
+    def write(self, training: Training, line: dict[str, Any], watched: dict[str, float]) -> None:
+        """Complete a line by the sums since the last one, and write it; at the end of an epoch to the screen too."""
+        if self._steps == 0:
+            return
+        losses = {name: total / self._steps for name, total in self._sums.items()}
+        line |= {"loss": sum(losses.values()), "losses": losses}
+        line |= {name: value for name, value in watched.items() if math.isfinite(value)}
         self._append(line)
         self.latest = {**line, **losses}
-        if training.step_number % training.batches_per_epoch == 0:
-            filling = training.step_number <= training.settings.fill_epochs * training.batches_per_epoch
+        if line["step"] % training.batches_per_epoch == 0:
+            filling = line["step"] <= training.settings.fill_epochs * training.batches_per_epoch
             waiting = [name for name, term in training.terms.items() if filling and term.waits_for_bank]
             self.say(_sentence(line, waiting))
-        self._sums = dict.fromkeys(self.terms, 0.0)
-        self._steps, self._images, self._waited = 0, 0, 0.0
-        self._clock = time.monotonic()
+        self._sums, self._steps = dict.fromkeys(self.terms, 0.0), 0
 
     def measured(self, training: Training, found: Measurement) -> None:
         """A measurement of quality: written, shown, and its warning said once."""
@@ -148,18 +159,18 @@ class Metrics:
             self.say(f"  Warning: {found.warning}")
         self._clock = time.monotonic()
 
-    def diagnose(self, training: Training, losses: dict[str, float]) -> None:
-        """Save what is needed to understand a loss that is no number: RUN/diagnosis/."""
+    def diagnose(self, training: Training, losses: dict[str, float], step: int) -> None:
+        """Save what is needed to understand that the loss of a step is no number: RUN/diagnosis/."""
         if not ranks.is_main():
             return
         weights = {name: value for name, value in training.encoder.state_dict().items() if value.is_floating_point()}
         write_json(
             self.run.diagnosis / "nan.json",
             {
-                "step": training.step_number,
-                "epoch": training.step_number / training.batches_per_epoch,
+                "step": step,
+                "epoch": step / training.batches_per_epoch,
                 "losses": {name: str(value) for name, value in losses.items()},
-                "lr": self._rate,
+                "lr": training.optimizer.param_groups[0]["lr"],
                 "settings": training.settings.to_dict(),
                 "precision": training.precision,
                 "bank_rows_not_finite": int((~torch.isfinite(training.bank.rows)).any(1).sum()),

@@ -1,46 +1,49 @@
-// Near-duplicates and outliers, to go through by keyboard. Nothing is deleted: a list is saved for whoever wants to.
-import { ask, cell, empty, h, link, recall, remember, save, say, visit, walkable } from "./dom.js";
+// Copies, look-alikes and outliers, to go through by keyboard. Nothing is deleted: a list is saved.
+import { cell, clamp, empty, get, goTo, h, inBar, keys, listen, number as count, press, quiet, room, save, say, size, visit, walkable, way, working } from "./dom.js";
+import { recall, remember } from "./memory.js";
 
 const MOST = 100; // groups, or twice as many outliers, that come at once
 
 function saveList(pictures) {
   const lines = pictures.map((one) => one.path).filter((path) => !path.includes("\n"));
-  save("remove.txt", lines);
+  save("remove.txt", lines.map((line) => `${line}\n`).join(""));
   say(`remove.txt lists ${lines.length.toLocaleString("en")} pictures; instdisc index RUN --remove-list remove.txt takes them out of the collection.`);
 }
 
-// Keys that work wherever the focus is, but where it is written.
-function listen(keep, act) {
-  const keys = (event) => {
-    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (act(event.key)) event.preventDefault();
-  };
-  document.addEventListener("keydown", keys);
-  keep(() => document.removeEventListener("keydown", keys));
-}
+const byBank = (about) => (about.recomputed ? null : h("p.quiet", "Compared by the rows of the bank, which come from augmented views: ", h("code", "instdisc index RUN --recompute"), " finds more."));
 
-const byBank = (about) => (about.recomputed ? null : h("p", { class: "quiet" }, "Compared by the rows of the bank, which come from augmented views: ", h("code", {}, "instdisc index RUN --recompute"), " finds more."));
+const facts = (one) => [`${one.width} × ${one.height}`, one.format, one.size ? size(one.size) : "", one.modified ? new Date(1000 * one.modified).toISOString().slice(0, 10) : ""].filter(Boolean).join(" · ");
+const why = (one) => [one.kind, ...one.changes].join(", ");
 
-export async function duplicates(parameters, keep, about) {
-  const threshold = Number(parameters.get("threshold") ?? about.threshold);
-  const more = (start) => ask(`api/duplicates?${new URLSearchParams({ threshold, start, count: MOST })}`);
-  const found = await more(0);
-  const stored = `${about.name} duplicates`, decided = recall(stored); // first row of a group: which to keep, or null for none
-  const groups = [];
+// Groups to decide on. of: total and groups at first; more(start): further ones; marked: whether a group has one to keep
+// before anybody has chosen; stored: the name that decisions go by; header(group), below(picture): what is said of each.
+function deciding(of, more, { marked, stored, header, below, keep }) {
+  const decided = recall(stored); // rows of a group: which to keep, or null for none
+  const groups = [], told = h("span.quiet", { role: "status" }), list = h("div.groups");
   let now = 0;
-  const copies = () => groups.flatMap((group) => (group.apart ? [] : group.pictures.filter((one) => one.row !== group.kept)));
-  const count = h("span", { class: "quiet", role: "status" }), list = h("div", { class: "groups" });
+  const prepared = (one) => {
+    const key = one.pictures.map((picture) => picture.row).sort((a, b) => a - b).join(",");
+    const before = key in decided ? decided[key] : marked ? one.pictures[0].row : null;
+    return { ...one, key, apart: before === null, kept: before ?? one.pictures[0].row };
+  };
+  const going = (group) => (group.apart ? [] : group.pictures.filter((one) => one.row !== group.kept));
+  const tell = () => {
+    const beyond = marked ? of.copies - groups.reduce((sum, group) => sum + group.pictures.length - 1, 0) : 0;
+    told.textContent = `${count(groups.flatMap(going).length + beyond)} could go`;
+    saving.disabled = !marked && !groups.some((group) => !group.apart);
+  };
   const draw = (group) => {
     group.element.classList.toggle("now", groups[now] === group);
-    group.element.classList.toggle("apart", group.apart);
+    group.element.classList.toggle("apart", marked && group.apart);
     group.element.querySelector("button.apart").setAttribute("aria-pressed", String(group.apart));
     group.pictures.forEach((one, place) => {
       const element = group.element.querySelectorAll(".cell")[place], kept = !group.apart && one.row === group.kept;
       element.classList.toggle("kept", kept);
       element.classList.toggle("gone", !group.apart && !kept);
-      element.setAttribute("aria-pressed", String(kept));
+      press(element, kept);
+      element.parentElement.querySelector(".chip").textContent = group.apart ? "" : kept ? "keep" : "could go";
     });
-    count.textContent = `${copies().length.toLocaleString("en")} could go`;
+    tell();
   };
   const decide = (group, change) => {
     Object.assign(group, change);
@@ -50,35 +53,32 @@ export async function duplicates(parameters, keep, about) {
   };
   const go = (to) => {
     const before = groups[now];
-    now = Math.max(0, Math.min(groups.length - 1, to));
+    now = clamp(to, groups.length - 1);
     draw(before);
     draw(groups[now]);
     groups[now].element.scrollIntoView({ block: "nearest" });
   };
   const add = (given) => {
     for (const one of given) {
-      const number = groups.length, key = one.pictures.map((picture) => picture.row).sort((a, b) => a - b).join(",");
-      const before = decided[key];
-      const group = { ...one, key, apart: before === null, kept: before ?? one.pictures[0].row };
-      const places = one.pictures.map((picture, place) => (one.worst.includes(picture.row) ? place + 1 : 0)).filter(Boolean);
-      group.element = h("section", { class: "group", "aria-label": `Group ${number + 1}` },
-        h("div", { class: "bar" }, h("h2", {}, `${one.pictures.length} pictures`),
-          h("span", { class: "quiet" }, `least alike: ${one.least.toFixed(3)}${one.pictures.length > 2 ? ` (${places.join(" and ")})` : ""}`),
-          h("span", { class: "room" }), h("button", { type: "button", class: "apart", onclick: () => { decide(group, { apart: !group.apart }); go(number); } }, "No duplicates")),
-        walkable(h("div", { class: "few" }, ...one.pictures.map((picture) => cell(picture, {
-          open: () => { decide(group, { kept: picture.row, apart: false }); go(number); },
-          ondblclick: () => visit(picture.row) })))));
+      const number = groups.length, group = prepared(one);
+      group.element = h("section.group", { label: `Group ${number + 1}` },
+        inBar(h("h2", `${one.pictures.length} pictures`), quiet(header(one)),
+          room(), h("button.apart", () => { decide(group, { apart: !group.apart }); go(number); }, marked ? "No duplicates" : "Keep all")),
+        walkable(h("div.few", ...one.pictures.map((picture) => h("div.item",
+          cell(picture, { pick: false, open: () => { decide(group, { kept: picture.row, apart: false }); go(number); }, ondblclick: () => visit(picture.row) }),
+          h("span.chip"), ...below(picture).map((line) => h("span.fact", line)))))));
       groups.push(group);
       list.append(group.element);
     }
     groups.forEach(draw);
+    rest.hidden = groups.length >= of.total;
   };
-  const rest = h("button", { type: "button", onclick: async () => {
-    rest.disabled = true;
-    try { add((await more(groups.length)).groups); } catch (error) { say(error.message, true); }
-    rest.disabled = false;
-    rest.hidden = groups.length >= found.total;
-  } }, `Show ${MOST} more groups`);
+  const saving = working(`Save the list of ${marked ? "copies" : "marked"}`, async () => { // it is whole, whatever is on the screen
+    const all = [...groups];
+    while (marked && all.length < of.total) all.push(...(await more(all.length)).groups.map(prepared));
+    saveList(all.flatMap(going));
+  }, { class: "main", disabled: !of.groups.length });
+  const rest = working(`Show ${MOST} more groups`, async () => add((await more(groups.length)).groups));
   listen(keep, (key) => {
     const group = groups[now];
     if (!group) return false;
@@ -89,72 +89,60 @@ export async function duplicates(parameters, keep, about) {
     else return false;
     return true;
   });
-  add(found.groups);
-  rest.hidden = groups.length >= found.total;
-  return [h("div", { class: "bar" }, h("h1", {}, `${found.total.toLocaleString("en")} groups of near-duplicates`), count,
-    h("span", { class: "room" }),
-    h("label", {}, "at least as alike as ", h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold),
-      onchange: (event) => { if (event.target.checkValidity()) location.hash = link("duplicates", { threshold: event.target.value }); } })),
-    h("button", { type: "button", class: "main", disabled: !groups.length, onclick: () => saveList(copies()) }, "Save the list of copies")),
-  byBank(about),
-  groups.length ? h("p", { class: "keys" }, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " next and previous group, ", h("kbd", {}, "1"), "–", h("kbd", {}, "9"), " or a click which to keep, ", h("kbd", {}, "x"), " no duplicates; a double click shows a picture")
-    : empty("No near-duplicates", `No two pictures have a cosine of ${threshold} or more: a lower number finds more.`),
-  list, rest];
+  add(of.groups);
+  tell();
+  return { told, list, rest, saving };
 }
 
-export async function outliers(keep, about) {
-  const more = (start) => ask(`api/outliers?${new URLSearchParams({ start, count: 2 * MOST })}`);
-  const { by, pictures } = await more(0);
+const help = (marked) => keys(`[j] [k] next and previous group, [1]–[9] or a click which to keep, [x] ${marked ? "no duplicates" : "keep all"}; a double click shows a picture`);
+
+const heading = (total, what, shown, ...more) => inBar(h("h1", `${count(total)} ${total === 1 ? "group" : "groups"} of ${what}`), shown.told, room(), ...more, shown.saving);
+
+export async function duplicates({ parameters, keep, about }) {
+  const more = (start) => get("api/duplicates", { start, count: MOST });
+  const found = await more(0), others = way("#/look-alikes", "Look-alikes");
+  const shown = deciding(found, more, { marked: true, stored: `${about.name} copies`, keep,
+    header: (group) => [...new Set(group.pictures.slice(1).map(why))].join("; "),
+    below: (picture) => [picture.kind ? why(picture) : "best of these", facts(picture)] });
+  return [heading(found.total, "copies", shown, others),
+    h("p.quiet", "Proven by the files' bytes, or by the pixels of both pictures laid over each other. The one with most pixels is kept, then the largest file, then the oldest. No file is touched."),
+    found.total ? help(true) : empty("No copies", "No two pictures are the same file or show the same pixels.", others.cloneNode(true)), shown.list, shown.rest];
+}
+
+export async function lookAlikes({ parameters, keep, about }) {
+  const threshold = Number(parameters.threshold ?? about.threshold);
+  const more = (start) => get("api/look-alikes", { threshold, start, count: MOST });
+  const found = await more(0);
+  const shown = deciding(found, more, { marked: false, stored: `${about.name} look-alikes`, keep,
+    header: (group) => {
+      const places = group.pictures.map((picture, place) => (group.worst.includes(picture.row) ? place + 1 : 0)).filter(Boolean);
+      return `least alike: ${group.least.toFixed(3)}${group.pictures.length > 2 ? ` (${places.join(" and ")})` : ""}`;
+    },
+    below: () => [] });
+  return [heading(found.total, "look-alikes", shown,
+    h("label", "at least as alike as ", h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold),
+      onchange: (event) => { if (event.target.checkValidity()) goTo("look-alikes", { threshold: event.target.value }); } })), way("#/duplicates", "Copies")),
+  h("p.quiet", "Alike to the encoder, and not proven to be copies: nothing is marked until you choose which to keep."), byBank(about),
+  found.total ? help(false) : empty("No look-alikes", `No two pictures have a cosine of ${threshold} or more: a lower number finds more.`), shown.list, shown.rest];
+}
+
+export async function outliers({ keep }) {
+  const more = (start) => get("api/outliers", { start, count: 2 * MOST }), { by, pictures } = await more(0);
   if (!pictures.length) return [empty("No outliers", "There are too few pictures to compare.")];
-  const stored = `${about.name} outliers`, marked = recall(stored); // row: its path
-  const list = h("div", { class: "few" }), count = h("span", { class: "quiet", role: "status" });
-  const saving = h("button", { type: "button", class: "main", onclick: () => saveList(Object.values(marked).map((path) => ({ path }))) }, "Save the list of marked");
-  const draw = (item) => {
-    const gone = item.firstChild.dataset.row in marked;
-    item.firstChild.classList.toggle("gone", gone);
-    item.lastChild.firstChild.setAttribute("aria-pressed", String(gone));
-    item.lastChild.firstChild.textContent = gone ? "marked" : "mark";
-    const all = Object.keys(marked).length;
-    count.textContent = `${all.toLocaleString("en")} marked`;
-    saving.disabled = !all;
-  };
-  const mark = (item, one) => {
-    if (one.row in marked) delete marked[one.row];
-    else marked[one.row] = one.path;
-    remember(stored, marked);
-    draw(item);
-  };
-  const known = [];
+  const list = h("div.few");
   const add = (given) => {
-    for (const one of given) {
-      const item = h("div", { class: "item" }, cell(one, { score: one.score }),
-        h("div", { class: "small-bar" }, h("button", { type: "button", "aria-label": `Mark ${one.id}`, onclick: () => mark(item, one) }, "mark")));
-      known.push([item, one]);
-      list.append(item);
-      draw(item);
-    }
+    list.append(...given.map((one) => cell(one, { score: one.score })));
+    rest.hidden = given.length < 2 * MOST;
   };
-  const rest = h("button", { type: "button", onclick: async () => {
-    rest.disabled = true;
-    try {
-      const next = (await more(known.length)).pictures;
-      add(next);
-      rest.hidden = next.length < 2 * MOST;
-    } catch (error) { say(error.message, true); }
-    rest.disabled = false;
-  } }, `Show ${2 * MOST} more`);
+  const rest = working(`Show ${2 * MOST} more`, async () => add((await more(list.children.length)).pictures));
   listen(keep, (key) => {
-    const here = known.findIndex(([item]) => item.contains(document.activeElement));
-    if (key === "x" && here >= 0) mark(...known[here]);
-    else if (key === "j" || key === "k") known[Math.max(0, Math.min(known.length - 1, key === "j" ? here + 1 : here - 1))][0].firstChild.focus();
-    else return false;
-    return true;
+    const cells = [...list.children], here = cells.indexOf(document.activeElement);
+    if (key === "j" || key === "k") cells[clamp(key === "j" ? here + 1 : here - 1, cells.length - 1)].focus();
+    return key === "j" || key === "k";
   });
   add(pictures);
-  rest.hidden = pictures.length < 2 * MOST;
-  return [h("div", { class: "bar" }, h("h1", {}, "Least like any other"), count, h("span", { class: "room" }), saving),
-    h("p", { class: "quiet" }, by === "strangeness" ? "The number is the strangeness, by what the network's stages see: the higher, the stranger."
-      : ["The number is the mean cosine with the ten nearest, which says little: ", h("code", {}, "instdisc outliers RUN"), " computes a better one."]),
-    h("p", { class: "keys" }, h("kbd", {}, "j"), " ", h("kbd", {}, "k"), " or arrows next and previous, ", h("kbd", {}, "x"), " mark what could go, ", h("kbd", {}, "Enter"), " look at it"),
-    walkable(list), rest];
+  return [h("h1", "Least like any other"),
+    h("p.quiet", by === "strangeness" ? "The number is the strangeness, by what the network's stages see: the higher, the stranger."
+      : ["The number is the mean cosine with the ten nearest, which says little: ", h("code", "instdisc outliers RUN"), " computes a better one."]),
+    keys("[j] [k] or arrows next and previous, [x] select what could go, [Enter] look at it"), walkable(list), rest];
 }

@@ -1,40 +1,90 @@
-// Elements, and the requests behind them. Text is always set as text: nothing from the collection becomes markup.
+// Elements and requests. Text is always set as text: nothing from the collection becomes markup.
+import { selection } from "./selection.js";
 
-export function h(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (value === undefined || value === null || value === false) continue;
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+const ASKED = 100; // pictures that suggestions are asked for at once
+
+const SHORT = { label: "aria-label", keys: "aria-keyshortcuts", pressed: "aria-pressed" };
+
+// h("div.few", { title: "..." }, ...children): the attributes may be left out, or be what a click does.
+export function h(name, ...children) {
+  const [tag, ...classes] = name.split("."), element = document.createElement(tag);
+  if (tag === "button") element.type = tag;
+  element.classList.add(...classes);
+  const given = typeof children[0] === "function" ? { onclick: children.shift() } : children[0]?.constructor === Object ? children.shift() : {};
+  for (const [key, value] of Object.entries(given)) {
+    if (key === "pressed") press(element, value);
+    else if ((value ?? false) === false) continue;
+    else if (key.startsWith("on")) on(element, key.slice(2), value);
     else if (key === "class") element.className = value;
-    else if (key in element && typeof value !== "string") element[key] = value;
-    else element.setAttribute(key, value === true ? "" : value);
+    else if (key in element && !SHORT[key] && typeof value !== "string") element[key] = value;
+    else element.setAttribute(SHORT[key] ?? key, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat().filter((child) => child || child === ""));
   return element;
 }
 
-const message = document.getElementById("message");
+export const press = (element, on) => element.setAttribute("aria-pressed", String(on));
+export const byId = (id) => document.getElementById(id);
+const message = byId("message");
 let fading;
 
-export function say(text, bad = false) {
+export const on = (target, name, act, options) => target.addEventListener(name, act, options);
+export const clamp = (value, most) => Math.max(0, Math.min(most, value));
+
+// A word on what happened. action: {text, act} of a button beside it.
+export function say(text, bad = false, action) {
   clearTimeout(fading);
-  message.textContent = text;
+  const button = action && text ? h("button", { keys: "u", onclick: () => { say(""); action.act(); } }, action.text) : "";
+  message.replaceChildren(h("span", text), button);
   message.className = bad ? "bad" : "";
   message.hidden = !text;
-  if (text && !bad) fading = setTimeout(() => { message.hidden = true; }, 6000);
+  if (text && !bad) fading = setTimeout(() => { message.hidden = true; }, 8000);
 }
 
-async function answered(path, options, turn = 1) {
+export const complain = (error) => say(error.message, true);
+export const quiet = (...text) => h("span.quiet", ...text);
+export const way = (href, text, ...looks) => h(["a.button", ...looks].join("."), { href }, text);
+export const room = () => h("span.room");
+export const inBar = (...parts) => h("div.bar", ...parts);
+// A button that rests while its work is done.
+export function working(text, act, more) {
+  const element = h("button", { ...more, onclick: async () => {
+    element.disabled = true;
+    try { await act(); } catch (error) { complain(error); }
+    element.disabled = false;
+  } }, text);
+  return element;
+}
+// A field for a label: Enter acts with what is written, Escape leaves it.
+export function labelField(name, act, more = {}) {
+  const given = () => (element.value.trim() ? act(element.value.trim()) : element.focus());
+  const element = h("input", { list: "known", placeholder: "Type a label", label: name, maxLength: 200, size: 16,
+    onkeydown: (event) => {
+      if (event.key === "Enter") given();
+      if (event.key === "Escape") element.blur();
+      event.stopPropagation();
+    }, ...more });
+  return Object.assign(element, { given });
+}
+// [x] in it is a key.
+export const keys = (text) => h("p.keys", ...text.split(/\[(.+?)\]/).map((part, place) => (place % 2 ? h("kbd", part) : part)));
+export const number = (given) => given.toLocaleString("en");
+export const percent = (share) => `${Math.floor(100 * share)} %`;
+export const withControl = (event) => event.ctrlKey || event.metaKey;
+export const size = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+export const count = (given, one, many = `${one}s`) => `${number(given)} ${given === 1 ? one : many}`;
+
+export async function answered(path, options = {}, turn = 1) {
   let answer;
   try {
     answer = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer: is it still running?");
+    throw Object.assign(new Error("The server does not answer: is it still running?"), { lost: true });
   }
   if (answer.ok) return answer;
   const later = Number(answer.headers.get("retry-after"));
-  if (answer.status === 503 && later && turn < 4) { // others are asking for much: the server says when to come again
+  if (answer.status === 503 && later && turn < 4) { // the server says when to come again
     await new Promise((go) => setTimeout(go, 1000 * later));
     options.signal?.throwIfAborted();
     return answered(path, options, turn + 1);
@@ -42,25 +92,28 @@ async function answered(path, options, turn = 1) {
   let words = answer.statusText;
   try {
     const detail = (await answer.json()).detail;
-    words = typeof detail === "string" ? detail : "This can't be asked in that way.";
+    words = typeof detail === "string" ? detail : `Invalid ${detail[0].loc.at(-1)}: ${detail[0].msg}.`;
   } catch { /* no JSON: a refusal in plain words */ }
   throw new Error(words || `The server answered ${answer.status}.`);
 }
 
 export const ask = async (path, options = {}) => (await answered(path, options)).json();
-export const bytes = async (path) => (await answered(path, {})).arrayBuffer();
-export const post = (path, body) => ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+export const bytes = async (path) => (await answered(path)).arrayBuffer();
+export const get = (path, parameters) => ask(`${path}?${new URLSearchParams(parameters)}`);
+export const json = (body) => ({ method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+export const post = (path, body) => ask(path, json(body));
 
 export const link = (view, parameters = {}) => {
   const words = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== "" && value != null));
   return `#/${view}${words.size ? `?${words}` : ""}`;
 };
 
-// The address of the present state, without a step for Back; what only this browser needs to come back is beside it.
+export const goTo = (...place) => { location.hash = link(...place); };
+
+// The address of the present state, without a step for Back.
 const stay = (address, more = {}) => history.replaceState({ ...history.state, ...more }, "", address);
 
-// The same for what is told once a hand rests: only while the address is still the one that stood there now, or that
-// was told since. When the reader goes on it changes at once, though "hashchange" is still to come.
+// The same for what is told once a hand rests: only while the reader has not gone on.
 export function standing() {
   let here = location.href;
   return (address, more) => {
@@ -70,65 +123,110 @@ export function standing() {
   };
 }
 
-// Decisions outlive a look at a picture and a reload, but not the tab.
-export function recall(key) {
-  try { return JSON.parse(sessionStorage.getItem(key)) ?? {}; } catch { return {}; }
-}
-export function remember(key, value) {
-  try { sessionStorage.setItem(key, JSON.stringify(value)); } catch { /* a full store: they last as long as the view */ }
-}
-
-export function save(name, lines) {
-  const address = URL.createObjectURL(new Blob([lines.map((line) => `${line}\n`).join("")], { type: "text/plain" }));
+export function save(name, content) {
+  const address = URL.createObjectURL(new Blob([content], { type: "text/plain" }));
   h("a", { href: address, download: name }).click();
-  URL.revokeObjectURL(address);
+  setTimeout(() => URL.revokeObjectURL(address), 2000); // some browsers begin late
 }
 
-// A browser keeps pictures by their address; `start` tells them from those of another collection, served here before.
+// A choice that acts when it is made: by the arrow keys once the choice is left, or with Enter.
+export function choice(name, options, value, act, told = true) {
+  let moving = false;
+  const made = () => { moving = false; if (element.value !== value) act(value = element.value); };
+  const element = h("select", { label: name, onpointerdown: () => { moving = false; }, onchange: () => { if (!moving) made(); }, onblur: () => { if (moving) made(); },
+    onkeydown: (event) => {
+      if (event.key === "Enter") { event.preventDefault(); made(); } else if (event.key !== "Tab") moving = true;
+    } }, ...options.map(([one, text]) => h("option", { value: one, selected: one === value }, text)));
+  return told ? h("label", `${name} `, element) : element;
+}
+
+// A browser keeps pictures by their address; `start` tells them from those of an earlier server.
 let start = "";
 export const servedSince = (given) => { start = given; };
 export const pixels = (row, size) => `pictures/${row}?size=${size}&start=${start}`;
 
-// Few pixels shown large should look like pixels and not like a blurred photograph.
+// Few pixels shown large should look like pixels.
 export const image = (row, attributes = {}, size = "thumb") => h("img", {
-  src: pixels(row, size), alt: "", decoding: "async", draggable: false,
+  src: pixels(row, size), alt: "", decoding: "async", draggable: "false",
   onload: (event) => event.target.classList.toggle("small", Math.max(event.target.naturalWidth, event.target.naturalHeight) <= 64),
-  onerror: (event) => event.target.replaceWith(h("span", { class: "broken" }, "can't be read")),
+  onerror: (event) => event.target.replaceWith(h("span.broken", "can't be read")),
   ...attributes,
 });
 
-export const words = (picture) => `${picture.id}${picture.label ? `, ${picture.label}` : ""}`;
+export const sure = (picture) => (picture.guess && !picture.hand && picture.confidence >= 0.5 ? `Suggested: ${picture.guess} (${percent(picture.confidence)})` : "");
+export const words = (picture) => [picture.id, picture.label ? `${picture.label}${picture.hand ? ", by you" : ""}` : "", sure(picture)].filter(Boolean).join(", ");
 
-export function visit(row) {
+// set: what was looked through, as its address has it.
+export function visit(row, set = "") {
   stay(location.href, { row }); // on the way back its cell has the focus again
-  location.hash = link(`picture/${row}`);
+  location.hash = `${link(`picture/${row}`)}${set && `?${set}`}`;
 }
 
-export function cell(picture, { score, open, ...more } = {}) {
-  const shown = score === undefined ? "" : `, ${score.toFixed(3)}`;
-  return h("button", { type: "button", class: "cell", title: words(picture), "aria-label": words(picture) + shown,
-    "data-row": String(picture.row), onclick: open ?? (() => visit(picture.row)), ...more },
-  image(picture.row),
-  picture.label ? h("span", { class: "tagged" }, picture.label) : null,
-  score === undefined ? null : h("span", { class: "score" }, score.toFixed(3)));
+// What a tile says below: the suggestion, or the label.
+export function caption(element, picture) {
+  element.querySelector(".tagged")?.remove();
+  const shown = sure(picture), said = words(picture);
+  if (shown || picture.label) element.append(h("span", { class: `tagged${shown ? " guessed" : picture.hand ? " given" : ""}` }, shown || picture.label));
+  element.title = said;
+  element.said = `${said}${element.score ? `, ${element.score}` : ""}`;
+  mark(element);
 }
 
-// Nothing here, or nothing yet: what it is, why, and what to do.
-export const empty = (title, text, ...actions) => h("div", { class: "empty" }, h("h1", {}, title), h("p", {}, text),
-  actions.length ? h("div", { class: "bar" }, ...actions) : null);
+export function mark(element) {
+  const chosen = selection.has(Number(element.dataset.row));
+  element.classList.toggle("chosen", chosen);
+  element.setAttribute("aria-label", `${element.said}${chosen ? ", selected" : ""}`);
+}
 
-// Arrow keys walk over the cells of a list that is laid out as a grid.
-export function walkable(list) {
-  list.addEventListener("keydown", (event) => {
-    const cells = [...list.querySelectorAll(".cell")];
-    const here = cells.indexOf(document.activeElement);
-    if (here < 0) return;
-    const top = cells[0].getBoundingClientRect().top;
-    const columns = cells.filter((one) => Math.abs(one.getBoundingClientRect().top - top) < 4).length || 1;
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
-    if (step === undefined || !cells[here + step]) return;
-    event.preventDefault();
-    cells[here + step].focus();
+// What the votes say of tiles; live(): whether anybody looks still.
+export async function suggest(elements, live = () => true) {
+  const asked = elements.filter((element) => element.said && !element.guessed);
+  for (let start = 0; start < asked.length; start += ASKED) {
+    const some = asked.slice(start, start + ASKED);
+    let found;
+    try { found = (await get("api/votes", { rows: some.map((element) => element.dataset.row) })).pictures; } catch { return; }
+    if (!live()) return;
+    found.forEach((one, place) => { caption(some[place], one); some[place].guessed = true; });
+  }
+}
+
+// pick: whether it can be selected.
+export function cell(picture, { score, open, pick = true, set, ...more } = {}) {
+  const said = words(picture), element = h("button.cell", { "data-row": String(picture.row), title: said, label: said, onclick: open ?? (() => visit(picture.row, set)), ...more }, image(picture.row),
+    score === undefined ? null : h("span.score", score.toFixed(3)), pick ? h("span.tick", { title: "Select (x)" }) : null);
+  element.score = score?.toFixed(3);
+  if (pick) caption(element, picture);
+  else if (picture.label) element.append(h("span.tagged", picture.label));
+  return element;
+}
+
+export const empty = (title, text, ...actions) => h("div.empty", h("h1", title), h("p", text),
+  actions.length ? inBar(...actions) : null);
+
+// act(key, event): whether it was meant. The answer ends it.
+export function onKeys(element, act) {
+  const heard = (event) => { if (!event.target.matches("input, select") && !withControl(event) && !event.altKey && act(event.key, event)) event.preventDefault(); };
+  on(element, "keydown", heard);
+  return () => element.removeEventListener("keydown", heard);
+}
+
+// Arrow keys walk over a list that is laid out as a grid; the Tab key passes it in one step.
+export function walkable(list, one = ".cell") {
+  const all = () => [...list.querySelectorAll(one)];
+  const settle = (element) => all().forEach((other) => { other.tabIndex = other === element ? 0 : -1; });
+  on(list, "focusin", (event) => { if (event.target.matches(one)) settle(event.target); });
+  onKeys(list, (key) => {
+    const cells = all(), here = cells.indexOf(document.activeElement), top = (element) => element.getBoundingClientRect().top;
+    if (here < 0) return false;
+    const columns = cells.filter((other) => Math.abs(top(other) - top(cells[0])) < 4).length || 1;
+    const next = cells[here + { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[key]];
+    next?.focus();
+    return next;
   });
+  list.settle = () => settle(all()[0]); // to be told when it has other elements
+  list.settle();
   return list;
 }
+
+// Keys that work wherever the focus is.
+export const listen = (keep, act) => keep(onKeys(document, act));

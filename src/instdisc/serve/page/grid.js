@@ -1,33 +1,38 @@
-// A grid of any number of pictures: only those in sight are elements, and a page of their names is fetched when needed.
-import { cell, h } from "./dom.js";
+// A grid of any number of pictures: only those in sight are elements; their names come by the page.
+import { cell, clamp, h, mark, number, on, onKeys, suggest } from "./dom.js";
+import { watch } from "./selection.js";
 
-const PAGE = 200, KEPT = 40; // pictures asked for at once; pages remembered
-const TALLEST = 8_000_000; // pixels: browsers give up on taller elements, so beyond that the scroll bar is a scale
-const REST = 70; // milliseconds: who drags the bar through a million pictures does not ask for all of them
+export const PAGE = 200; // pictures asked for at once
+const KEPT = 40; // pages remembered
+const TALLEST = 8_000_000; // pixels that browsers can do; beyond that the scroll bar is a scale
+const SEEN = 350; // milliseconds until suggestions are asked for
+const AGAIN = 2000; // milliseconds until what failed is asked for again
+const REST = 70; // milliseconds: who drags the bar does not ask for all
 
 export class Grid {
   // load(start, count): a promise of pictures. first: those of the first page, if known. at: the place to begin at;
-  // row: the picture to have the focus; moved(place): is told where the grid stands.
-  constructor(total, load, { first, at = 0, row, moved = () => {} } = {}) {
-    Object.assign(this, { total, load, row, moved, at: Math.min(at, total - 1), y: 0, last: 0, current: at });
+  // row: the picture to have the focus; moved(place): is told where the grid stands; range(from, to): a promise of rows;
+  // set: as the address has it; guessed: whether there are suggestions to show.
+  constructor(total, load, { first, at = 0, row, moved = () => {}, range, set, guessed } = {}) {
+    Object.assign(this, { total, load, row, moved, set, guessed, at: Math.min(at, total - 1), y: 0, last: 0, current: at, age: 0 });
     this.pages = new Map(first ? [[0, first]] : []);
     this.cells = new Map();
-    this.space = h("div", { class: "space" });
-    this.host = h("div", { class: "scroll", role: "group", "aria-label": `${total.toLocaleString("en")} pictures; arrow keys move` }, this.space);
-    this.host.addEventListener("scroll", () => this.later(), { passive: true });
-    this.host.addEventListener("keydown", (event) => this.keys(event));
-    this.host.addEventListener("focusin", (event) => { if (event.target.dataset.place) this.settle(Number(event.target.dataset.place)); });
+    this.space = h("div.space");
+    this.host = h("div.scroll", { role: "group", label: `${number(total)} pictures; arrow keys move, x selects` }, this.space);
+    on(this.host, "scroll", () => this.later(), { passive: true });
+    onKeys(this.host, (key) => this.key(key));
+    on(this.host, "focusin", (event) => { if (event.target.dataset.place) this.settle(Number(event.target.dataset.place)); });
+    this.host.range = range;
+    this.unwatch = watch(() => this.cells.forEach((element) => { if (element.said) mark(element); }));
     this.watcher = new ResizeObserver(() => { this.measure(); this.draw(); });
     this.watcher.observe(this.host);
   }
 
-  static get page() { return PAGE; }
-
   close() {
-    this.closed = true; // a frame or a page that is still to come changes nothing
+    this.closed = true; // what is still to come changes nothing
     this.watcher.disconnect();
-    clearTimeout(this.resting);
-    clearTimeout(this.telling);
+    this.unwatch();
+    for (const timer of [this.asking, this.again, this.resting, this.telling]) clearTimeout(timer);
   }
 
   measure() {
@@ -36,7 +41,7 @@ export class Grid {
     const edge = parseFloat(getComputedStyle(this.host).paddingLeft);
     const width = this.host.clientWidth - 2 * edge;
     this.columns = Math.max(1, Math.floor((width + gap) / (size + gap)));
-    this.size = (width - gap * (this.columns - 1)) / this.columns; // the whole width is used
+    this.size = (width - gap * (this.columns - 1)) / this.columns;
     this.step = this.size + gap;
     this.left = edge;
     this.height = this.host.clientHeight;
@@ -51,7 +56,7 @@ export class Grid {
   }
 
   moveTo(y) {
-    this.y = Math.max(0, Math.min(this.full - this.height, y));
+    this.y = clamp(y, this.full - this.height);
     this.host.scrollTop = this.y / this.scale;
     this.last = this.host.scrollTop;
   }
@@ -62,7 +67,7 @@ export class Grid {
     const end = scroll <= 0 || scroll >= this.host.scrollHeight - this.height - 1;
     if (this.scale === 1 || end || Math.abs(by) > 2 * this.height) this.y = scroll * this.scale;
     else this.y += by;
-    this.y = Math.max(0, Math.min(this.full - this.height, this.y));
+    this.y = clamp(this.y, this.full - this.height);
     this.last = scroll;
   }
 
@@ -77,8 +82,8 @@ export class Grid {
       this.at = Math.round(this.y / this.step) * this.columns;
       clearTimeout(this.telling);
       this.telling = setTimeout(() => {
-        if (this.host.scrollTop !== this.last) return; // it has been moved again: that frame is to come
-        if (this.scale !== 1) { this.moveTo(this.y); this.draw(); } // the bar comes to where the pictures are
+        if (this.host.scrollTop !== this.last) return;
+        if (this.scale !== 1) { this.moveTo(this.y); this.draw(); }
         this.moved(this.at);
       }, 250);
     });
@@ -91,23 +96,25 @@ export class Grid {
     const from = first * this.columns, to = Math.min(this.total, last * this.columns);
     for (const [place, element] of this.cells) {
       if ((place < from || place >= to) && element !== document.activeElement) {
-        element.querySelector("img")?.removeAttribute("src"); // what has not come is not wanted any more
+        element.querySelector("img")?.removeAttribute("src"); // it need not come
         element.remove();
         this.cells.delete(place);
       } else this.put(element, place);
     }
     const missing = new Set();
-    let before = this.space; // elements stand in the order of their places, as they are read aloud
+    let before = this.space; // in the order in which they are read aloud
     for (let place = from; place < to; place++) {
       const number = Math.floor(place / PAGE), picture = this.known(number)?.[place % PAGE];
       if (!picture) missing.add(number);
       let element = this.cells.get(place);
-      if (element && picture && element.dataset.row === undefined) {
+      if (element && picture && element.age !== this.age) {
+        if (element === document.activeElement) this.wanted = place;
         element.remove();
         element = undefined;
       }
       if (!element) {
-        element = picture ? cell(picture, { tabIndex: place === this.current ? 0 : -1 }) : h("div", { class: "cell" });
+        element = picture ? cell(picture, { set: this.set, tabIndex: place === this.current ? 0 : -1 }) : h("div.cell");
+        element.age = picture ? this.age : -1;
         element.dataset.place = place;
         this.cells.set(place, element);
         before.after(element);
@@ -122,6 +129,8 @@ export class Grid {
       this.wanted = undefined;
       found.focus({ preventScroll: true });
     }
+    clearTimeout(this.asking);
+    if (this.guessed) this.asking = setTimeout(() => this.guess(), SEEN);
     clearTimeout(this.resting);
     if (missing.size) this.resting = setTimeout(() => missing.forEach((number) => this.fetch(number)), this.pages.size ? REST : 0);
   }
@@ -132,7 +141,7 @@ export class Grid {
     element.style.transform = `translate(${this.left + column * this.step}px, ${this.last + row * this.step - this.y}px)`;
   }
 
-  // One cell is in the order of the Tab key; the arrow keys lead to the others.
+  // One cell is in the order of the Tab key.
   settle(place) {
     place = Math.min(place, this.total - 1);
     const before = this.cells.get(this.current), now = this.cells.get(place);
@@ -149,13 +158,43 @@ export class Grid {
 
   fetch(number) {
     if (this.pages.has(number)) return;
+    const age = this.age;
     this.pages.set(number, undefined);
-    this.load(number * PAGE, PAGE).then((page) => { this.pages.set(number, page); this.later(); }, () => this.pages.delete(number));
+    this.load(number * PAGE, PAGE).then((page) => {
+      if (age !== this.age) return;
+      this.pages.set(number, page);
+      this.told(false);
+      this.later();
+    }, () => {
+      this.pages.delete(number);
+      this.told(true);
+      clearTimeout(this.again);
+      if (!this.closed) this.again = setTimeout(() => this.draw(), AGAIN);
+    });
     while (this.pages.size > KEPT) this.pages.delete(this.pages.keys().next().value);
   }
 
+  told(lost) {
+    if (lost === Boolean(this.lost) || this.closed) return;
+    this.lost?.remove();
+    this.lost = lost ? h("p.lost", { role: "status" }, "Lost connection to instdisc. Retrying …") : null;
+    if (lost) this.host.before(this.lost);
+  }
+
+  // The labels are others now; what is seen stays until they have come.
+  refresh(guessed) {
+    Object.assign(this, { guessed, age: this.age + 1 });
+    this.pages.clear();
+    this.draw();
+  }
+
+  guess() {
+    const age = this.age;
+    return suggest([...this.cells.values()], () => !this.closed && age === this.age);
+  }
+
   focus(place) {
-    place = Math.max(0, Math.min(this.total - 1, place));
+    place = clamp(place, this.total - 1);
     const top = Math.floor(place / this.columns) * this.step;
     if (top < this.y) this.moveTo(top);
     else if (top + this.size > this.y + this.height) this.moveTo(top + this.size + this.left - this.height);
@@ -163,14 +202,13 @@ export class Grid {
     this.draw();
   }
 
-  keys(event) {
-    const place = Number(document.activeElement?.dataset?.place ?? NaN);
-    if (Number.isNaN(place)) return;
+  key(pressed) {
+    const place = Number(document.activeElement.dataset.place ?? NaN);
     const screen = Math.max(1, Math.floor(this.height / this.step)) * this.columns;
     const to = { ArrowRight: place + 1, ArrowLeft: place - 1, ArrowDown: place + this.columns, ArrowUp: place - this.columns,
-      PageDown: place + screen, PageUp: place - screen, Home: 0, End: this.total - 1 }[event.key];
-    if (to === undefined) return;
-    event.preventDefault();
+      PageDown: place + screen, PageUp: place - screen, Home: 0, End: this.total - 1 }[pressed];
+    if (to === undefined || Number.isNaN(place)) return false;
     this.focus(to);
+    return true;
   }
 }

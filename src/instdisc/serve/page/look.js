@@ -1,69 +1,109 @@
 // One picture and what is like it; a search by several, or by a picture of one's own.
-import { ask, cell, empty, h, image, link, post, say, walkable, words } from "./dom.js";
+import { ask, cell, complain, empty, get, goTo, h, image, inBar, labelField, link, listen, number, onKeys, percent, press, size, suggest, sure, visit, walkable, way, words } from "./dom.js";
+import { setOf } from "./browse.js";
+import { give, onLabels } from "./journal.js";
 
-function hits(results, { near = [], far = [], upload } = {}) {
-  const to = (like, unlike) => { location.hash = link("search", { like: like.join(","), unlike: unlike.join(","), upload }); };
-  const list = results.map((one) => h("li", {}, cell(one, { score: one.score }),
-    h("div", { class: "small-bar" },
-      h("button", { type: "button", title: "More like this one too", "aria-label": `More like ${one.id}`, onclick: () => to([...near, one.row], far) }, "+ more"),
-      h("button", { type: "button", title: "Less like this one", "aria-label": `Less like ${one.id}`, onclick: () => to(near, [...far, one.row]) }, "− less"))));
-  return walkable(h("ul", { class: "few", "aria-label": "Most alike first" }, ...list));
+function hits(results, about, { near = [], far = [], upload } = {}) {
+  const to = (like, unlike) => goTo("search", { like: like.join(","), unlike: unlike.join(","), upload });
+  const more = (row) => to([...near, row], far), less = (row) => to(near, [...far, row]);
+  const list = results.map((one) => h("li", cell(one, { score: one.score }),
+    h("div.small-bar", ...[["+ more", "More", "+", more], ["− less", "Less", "-", less]].map(([text, word, key, act]) => h("button", { tabIndex: -1, title: `${word} like this one too (${key})`, label: `${word} like ${one.id}`, onclick: () => act(one.row) }, text)))));
+  const all = walkable(h("ul.few", { label: "Most similar first; + and - search by more, or less like it" }, ...list));
+  onKeys(all, (key, { target }) => {
+    if (key !== "+" && key !== "-") return false;
+    (key === "+" ? more : less)(Number(target.dataset.row));
+    return true;
+  });
+  if (about.labelled) suggest([...all.querySelectorAll(".cell")]);
+  return all;
 }
 
-const holes = (count) => h("div", { class: "few", "aria-hidden": "true" }, ...Array.from({ length: count }, () => h("div", { class: "cell" })));
+function facts(one, file) {
+  const at = Math.max(one.path.lastIndexOf("/"), one.path.lastIndexOf("\\"));
+  const entry = (term, value) => (value ? [h("dt", term), h("dd", value)] : []);
+  return h("dl", ...entry("File", at < 0 ? one.path : one.path.slice(at + 1)), ...entry("Folder", one.path.slice(0, Math.max(0, at))), ...entry("Id", one.id === one.path ? "" : one.id),
+    ...entry("Label", one.label && [h("a", { href: link("", { label: one.label }) }, one.label), one.hand ? " (by you)" : " (of the folder)"]),
+    ...entry("Suggested", sure(one) && [h("a", { href: link("", { label: one.guess, by: "suggested" }) }, one.guess), ` (${percent(one.confidence)})`]),
+    ...(file ? [...entry("Pixels", file.width && `${number(file.width)} × ${number(file.height)} ${file.format}`), ...entry("Size", file.size && size(file.size)),
+      ...entry("Date", file.modified && new Date(1000 * file.modified).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })), ...entry("Problem", file.problem)] : []));
+}
 
-// The picture is there at once; its neighbours come when the vectors are.
-export async function picture(row, about, again) {
+// The picture is there at once; its neighbours, suggestion and file come when they can.
+export async function picture({ row, parameters, keep, about, again }) {
   if (!Number.isInteger(row)) throw new Error("No picture of the collection has this number.");
-  const one = await ask(`api/pictures/${row}`);
-  const choose = async (label) => {
-    try {
-      await post("api/labels", { rows: [row], label });
-      say(label === null ? "The label was taken away." : `Labelled ${label}.`);
-      await again();
-    } catch (error) { say(error.message, true); }
+  let one = await ask(`api/pictures/${row}`), file = null;
+  const set = setOf(parameters);
+  const choose = (label) => give([row], label).catch(complain);
+  const input = labelField("Label by hand", choose, { size: 14 });
+  const found = h("div", { "aria-busy": "true" }, h("div.few", h("div.cell"))), known = h("div", facts(one, file));
+  const shown = image(row, { class: "large", alt: words(one) }, "full");
+  const zoom = () => { const on = stage.classList.toggle("zoomed"); press(zooming, on); };
+  const step = (to) => h("button", { disabled: true, keys: to === "before" ? "k" : "j", onclick: () => { if (file?.[to] >= 0) visit(file[to], set); } }, to === "before" ? "Previous" : "Next");
+  const before = step("before"), after = step("after"), place = h("span.quiet");
+  const zooming = h("button", { pressed: false, keys: "z", onclick: zoom }, "Zoom");
+  const stage = h("div.stage", { onclick: zoom }, shown);
+  const forms = h("div.bar");
+  const draw = () => {
+    known.replaceChildren(facts(one, file));
+    forms.replaceChildren(input, h("button", input.given, "Set label"),
+      one.hand ? h("button", () => choose(null), "Remove label") : "",
+      sure(one) ? h("button", () => choose(one.guess), `Confirm “${one.guess}”`) : "");
   };
-  const input = h("input", { list: "names", placeholder: "label by hand", size: 14, "aria-label": "Label by hand", maxLength: 200,
-    onkeydown: (event) => { if (event.key === "Enter" && input.value.trim()) choose(input.value.trim()); } });
-  const found = h("div", { "aria-busy": "true" }, holes(24));
-  const content = [h("div", { class: "one" },
-    h("section", { class: "subject", "aria-label": "The picture" },
-      image(row, { class: "large", alt: words(one) }, "full"),
-      h("dl", {}, h("dt", {}, "id"), h("dd", {}, one.id), one.path === one.id ? null : [h("dt", {}, "path"), h("dd", {}, one.path)],
-        one.label ? [h("dt", {}, "label"), h("dd", {}, h("a", { href: link("", { label: one.label }) }, one.label), one.hand ? " (by hand)" : "")] : null),
-      h("div", { class: "bar" }, input, h("datalist", { id: "names" }, ...about.labels.map((value) => h("option", { value }))),
-        h("button", { type: "button", onclick: () => input.value.trim() && choose(input.value.trim()) }, "Label"),
-        one.hand ? h("button", { type: "button", onclick: () => choose(null) }, "Take it away") : null)),
-    h("section", { "aria-label": "Most like it" },
-      h("div", { class: "bar" }, h("h1", {}, "Most like it"), h("span", { class: "quiet" }, "by cosine: 1 is the same")),
+  const read = async () => {
+    one = about.labelled || one.hand ? (await get("api/votes", { rows: row })).pictures[0] : await ask(`api/pictures/${row}`);
+    draw();
+  };
+  draw();
+  const content = [h("div.one",
+    h("section.subject", { label: "The picture" }, h("h1.file", one.id), stage,
+      inBar(before, after, zooming, place), known, forms),
+    h("section", { label: "Similar pictures" },
+      inBar(h("h2", "Similar pictures"), h("span.quiet", { title: "Cosine similarity" }, "1 = identical")),
       found))];
   const filled = ask(`api/neighbours/${row}?count=48`).then(({ results }) => {
-    found.replaceChildren(results.length ? hits(results, { near: [row] }) : h("p", { class: "quiet" }, "There is no other picture."));
+    found.replaceChildren(results.length ? hits(results, about, { near: [row] }) : h("p.quiet", "No other pictures in this collection."));
   }, (error) => {
-    found.replaceChildren(h("p", {}, error.message), h("button", { type: "button", onclick: again }, "Try again"));
+    found.replaceChildren(h("p", error.message), h("button", again, "Try again"));
   }).then(() => found.removeAttribute("aria-busy"));
-  await Promise.race([filled, new Promise((go) => { setTimeout(go, 150); })]); // mostly they are there before an eye sees a gap
+  filled.then(() => ask(`api/facts/${row}?${set}`)).then((given) => {
+    file = given;
+    before.disabled = file.before < 0;
+    after.disabled = file.after < 0;
+    if (file.place >= 0) place.textContent = `${number(file.place + 1)} of ${number(file.total)}`;
+    draw();
+    if (about.labelled) return read();
+  }).catch(() => {}); // the picture and its neighbours are there
+  onLabels(keep, () => read().catch(complain));
+  listen(keep, (key) => {
+    if (key === "j" && !after.disabled) after.click();
+    else if (key === "k" && !before.disabled) before.click();
+    else if (key === "z") zoom();
+    else return false;
+    return true;
+  });
+  await Promise.race([filled, new Promise((go) => { setTimeout(go, 150); })]); // mostly they are there by then
   return content;
 }
 
-export async function search(parameters) {
-  const numbers = (name) => (parameters.get(name) ?? "").split(",").filter(Boolean).map(Number);
-  const near = numbers("like"), far = numbers("unlike"), upload = parameters.get("upload") ?? undefined;
+export async function search({ parameters, about }) {
+  const numbers = (name) => (parameters[name] ?? "").split(",").filter(Boolean).map(Number);
+  const near = numbers("like"), far = numbers("unlike"), upload = parameters.upload ?? undefined;
   const asked = { like: near.join(","), unlike: far.join(",") };
   if (upload) asked.upload = upload;
   if (!near.length && !upload) {
     return [empty("Search", "Open a picture and press “+ more” below another to search by both. Or drop, paste or choose a picture of your own.",
-      h("a", { class: "button", href: "#/" }, "All pictures"))];
+      way("#/", "All pictures"))];
   }
-  const found = await ask(`api/search?${new URLSearchParams({ ...asked, count: 60 })}`);
+  const found = await get("api/search", { ...asked, count: 60 });
   const without = (rows, row) => rows.filter((one) => one !== row);
   const figure = (row, unlike) => h("figure", { class: unlike ? "unlike" : "" },
     h("a", { href: link(`picture/${row}`) }, image(row, { alt: `${unlike ? "less" : "more"} like picture ${row}` })),
-    h("figcaption", {}, unlike ? "− less like" : "+ like", h("button", { type: "button", "aria-label": "Take it out of the query", title: "Take it out of the query",
-      onclick: () => { location.hash = link("search", { like: without(near, unlike ? -1 : row).join(","), unlike: without(far, unlike ? row : -1).join(","), upload }); } }, "×")));
-  return [h("h1", {}, near.length + Boolean(upload) > 1 ? "Like all of these" : "Like this one"),
-    h("div", { class: "asked", role: "group", "aria-label": "The query" },
-      upload ? h("figure", {}, h("img", { src: `api/uploads/${encodeURIComponent(upload)}`, alt: "your picture" }), h("figcaption", {}, "your picture")) : null,
-      ...near.map((row) => figure(row, false)), ...far.map((row) => figure(row, true))),
-    found.results.length ? hits(found.results, { near, far, upload }) : h("p", { class: "quiet" }, "There is no other picture.")];
+    h("figcaption", unlike ? "not like" : "similar to", h("button", { label: "Remove from search", title: "Remove from search",
+      onclick: () => goTo("search", { like: without(near, unlike ? -1 : row).join(","), unlike: without(far, unlike ? row : -1).join(","), upload }) }, "×")));
+  const many = near.length + Boolean(upload);
+  return [h("h1", `Similar to ${upload && many === 1 ? "your picture" : many === 1 ? "this picture" : `${many} pictures`}${far.length ? `, unlike ${far.length}` : ""}`),
+    h("div.asked", { role: "group", label: "The query" },
+      upload ? h("figure", h("img", { src: `api/uploads/${encodeURIComponent(upload)}`, alt: "your picture" }), h("figcaption", "your picture")) : null,
+      ...near.slice(0, 8).map((row) => figure(row, false)), near.length > 8 ? h("p.quiet", `and ${number(near.length - 8)} more`) : null, ...far.map((row) => figure(row, true))),
+    found.results.length ? hits(found.results, about, { near, far, upload }) : h("p.quiet", "No other pictures in this collection.")];
 }

@@ -1,0 +1,1 @@
+"""Collections of pictures as rows: folders, tar shards, Parquet files, arrays; their ids and labels."""

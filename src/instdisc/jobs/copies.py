@@ -1,0 +1,280 @@
+"""Copies among the pictures of a collection or of a source alone: their thumbnails, the proofs, and which to keep."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from instdisc.data.decoding.decode import UnreadableError, decode
+from instdisc.data.sources.source import Source
+from instdisc.data.sources.subset import Subset
+from instdisc.errors import InputError
+from instdisc.jobs.collection import Collection
+from instdisc.progress import Bar
+from instdisc.search.catalogue import Entry
+from instdisc.search.copies import Finder, Group
+from instdisc.search.fingerprints import Fingerprints, marks_of, stored_fingerprints
+from instdisc.shapes import UInt8
+
+Part = tuple[Source, np.ndarray, np.ndarray]  # a source, rows there, the collection's rows of these
+KEEP = ("largest", "sharpest", "oldest")
+_FORMATS = ("TIFF", "JPEG", "PNG", "BMP", "WebP", "GIF")  # as cameras and scanners write them, then as copies are saved
+_GREY_SIDE = 256  # pixels: sharpness is compared at this longer side
+
+
+@dataclass(frozen=True)
+class Copy(Entry):
+    """A picture of a group. kind: "same file" or "same picture" as the kept one, "" for that itself.
+
+    changes: re-encoded, resized, cropped, mirrored, turned, recoloured; agreement: of the detail of both, at most 1.
+    score: the cosine of their vectors, if there are any. size: of the file in bytes, if it is one. sharpness: variance
+    of the Laplacian of the grey picture, at most 256 pixels long; modified: seconds since 1970.
+    """
+
+    kind: str
+    changes: tuple[str, ...]
+    agreement: float
+    score: float | None
+    width: int
+    height: int
+    size: int | None
+    format: str
+    sharpness: float | None
+    modified: float | None
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """copies: those that could go, the most certain first."""
+
+    kept: Copy
+    copies: list[Copy]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Pictures that were looked at. Places count those in `stored`; entries: what is known of some, with today's paths.
+
+    contents(place): as a source gives it; UnreadableError where it can't.
+    """
+
+    stored: Fingerprints
+    entries: Callable[[Sequence[int]], list[Entry]]
+    contents: Callable[[int], Any]
+
+
+def look_at_collection(collection: Collection, *, show: bool = False) -> Looked:
+    """The pictures of a collection that were not removed, in the order of its vectors. Thumbnails stay in the run.
+
+    Where the source has changed since it was trained on, as by deleted copies, files are read by their paths. Raises
+    InputError where no picture can be read any more.
+    """
+    rows = np.flatnonzero(~collection.index.removed)
+    known = collection.index.entries(rows)
+    parts: list[Part] = []
+    refused: InputError | None = None
+    try:
+        parts = list(collection.sources())
+    except InputError as error:
+        refused = error
+    place_of, ids, locations = _names_now(collection, rows, parts)
+
+    def read(wanted: np.ndarray) -> Iterator[tuple[int, Any]]:
+        asked = np.zeros(len(rows), dtype=bool)
+        asked[wanted] = True
+        for source, theirs, ours in parts:
+            here = np.flatnonzero((place_of[ours] >= 0) & asked[place_of[ours]])
+            here = here[np.argsort(theirs[here], kind="stable")]
+            places = dict(zip(theirs[here].tolist(), place_of[ours[here]].tolist(), strict=True))
+            asked[place_of[ours[here]]] = False
+            for row, content in source.iterate(theirs[here]):
+                yield places[row], content
+        for place in np.flatnonzero(asked).tolist():
+            yield place, _file_or_error(locations[place])
+
+    def contents(place: int) -> Any:
+        try:
+            return collection.content(int(rows[place]))
+        except UnreadableError:
+            found = _file_or_error(locations[place])
+            if isinstance(found, UnreadableError):
+                raise found from None
+            return found
+
+    def entries(places: Sequence[int]) -> list[Entry]:
+        return [replace(known[place], path=os.fsdecode(locations[place])) for place in places]
+
+    stored = stored_fingerprints(collection.folder.thumbnails, marks_of(ids, locations), read, show=show)
+    if refused is not None and not len(stored.readable()):
+        raise refused
+    return Looked(_some_readable(stored), entries, contents)
+
+
+def marks_now(collection: Collection, rows: np.ndarray) -> UInt8[np.ndarray, "rows 16"]:
+    """The marks by which thumbnails of these pictures stand in the run, as their files are now."""
+    try:
+        parts = list(collection.sources())
+    except InputError:
+        parts = []
+    return marks_of(*_names_now(collection, rows, parts)[1:])
+
+
+def _names_now(
+    collection: Collection, rows: np.ndarray, parts: Sequence[Part]
+) -> tuple[np.ndarray, list[bytes], list[bytes]]:
+    """The place among `rows` of each row of the collection (-1: none); their ids, and where they stand now."""
+    place_of = np.full(len(collection.index), -1)
+    place_of[rows] = np.arange(len(rows))
+    known = collection.index.entries(rows)
+    ids = [os.fsencode(one.id) for one in known]
+    locations = [os.fsencode(one.path) for one in known]
+    for number, (source, theirs, ours) in enumerate(parts):
+        here = place_of[ours] >= 0
+        now = Subset(source, theirs[here])
+        for place, location in zip(place_of[ours[here]].tolist(), now.locations(0, len(now)), strict=True):
+            ids[place] = b"%d " % number + ids[place]  # parts that were added may have the ids of others
+            locations[place] = location
+    return place_of, ids, locations
+
+
+def _file_or_error(location: bytes) -> bytes | UnreadableError:
+    try:
+        return Path(os.fsdecode(location)).read_bytes()
+    except (OSError, ValueError):
+        return UnreadableError("it is not there any more")
+
+
+def look_at_source(source: Source, file: Path, *, show: bool = False) -> Looked:
+    """The pictures of a source; their thumbnails stay in `file`. Raises InputError where none can be read."""
+
+    def entries(places: Sequence[int]) -> list[Entry]:
+        labels = source.labels
+        return [
+            Entry(
+                place,
+                source.identifier(place),
+                source.location(place),
+                "" if labels is None else source.class_name(int(labels[place])),
+            )
+            for place in places
+        ]
+
+    marks = marks_of(source.identifiers(0, len(source)), source.locations(0, len(source)))
+    return Looked(_some_readable(stored_fingerprints(file, marks, source.iterate, show=show)), entries, source.read)
+
+
+def _some_readable(stored: Fingerprints) -> Fingerprints:
+    if not len(stored.readable()):
+        raise InputError("None of the pictures can be read any more: are they where they were?")
+    return stored
+
+
+def grouped(
+    looked: Looked,
+    keep: str,
+    *,
+    proposed: np.ndarray | None = None,
+    cosine: Callable[[int, int], float] | None = None,
+    sharp: bool = False,
+    show: bool = False,
+) -> list[Duplicates]:
+    """All copies, each with the one that is kept in its place; the most certain first.
+
+    proposed: pairs of places to look at beside those that look alike. cosine: of two places, for `Copy.score`. sharp:
+    work out the sharpness of every picture that is named, which decodes it.
+    """
+    finder = Finder(looked.stored, looked.contents, show=show)
+    facts = _Facts(looked, sharp or keep == "sharpest")
+    proven = finder.within(proposed)
+    with Bar(len({place for pair in proven for place in pair}), "Looking at copies", "pictures", show) as bar:
+        groups = finder.groups(proven, partial(_best_first, facts, keep, bar))
+    return [_duplicates(group, facts, cosine) for group in groups]
+
+
+def _duplicates(group: Group, facts: _Facts, cosine: Callable[[int, int], float] | None) -> Duplicates:
+    def named(place: int, kind: str, changes: tuple[str, ...], agreement: float) -> Copy:
+        score = None if cosine is None else cosine(group.best, place)
+        return Copy(
+            **vars(facts.entry(place)), kind=kind, changes=changes, agreement=agreement, score=score, **facts.of(place)
+        )
+
+    copies = [named(place, proof.kind, proof.changes, proof.agreement) for place, proof in group.copies]
+    return Duplicates(named(group.best, "", (), 1.0), copies)
+
+
+def _best_first(facts: _Facts, keep: str, bar: Bar, places: Sequence[int]) -> list[int]:
+    """The one to keep first: most pixels, most bytes, the oldest date, the likelier original format."""
+    known = {}
+    for place in places:
+        known[place] = facts.of(place)
+        bar.advance()
+    if keep == "oldest" and all(one["modified"] is None for one in known.values()):
+        raise InputError(
+            f"{facts.entry(places[0]).path} is no file of its own, so that its age is not known: keep the largest or "
+            "the sharpest."
+        )
+
+    def order(place: int) -> tuple[Any, ...]:
+        one = known[place]
+        age = np.inf if one["modified"] is None else one["modified"]
+        kind = _FORMATS.index(one["format"]) if one["format"] in _FORMATS else len(_FORMATS)
+        usual = (-one["width"] * one["height"], -(one["size"] or 0), age, kind, place)
+        return {"largest": usual, "oldest": (age, *usual), "sharpest": (-(one["sharpness"] or 0), *usual)}[keep]
+
+    return sorted(places, key=order)
+
+
+class _Facts:
+    """What tells which copy to keep, looked up once."""
+
+    def __init__(self, looked: Looked, sharp: bool) -> None:
+        self._looked, self._sharp = looked, sharp
+        self._entries: dict[int, Entry] = {}
+        self._known: dict[int, dict[str, Any]] = {}
+
+    def entry(self, place: int) -> Entry:
+        if place not in self._entries:
+            self._entries[place] = self._looked.entries([place])[0]
+        return self._entries[place]
+
+    def of(self, place: int) -> dict[str, Any]:
+        if place not in self._known:
+            record = self._looked.stored.records[place]
+            self._known[place] = {
+                "width": int(record["width"]),
+                "height": int(record["height"]),
+                "size": int(record["bytes"]) or None,
+                "format": record["format"].decode(),
+                "sharpness": self._sharpness(place) if self._sharp else None,
+                "modified": _modified(self.entry(place).path),
+            }
+        return self._known[place]
+
+    def _sharpness(self, place: int) -> float:
+        try:
+            return sharpness(decode(self._looked.contents(place)))
+        except UnreadableError:
+            return 0.0
+
+
+def _modified(path: str) -> float | None:
+    try:
+        return os.stat(path).st_mtime
+    except (OSError, ValueError):
+        return None
+
+
+def sharpness(pixels: np.ndarray) -> float:
+    """The variance of the Laplacian of the grey picture, shrunk to at most 256 pixels: higher is sharper."""
+    picture = Image.fromarray(pixels).convert("L")
+    picture.thumbnail((_GREY_SIDE, _GREY_SIDE), Image.Resampling.BOX)
+    grey = np.pad(np.asarray(picture, np.float64), 1, mode="edge")
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float((around - 4 * grey[1:-1, 1:-1]).var())

@@ -1,0 +1,259 @@
+"""Pairs of thumbnails laid over each other: turned, mirrored, cropped and resized as fits best, then compared.
+
+    aligned = guessed(patches(first), patches(second))   # each of 8 turns, 28 windows of either picture: a quick look
+    aligned = refined(first, second, aligned, 32, 4)     # by least squares on the brightness
+    agreement(first, second, aligned, 64)                # 1: the same detail everywhere
+
+Thumbnails are squares, float32 (pairs, side, side) of 0..255. All is worked out for many pairs at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.nn.functional import avg_pool2d, grid_sample
+
+from instdisc.shapes import Float, Int, Tensor
+
+_COARSE, _PATCH = 16, 6  # pixels: of a picture at the first look, and of each window
+_NOISE = 6.0  # grey levels: detail below this may come from compression
+_TRIMMED = 0.15  # of the detail that may differ: a text, a stamp
+_BLOCK = 8  # pixels: of the squares that are compared
+_AROUND = 9  # pixels: whose mean is taken off for the second look
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Where the second picture of each pair lies in the first.
+
+    symmetry: it is mirrored for 4..7, then turned by a quarter as many times as the number modulo 4 says. window: left,
+    top, width and height of what is then its frame, in the first's frame, which is 1 wide and high. score: how well
+    they agree there, at most 1.
+    """
+
+    symmetry: Int[Tensor, " pairs"]
+    window: Float[Tensor, "pairs 4"]
+    score: Float[Tensor, " pairs"]
+
+    def at(self, places: Tensor) -> Aligned:
+        """Those of some pairs."""
+        return Aligned(self.symmetry[places], self.window[places], self.score[places])
+
+    def overlap(self) -> Float[Tensor, " pairs"]:
+        """The share of the smaller picture that both show."""
+        start, size = self.window[:, :2], self.window[:, 2:].abs()
+        shared = (torch.minimum(start + size, torch.ones(1)) - start.clamp_min(0)).clamp_min(0).prod(1)
+        return shared / size.prod(1).clamp(1e-6, 1)
+
+    def stretch(self) -> Float[Tensor, " pairs"]:
+        """How many times as large one picture is in the other, along the axis where that is most; never below 1."""
+        size = self.window[:, 2:].clamp_min(1e-6)
+        return torch.maximum(size, 1 / size).amax(1)
+
+
+def oriented(pictures: Tensor, symmetry: int) -> Tensor:
+    """Mirrored, then turned, as `Aligned.symmetry` says."""
+    mirrored = pictures.flip(-1) if symmetry >= 4 else pictures
+    return torch.rot90(mirrored, symmetry % 4, (-2, -1))
+
+
+def _oriented_each(pictures: Tensor, symmetry: Tensor) -> Tensor:
+    answer = pictures.clone()
+    for one in range(1, 8):
+        here = (symmetry == one).nonzero().squeeze(1)
+        if len(here):
+            answer[here] = oriented(pictures[here], one)
+    return answer
+
+
+def _intervals() -> list[tuple[float, float]]:
+    """(start, length): the whole, and three places each of nine, eight and seven tenths of it."""
+    return [(0.0, 1.0)] + [(place * (1 - size) / 2, size) for size in (0.9, 0.8, 0.7) for place in range(3)]
+
+
+_INTERVALS = _intervals()
+_WINDOWS = [(0, 0)] + [(first + i, first + j) for first in (1, 4, 7) for i in range(3) for j in range(3)]
+_RECTANGLES = torch.tensor(
+    [[*(_INTERVALS[x][0], _INTERVALS[y][0], _INTERVALS[x][1], _INTERVALS[y][1])] for y, x in _WINDOWS]
+)
+
+
+def _averaging() -> Float[Tensor, "cells coarse"]:
+    """Means of the cells that each interval is divided into."""
+    rows = []
+    for start, size in _INTERVALS:
+        edges = [(start + size * number / _PATCH) * _COARSE for number in range(_PATCH + 1)]
+        for low, high in pairwise(edges):
+            rows.append([max(0.0, min(high, pixel + 1) - max(low, pixel)) / (high - low) for pixel in range(_COARSE)])
+    return torch.tensor(rows)
+
+
+_MEANS = _averaging()
+_PIXELS = torch.stack([oriented(torch.arange(_PATCH**2).reshape(1, _PATCH, _PATCH), one).flatten() for one in range(8)])
+
+
+def _window_before() -> Int[Tensor, "8 windows"]:
+    """For each symmetry and window of an oriented picture the window of the picture itself that ends there."""
+    masks = torch.zeros(len(_WINDOWS), 40, 40)
+    for mask, (left, top, wide, high) in zip(masks, (40 * _RECTANGLES).round().int().tolist(), strict=True):
+        mask[top : top + high, left : left + wide] = 1
+    moved = torch.stack([oriented(masks, symmetry) for symmetry in range(8)])
+    return (moved[:, None] == masks[None, :, None]).flatten(3).all(3).int().argmax(2)
+
+
+_BEFORE = _window_before()
+
+
+def patches(grey: Float[Tensor, "pictures side side"]) -> Int[Tensor, "pictures windows pixels"]:
+    """Each window of a picture, shrunk, less its mean, of length 127, as int8."""
+    coarse = shrunk(grey, _COARSE)
+    cells = (_MEANS @ coarse @ _MEANS.T).reshape(len(grey), len(_INTERVALS), _PATCH, len(_INTERVALS), _PATCH)
+    rows, columns = (torch.tensor(axis) for axis in zip(*_WINDOWS, strict=True))
+    found = cells[:, rows, :, columns].transpose(0, 1).flatten(2)
+    found = found - found.mean(2, keepdim=True)
+    return (127 * found / (found.norm(dim=2, keepdim=True) + 1)).round().to(torch.int8)
+
+
+def shrunk(pictures: Float[Tensor, "pictures side side"], side: int) -> Float[Tensor, "pictures small small"]:
+    """Means of squares; the side must be a multiple of the smaller one."""
+    step = pictures.shape[-1] // side
+    return pictures if step == 1 else avg_pool2d(pictures[:, None], step)[:, 0]
+
+
+def guessed(first: Tensor, second: Tensor) -> Aligned:
+    """The best of all symmetries with all windows of either picture, by `patches` of both; score: their correlation."""
+    first, second = first.float(), second.float()
+    inside = first @ second[:, 0][:, _PIXELS].transpose(1, 2)  # the second, oriented, in windows of the first
+    around = second @ first[:, 0][:, torch.argsort(_PIXELS, dim=1)].transpose(1, 2)  # the first in windows of it
+    (one, at), (other, there) = (scores.flatten(1).max(1) for scores in (inside, around))
+    larger = other > one
+    place = torch.where(larger, there, at)
+    symmetry, window = place % 8, place // 8
+    window = torch.where(larger, torch.argsort(_BEFORE, dim=1)[symmetry, window], window)
+    rectangle = _RECTANGLES[window]
+    inverse = torch.cat([-rectangle[:, :2] / rectangle[:, 2:], 1 / rectangle[:, 2:]], dim=1)
+    return Aligned(symmetry, torch.where(larger[:, None], inverse, rectangle), torch.maximum(one, other) / 127**2)
+
+
+def refined(first: Tensor, second: Tensor, aligned: Aligned, side: int, steps: int) -> Aligned:
+    """The window moved and scaled so that brightness agrees best, apart from its level and contrast (Gauss and Newton).
+
+    side: of the pictures that this is done on. Few pixels that differ much have little weight. score: correlation.
+    """
+    base, over = shrunk(first, side), _oriented_each(shrunk(second, side), aligned.symmetry)
+    centre = (torch.arange(side) + 0.5) / side
+    across, down = (torch.zeros_like(over) for _ in range(2))
+    across[:, :, 1:-1] = (over[:, :, 2:] - over[:, :, :-2]) * side / 2
+    down[:, 1:-1] = (over[:, 2:] - over[:, :-2]) * side / 2
+    slopes = torch.stack([across, down, across * centre, down * centre[:, None]], dim=-1).flatten(1, 2)
+    window = aligned.window
+    for _ in range(steps):
+        under, shown = _under(base, window, side)
+        own, spread = _standard(over, shown)
+        rest = own - _standard(under, shown)[0]
+        weight = (shown / (1 + (2 * rest).square())).flatten(1)[..., None]
+        slope = slopes / spread[:, :, 0][..., None]
+        bent = (slope * weight).transpose(1, 2)
+        matrix = bent @ slope + 0.01 * side**2 * 1e-3 * torch.eye(4)
+        step = torch.linalg.solve(matrix, -(bent @ rest.flatten(1)[..., None]))[..., 0].clamp(-0.2, 0.2)
+        size = window[:, 2:] / (1 + step[:, 2:])
+        window = torch.cat([window[:, :2] - size * step[:, :2], size], dim=1)
+    under, shown = _under(base, window, side)
+    count = shown.sum((1, 2)).clamp_min(1)
+    score = (_standard(under, shown)[0] * _standard(over, shown)[0] * shown).sum((1, 2)) / count
+    return Aligned(aligned.symmetry, window, score)
+
+
+def _under(base: Tensor, window: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The first pictures where the second ones lie, and which pixels of these they cover (0 or 1)."""
+    centre = (torch.arange(side) + 0.5) / side
+    across, down = (window[:, axis, None] + window[:, axis + 2, None] * centre for axis in range(2))
+    shape = (len(base), side, side)
+    places = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], dim=-1) * 2 - 1
+    inside = [((axis > 0) & (axis < 1)).float() for axis in (across, down)]
+    found = grid_sample(base[:, None], places, padding_mode="border", align_corners=False)
+    return found[:, 0], inside[1][:, :, None] * inside[0][:, None]
+
+
+def _standard(pictures: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Less the mean, and over the deviation, of what is shown; and that deviation, with a little added."""
+    count = shown.sum((1, 2), keepdim=True).clamp_min(1)
+    centred = pictures - (pictures * shown).sum((1, 2), keepdim=True) / count
+    spread = ((centred.square() * shown).sum((1, 2), keepdim=True) / count).sqrt() + 0.1
+    return centred / spread, spread
+
+
+def agreement(
+    first: Tensor, second: Tensor, aligned: Aligned, side: int
+) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """How far the detail of both agrees, at most 1, and the share of the squares that have any.
+
+    Squares of 8 pixels are compared by the structural similarity, but for the contrast of the whole. Each counts by how
+    much detail one of both has there; of all that, the 15 % that agree least are left out. The same again less the mean
+    of the pixels around each: two skies that darken to one side agree in that alone. The lower of both counts.
+    """
+    over = _oriented_each(shrunk(second, side), aligned.symmetry)
+    under, shown = _under(shrunk(first, side), aligned.window, side)
+    score, detail = _similarity(under, over, shown)
+    return torch.minimum(score, _similarity(_less_around(under), _less_around(over), shown)[0]), detail
+
+
+def _less_around(pictures: Tensor) -> Tensor:
+    around = avg_pool2d(pictures[:, None], _AROUND, 1, _AROUND // 2, count_include_pad=False)
+    return pictures - around[:, 0]
+
+
+def _similarity(under: Tensor, over: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """`agreement` of pictures that lie over each other; shown: 1 where the first has pixels."""
+
+    def means(values: Tensor) -> Tensor:
+        return avg_pool2d(values[:, None], _BLOCK, max(1, _BLOCK // 2)).flatten(1)
+
+    full = (means(shown) > 0.99).float()
+    own, other = means(under), means(over)
+    varied, others = ((means(one.square()) - mean.square()).clamp_min(0) for one, mean in ((under, own), (over, other)))
+    shared = means(under * over) - own * other
+    gain = (((varied * full).sum(1) + 1) / ((others * full).sum(1) + 1)).sqrt()[:, None].clamp(0.5, 2)
+    varied, others, shared = varied, others * gain.square(), shared * gain
+    similar = (2 * shared + _NOISE**2) / (varied + others + _NOISE**2)
+    detail = torch.maximum(varied, others)
+    weight = detail / (detail + _NOISE**2) * full
+    order = similar.argsort(1)
+    similar, weight = similar.gather(1, order), weight.gather(1, order)
+    whole = weight.sum(1, keepdim=True)
+    weight = (weight.cumsum(1) - _TRIMMED * whole).clamp_min(0).minimum(weight)
+    return (similar * weight).sum(1) / weight.sum(1).clamp_min(1e-6), whole[:, 0] / full.sum(1).clamp_min(1)
+
+
+def colour_change(
+    first: Tensor, second: Tensor, aligned: Aligned
+) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """How far colour thumbnails (pairs, 3, side, side) differ, in grey levels: their tints, pixel by pixel; the whole.
+
+    A tint is a colour less its brightness: the root mean square of the differences, of which half of what all pixels
+    have in common. The whole: the largest difference of brightness, contrast, tint and saturation on average.
+    """
+    side = first.shape[-1]
+    count = _under(first[:, 0], aligned.window, side)[1].flatten(1)
+    parts = []
+    for colours, below in ((first, True), (second, False)):
+        planes = [
+            _under(plane, aligned.window, side)[0] if below else _oriented_each(plane, aligned.symmetry)
+            for plane in colours.unbind(1)
+        ]
+        parts.append(torch.stack(planes, 1).flatten(2))
+    count = (count / count.sum(1, keepdim=True).clamp_min(1))[:, None]
+    greys = [part.mean(1, keepdim=True) for part in parts]
+    tints = [part - grey for part, grey in zip(parts, greys, strict=True)]
+    levels, casts = ([(one * count).sum(2) for one in both] for both in (greys, tints))
+    rest = tints[0] - tints[1] - (casts[0] - casts[1])[..., None]
+    differ = (rest.square() * count).sum((1, 2)) + (casts[0] - casts[1]).square().sum(1) / 4
+    contrasts, strengths = (
+        [((one - mean[..., None]).square() * count).sum((1, 2)).sqrt() for one, mean in zip(both, means, strict=True)]
+        for both, means in ((greys, levels), (tints, casts))
+    )
+    whole = [(levels[0] - levels[1]).abs()[:, 0], (casts[0] - casts[1]).abs().amax(1)]
+    whole += [(one[0] - one[1]).abs() for one in (contrasts, strengths)]
+    return differ.sqrt(), torch.stack(whole).amax(0)

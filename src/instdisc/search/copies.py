@@ -1,0 +1,347 @@
+"""Which pictures are copies, by evidence: the bytes of their files, or their pixels laid over each other.
+
+    finder = Finder(stored, contents)
+    proven = finder.within(proposed)                  # pairs; vectors and signatures propose, pixels decide
+    finder.groups(proven, best_first)                 # the best of each, and the copies that are proven against it
+
+Two pictures are the *same file* (equal bytes), the *same picture* (resized, re-encoded, cropped, mirrored, turned,
+recoloured a little), or neither, whatever their vectors say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from instdisc.data.decoding.decode import UnreadableError, decode_stored
+from instdisc.neighbours import Nearest
+from instdisc.progress import Bar
+from instdisc.search.alignment import Aligned, agreement, colour_change, guessed, patches, refined
+from instdisc.search.fingerprints import READ, SIDE, Fingerprints, Signatures, grey_of
+from instdisc.shapes import Float, Int, Tensor
+
+SAME_FILE, SAME_PICTURE = "same file", "same picture"
+PROPOSED = 5  # nearest by their signatures, and as many by vectors, that are compared with each picture
+_LARGE = (256, 128)  # pixels: a last look, where both pictures have three quarters of that on their shorter side
+_SMALLEST = 32  # pixels of the shorter side: smaller pictures are compared as they are, not cropped
+_PAIRS, _PASSES, _CHUNK = 512, 4, 4_096
+_FIRST_LOOK = 0.8
+_LOOKS = ((16, 4, 0.72), (32, 3, 0.75), (64, 2, 0.75))  # pixels of a side, steps, least correlation
+_OVERLAP, _STRETCH = 0.6, 1.6
+_RECOLOURED, _CROPPED = 3.0, 0.015  # grey levels, shares of a side: what is worth a word
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What two pictures need for a proof. Chosen on one half of 3,925 photographs; runs/copies.py measures the other.
+
+    agreement: of thumbnails; closer: at 128 or 256 pixels, where both have nearly as many; small: of pictures below 32
+    pixels, as they are. detail: the share of a thumbnail that has any. tint: grey levels by which tints may differ.
+    """
+
+    agreement: float = 0.85
+    closer: float = 0.8
+    small: float = 0.995
+    detail: float = 0.03
+    tint: float = 25.0
+
+
+Contents = Callable[[int], Any]  # what a source gives for the picture at a place; UnreadableError where it can't
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Why two pictures are copies. kind: same file or same picture; changes: as resized, cropped, mirrored.
+
+    agreement: of their detail once they are laid over each other; 1 of the same file.
+    """
+
+    kind: str
+    changes: tuple[str, ...]
+    agreement: float
+
+    @property
+    def certainty(self) -> float:
+        """To order proofs by: equal bytes are surer than any pixels."""
+        return self.agreement + (self.kind == SAME_FILE)
+
+
+@dataclass(frozen=True)
+class Group:
+    """best: the place of the picture to keep; copies: (place, the proof against the best), the most certain first."""
+
+    best: int
+    copies: list[tuple[int, Proof]]
+
+
+Proven = dict[tuple[int, int], Proof]  # (place, place) -> why; the lower place first, within one collection
+
+
+class Finder:
+    """Proofs among the pictures of a collection, or between it and others.
+
+    contents(place): of the collection's own pictures, for a last look at more pixels; theirs: of the others.
+    """
+
+    def __init__(
+        self,
+        own: Fingerprints,
+        contents: Contents,
+        others: Fingerprints | None = None,
+        theirs: Contents | None = None,
+        *,
+        limits: Limits = Limits(),
+        show: bool = False,
+    ) -> None:
+        self._limits = limits
+        self.own, self.others, self._show = own, own if others is None else others, show
+        self._found: Proven = {}
+        self._tried = np.zeros(0, np.int64)  # keys of pairs, ascending
+        self._patches = _all_patches(own)
+        self._their_patches = self._patches if others is None else _all_patches(self.others)
+        self._large = lru_cache(maxsize=512)(lambda place: _large(contents, place))
+        self._their_large = (
+            self._large if theirs is None else lru_cache(maxsize=512)(lambda place: _large(theirs, place))
+        )
+
+    def within(self, proposed: Int[np.ndarray, "pairs 2"] | None = None) -> Proven:
+        """All proofs found within the collection, between one picture of each kind of file and the others of it too.
+
+        proposed: pairs of places that are compared beside those whose signatures are alike.
+        """
+        proven: Proven = {}
+        first = _first_of_each(self.own.records["digest"])
+        places = self.own.readable()
+        for place in places[first[places] != places].tolist():
+            proven[int(first[place]), place] = Proof(SAME_FILE, (), 1.0)
+        active = places[first[places] == places]
+        pairs = np.zeros((0, 2), np.int64) if proposed is None else first[proposed]
+        for _ in range(_PASSES):
+            if len(active) < 2:
+                break
+            nearest = self._alike(active)
+            found = self.verify(np.concatenate([pairs, nearest.reshape(-1, 2)]))
+            proven |= found
+            near = np.sort(nearest.reshape(-1, 2), axis=1).tolist()
+            same = np.array([(one, other) in found for one, other in near]).reshape(len(active), -1)
+            if not same.all(axis=1).any():  # else a picture may have more copies than were looked at
+                break
+            copies = {other for _, other in found}
+            active = active[[place not in copies for place in active.tolist()]]
+            pairs = pairs[:0]
+        return proven
+
+    def across(self, proposed: Int[np.ndarray, "pairs 2"] | None = None) -> Proven:
+        """(place here, place there) -> proof, for the others' pictures."""
+        here, there = self.own.readable(), self.others.readable()
+        proven: Proven = {}
+        known = {digest.tobytes(): place for place, digest in zip(here, self.own.records["digest"][here], strict=True)}
+        for place, digest in zip(there.tolist(), self.others.records["digest"][there], strict=True):
+            if digest.tobytes() in known:
+                proven[int(known[digest.tobytes()]), place] = Proof(SAME_FILE, (), 1.0)
+        if not len(here) or not len(there):
+            return proven
+        signatures = Signatures(self.own, self.others)
+        nearest = Nearest(signatures.of(self.others, there), min(PROPOSED, len(here)))
+        for start in range(0, len(here), _CHUNK):
+            nearest.add(signatures.of(self.own, here[start : start + _CHUNK]), start)
+        pairs = np.stack([here[nearest.indices.numpy()].ravel(), np.repeat(there, nearest.indices.shape[1])], axis=1)
+        return self.verify(pairs if proposed is None else np.concatenate([proposed, pairs])) | proven
+
+    def _alike(self, places: Int[np.ndarray, " active"]) -> Int[np.ndarray, "active k 2"]:
+        """Each picture with those whose signatures are nearest. Of several processes the main one alone is here."""
+        signatures, count = Signatures(self.own).of(self.own, places), len(places)
+        found = Nearest(signatures, min(PROPOSED, count - 1), torch.arange(count), expected=count)
+        with Bar(count, "Comparing thumbnails", "pictures", enabled=self._show) as bar:
+            for start in range(0, count, _CHUNK):
+                found.add(signatures[start : start + _CHUNK], start)
+                bar.advance(min(_CHUNK, count - start))
+        nearest = found.indices.numpy()
+        return np.stack([np.broadcast_to(places[:, None], nearest.shape), places[nearest]], axis=2)
+
+    def verify(self, pairs: Int[np.ndarray, "pairs 2"], *, last: bool = False) -> Proven:
+        """The proofs of those of these pairs that are the same picture. last: nobody will ask for these again."""
+        if self.others is self.own:
+            pairs = np.sort(pairs, axis=1)
+            pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        readable = [stored.records["state"] == READ for stored in (self.own, self.others)]
+        pairs = pairs[readable[0][pairs[:, 0]] & readable[1][pairs[:, 1]]]
+        keys = np.unique(pairs[:, 0] * len(self.others) + pairs[:, 1])
+        at = np.searchsorted(self._tried, keys)
+        todo = keys[np.append(self._tried, -1)[at] != keys]
+        if not last:
+            self._tried = np.union1d(self._tried, todo)
+        with Bar(len(todo), "Comparing pixels", "pairs", enabled=self._show) as bar:
+            for start in range(0, len(todo), _PAIRS):
+                some = np.stack(np.divmod(todo[start : start + _PAIRS], len(self.others)), axis=1)
+                self._found |= self._same(some)
+                bar.advance(len(some))
+        asked = zip(*(axis.tolist() for axis in np.divmod(keys, max(len(self.others), 1))), strict=True)
+        return {pair: self._found[pair] for pair in asked if pair in self._found}
+
+    def _same(self, pairs: Int[np.ndarray, "pairs 2"]) -> Proven:
+        """`verify` of few pairs: a quick look at all, and closer ones at those that pass."""
+        aligned = guessed(self._patches[pairs[:, 0]], self._their_patches[pairs[:, 1]])
+        sides = [np.minimum(stored.records["width"], stored.records["height"]) for stored in (self.own, self.others)]
+        shorter = np.minimum(sides[0][pairs[:, 0]], sides[1][pairs[:, 1]])
+        found: Proven = {}
+        for side in (8, 16, SIDE // 2, SIDE):
+            next_one = {8: _SMALLEST // 2, 16: _SMALLEST, SIDE // 2: SIDE, SIDE: 1 << 40}[side]
+            here = np.flatnonzero((shorter >= side) & (shorter < next_one) | (shorter < side) & (side == 8))
+            found |= self._same_of_side(pairs[here], aligned.at(torch.from_numpy(here)), side)
+        return found
+
+    def _same_of_side(self, pairs: Int[np.ndarray, "pairs 2"], aligned: Aligned, side: int) -> Proven:
+        """side: of the thumbnails that are compared, no larger than the pictures are."""
+        places = _flat(aligned.score >= _FIRST_LOOK)
+        pairs, aligned = pairs[places.numpy()], aligned.at(places)
+        for finer, steps, least in _LOOKS if side >= _SMALLEST else ():
+            if finer <= side and len(pairs):
+                aligned = refined(*self._grey(pairs), aligned, finer, steps)
+                places = _flat((aligned.score >= least) & _plausible(aligned))
+                pairs, aligned = pairs[places.numpy()], aligned.at(places)
+        if not len(pairs):
+            return {}
+        if side < _SMALLEST:
+            aligned = _whole(aligned)
+        score, detail = agreement(*self._grey(pairs), aligned, side)
+        tint, change = colour_change(self.own.colour(pairs[:, 0]), self.others.colour(pairs[:, 1]), aligned)
+        limits = self._limits
+        least = limits.agreement if side >= _SMALLEST else limits.small
+        found: Proven = {}
+        for number in _flat((score >= least) & (detail >= limits.detail) & (tint <= limits.tint)).tolist():
+            one, other = pairs[number].tolist()
+            proof = Proof(SAME_PICTURE, (), float(score[number].clamp(max=1)))
+            checked = self._closer(one, other, aligned.at(torch.tensor([number])), proof)
+            if checked is not None:
+                changes = self._changes(one, other, checked[1], float(change[number]))
+                found[one, other] = replace(checked[0], changes=changes)
+        return found
+
+    def _grey(self, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
+        return self.own.grey(pairs[:, 0]), self.others.grey(pairs[:, 1])
+
+    def _closer(self, one: int, other: int, aligned: Aligned, proof: Proof) -> tuple[Proof, Aligned] | None:
+        """A last look at more pixels, where there are: pages of text differ in what thumbnails do not show."""
+        facts = [self.own.records[one], self.others.records[other]]
+        shorter = min(int(fact[name]) for fact in facts for name in ("width", "height"))
+        side = next((side for side in _LARGE if shorter >= 3 * side // 4), 0)
+        if not side:
+            return proof, aligned
+        first, second = self._large(one), self._their_large(other)
+        if first is None or second is None:
+            return None
+        aligned = refined(first, second, aligned, _LARGE[-1], 1)
+        score = float(agreement(first, second, aligned, side)[0])
+        if score < self._limits.closer or not bool(_plausible(aligned)):
+            return None
+        return replace(proof, agreement=min(score, 1.0)), aligned
+
+    def _changes(self, one: int, other: int, aligned: Aligned, change: float) -> tuple[str, ...]:
+        first, second = self.own.records[one], self.others.records[other]
+        turned = int(aligned.symmetry[0])
+        window = aligned.window[0] - torch.tensor([0.0, 0.0, 1.0, 1.0])
+        cropped = bool((window.abs() > _CROPPED).any())
+        sizes = [{int(fact["width"]), int(fact["height"])} for fact in (first, second)]
+        words = [
+            ("mirrored", turned >= 4),
+            ("turned", turned % 4 != 0),
+            ("cropped", cropped),
+            ("resized", not cropped and sizes[0] != sizes[1]),
+            ("recoloured", change > _RECOLOURED and not cropped),
+        ]
+        return tuple(word for word, holds in words if holds) or ("re-encoded",)
+
+    def groups(self, proven: Proven, best_first: Callable[[Sequence[int]], Sequence[int]]) -> list[Group]:
+        """Each copy with the one that is kept in its place, against which it is proven. Most certain groups first.
+
+        best_first: orders the pictures of a group by which to keep.
+        """
+        first = _first_of_each(self.own.records["digest"])
+        found = []
+        for members in _components(proven):
+            left = list(best_first(members))
+            while len(left) > 1:
+                best = left.pop(0)
+                found_now = self._proofs(best, left, first)
+                left = [place for place in left if place not in found_now]
+                if found_now:
+                    copies = sorted(found_now.items(), key=lambda one: (-one[1].certainty, one[0]))
+                    found.append(Group(best, copies))
+        return sorted(found, key=lambda group: (-group.copies[-1][1].certainty, group.best))
+
+    def _proofs(self, best: int, others: Sequence[int], first: np.ndarray) -> dict[int, Proof]:
+        """Of these pictures those that are proven to be copies of the best one."""
+        pairs = np.sort([(first[best], first[place]) for place in others], axis=1)
+        found = {pair: self._found[pair] for pair in map(tuple, pairs.tolist()) if pair in self._found}
+        if missing := [pair for pair in pairs.tolist() if pair[0] != pair[1] and tuple(pair) not in found]:
+            found |= self.verify(np.array(missing), last=True)
+        answer = {}
+        for place, (one, other) in zip(others, pairs.tolist(), strict=True):
+            proof = Proof(SAME_FILE, (), 1.0) if one == other else found.get((one, other))
+            if proof is not None:
+                answer[place] = proof
+        return answer
+
+
+def _flat(holds: Tensor) -> Tensor:
+    return holds.nonzero().squeeze(1)
+
+
+def _plausible(aligned: Aligned) -> Tensor:
+    """Whether enough of both is shown, and no picture much larger in the other."""
+    return (aligned.overlap() >= _OVERLAP) & (aligned.stretch() <= _STRETCH)
+
+
+def _whole(aligned: Aligned) -> Aligned:
+    window = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(aligned.window), 4)
+    return replace(aligned, window=window)
+
+
+def _all_patches(stored: Fingerprints) -> Tensor:
+    parts = [
+        patches(stored.grey(np.arange(start, min(start + _CHUNK, len(stored)))))
+        for start in range(0, len(stored), _CHUNK)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, 1, 1, dtype=torch.int8)
+
+
+def _large(contents: Contents, place: int) -> Float[Tensor, "1 side side"] | None:
+    try:
+        return torch.from_numpy(grey_of(decode_stored(contents(place), _LARGE[0])[0]))[None]
+    except UnreadableError:
+        return None
+
+
+def _first_of_each(digests: np.ndarray) -> Int[np.ndarray, " pictures"]:
+    """For each picture the first with the same digest."""
+    if not len(digests):
+        return np.zeros(0, np.int64)
+    _, first, kind = np.unique(
+        np.ascontiguousarray(digests).view("V32").ravel(), return_index=True, return_inverse=True
+    )
+    return first[kind]
+
+
+def _components(proven: Proven) -> list[list[int]]:
+    """Places that are linked by proofs, ascending."""
+    root: dict[int, int] = {}
+
+    def find(place: int) -> int:
+        while root.setdefault(place, place) != place:
+            root[place] = root[root[place]]
+            place = root[place]
+        return place
+
+    for one, other in proven:
+        low, high = sorted((find(one), find(other)))
+        root[high] = low
+    together: dict[int, list[int]] = {}
+    for place in sorted(root):
+        together.setdefault(find(place), []).append(place)
+    return list(together.values())

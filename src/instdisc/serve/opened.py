@@ -1,0 +1,295 @@
+"""A run's collection, open: pictures, an index, the encoder, labels by hand and by vote."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instdisc.data.decoding.decode import format_and_size
+from instdisc.encoder import Encoder
+from instdisc.jobs import classes as classes_job
+from instdisc.jobs import journal
+from instdisc.jobs import label as label_job
+from instdisc.jobs import votes as votes_job
+from instdisc.jobs.collection import Collection
+from instdisc.jobs.copies import grouped, look_at_collection
+from instdisc.jobs.duplicates import proposed_pairs
+from instdisc.jobs.index import changing
+from instdisc.jobs.map import make_map, read_map
+from instdisc.jobs.outliers import known_outliers
+from instdisc.jobs.run import Run
+from instdisc.jobs.sources import stamps_of
+from instdisc.search.index import Index
+from instdisc.serve.facts import CopyFacts, Done, FileFacts, LabelState, Suggestions, Undone
+from instdisc.shapes import Float, Tensor
+
+_MOST_LINKED = 100_000  # pictures whose neighbours are computed while the page waits: some seconds
+
+
+class Opened:
+    """A run's collection, as the page works with it. All of it may be called from several threads at once.
+
+    vectors: what the index holds, "search" vectors or the "embedding". recomputed: whether they come from the pictures
+    as they are, and not from augmented views. version: grows when labels change.
+    """
+
+    def __init__(self, run: str | Path | Run, *, train_source: Any = None, device: str = "auto") -> None:
+        self.collection = Collection(run, train_source=train_source)
+        self.index: Index = self.collection.index
+        self.vectors = self.collection.vectors
+        self.recomputed = self.collection.given or self.collection.changes.recomputed is not None
+        self.version = 0
+        self._device = device
+        self._lock = threading.RLock()  # of the labels: every view needs it, so nothing long is computed under it
+        self._embedding, self._voting, self._linking = threading.Lock(), threading.Lock(), threading.Lock()
+        self._own_names = [name for name in self.index.label_names if name in self._named_by_source()]
+        self._read = self._stamp()
+        self._hand = self._read_hand()
+        self._known: tuple[np.ndarray, Tensor] | None = None
+        self._voted: votes_job.Labelled | None = None
+        self._graph: tuple[Any] | None = None  # None: not looked for yet
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return self.index.dim
+
+    def picture(self, row: int, at_least: int | None = None) -> np.ndarray:
+        """Pixels (height, width, 3) uint8; raises UnreadableError where it is unreadable.
+
+        at_least: a JPEG may be decoded smaller, as long as its shorter side keeps so many pixels.
+        """
+        return self.collection.picture(row, at_least)
+
+    def approximate(self, say: Callable[[str], None]) -> None:
+        """Build a graph to search by; until it is there, search is exact."""
+        recall = self.index.approximate()
+        say(f"Search is approximate from now on: {100 * recall:.1f} % of the ten nearest are found.")
+
+    def known_outliers(self) -> list[tuple[int, float]]:
+        """(row, strangeness), the strangest first; empty where that was never computed."""
+        return known_outliers(self.collection)
+
+    def copies(self) -> list[list[CopyFacts]]:
+        """Groups of copies that are proven by their pixels, the one to keep first, the most certain groups first.
+
+        The first time it decodes every picture, to keep a small one.
+        """
+        _, vectors = self.index.present()
+        found = grouped(
+            look_at_collection(self.collection, show=True), "largest", proposed=proposed_pairs(vectors, False, None)
+        )
+        names = [field.name for field in fields(CopyFacts)]
+        return [
+            [CopyFacts(**{name: getattr(one, name) for name in names}) for one in (group.kept, *group.copies)]
+            for group in found
+        ]
+
+    def location(self, row: int) -> str:
+        """Where a picture's file is now."""
+        return self.collection.location(row)
+
+    def map_points(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(rows, points (n, 2)) of the map; None where there is none yet."""
+        return read_map(self.collection)
+
+    def make_map(self, progress: Callable[[float], None]) -> None:
+        """Compute and keep the map, which takes a while; progress is given the share that is done."""
+        make_map(self.collection.folder.path, bank=True, device=self._device, progress=progress, say=None)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.collection.encoder(self._device)
+
+    def embed(self, pictures: Sequence[np.ndarray]) -> Float[Tensor, "pictures dim"]:
+        """Unit vectors of other pictures, on the CPU."""
+        with self._embedding:
+            return self._encoder.embed(list(pictures), vectors=self.collection.vectors).cpu()
+
+    def hand_labels(self) -> dict[int, str]:
+        """row -> label given by hand, as it is now."""
+        with self._lock:
+            if self._stamp() != self._read:  # `instdisc label` has changed them meanwhile
+                self._read = self._stamp()
+                before, self._hand = self._hand, self._read_hand()
+                rows = before.keys() | self._hand.keys()
+                self._relabel(row for row in rows if before.get(row) != self._hand.get(row))
+            return self._hand
+
+    def set_labels(self, rows: Sequence[int], label: str | None, *, keep: bool = False, bulk: bool = False) -> Done:
+        """Label pictures by hand, or take their label away; saved when it returns.
+
+        keep: pictures that have another label by hand keep it. bulk: they are labelled together, so that they count not
+        where the accuracy of votes is measured.
+        """
+        folder = self.collection.folder
+        with self._lock, changing(folder.path):
+            names, before = self.classes(), self.hand_labels()
+            changed = [row for row in rows if before.get(row) != label and not (keep and row in before)]
+            given = dict.fromkeys((entry.path for entry in self.index.entries(changed)), label)
+            _, _, act = label_job.change_hand_labels(folder, given, replace=True, bulk=bulk)
+            if label is not None:
+                classes_job.keep(folder, [*names, label])
+            self._read = self._stamp()
+            gone = set(changed)
+            self._hand = {row: text for row, text in before.items() if row not in gone}
+            if label is not None:
+                self._hand |= dict.fromkeys(changed, label)
+            self._relabel(changed)
+        return _done(act) or Done("", "")
+
+    def last_act(self) -> Done | None:
+        """What would be undone next, here or by another tab; None for nothing."""
+        return _done(next(iter(journal.still_done(self.collection.folder)), None))
+
+    def undo(self, act: str) -> Undone:
+        """Take an act back. Raises InputError for one that was taken back already."""
+        with self._lock, changing(self.collection.folder.path) as folder:
+            found = journal.undo(folder, act)
+            self.hand_labels()
+            rows = self.index.rows_of(list(found.paths))
+            next_one = _done(next(iter(journal.still_done(folder)), None))
+        return Undone(found.act.text, rows[rows >= 0].tolist(), found.kept, next_one)
+
+    def classes(self) -> list[str]:
+        """The classes of the folders and of the labels by hand, in the order that gives each its key."""
+        return classes_job.listed(self.collection.folder, self._own_names, self.hand_labels().values())
+
+    def rename(self, old: str, new: str) -> Done:
+        """Give a class another name, or that of another, which merges them. Raises InputError for an unknown class."""
+        with self._lock, changing(self.collection.folder.path) as folder:
+            act = classes_job.rename(folder, old, new, self.classes())
+            self.hand_labels()
+        return Done(act.name, act.text)
+
+    def suggestions(self) -> Suggestions | None:
+        """What the votes say of every picture; None where nothing is labelled by hand."""
+        voted = self._votes()
+        if voted is None:
+            return None
+        codes, confidence, hand = (np.full(len(self.index), none) for none in (-1, 0.0, False))
+        codes[voted.rows], confidence[voted.rows], hand[voted.rows] = voted.codes, voted.confidence, voted.hand
+        return Suggestions(voted.names, codes, confidence, hand)
+
+    def file_facts(self, row: int) -> FileFacts:
+        """Of a picture's file, as it is now; raises an error where it is unreadable."""
+        content = self.collection.content(row)
+        form, width, height = format_and_size(content)
+        size, modified = None, None
+        with suppress(OSError, ValueError):
+            found = Path(self.location(row)).stat()
+            size, modified = found.st_size, found.st_mtime
+        if size is None and isinstance(content, bytes | bytearray | memoryview):
+            size = len(content)
+        return FileFacts(width, height, form, size, modified)
+
+    def stamps(self) -> np.ndarray | None:
+        """(rows, 2) int64: size in bytes and date (ns) of each picture's file, -1 where unknown; None without files."""
+        found = np.full((len(self.index), 2), -1)
+        for source, theirs, ours in self.collection.sources():
+            stamps = stamps_of(source, theirs)
+            if stamps is not None and not any("://" in self.location(row) for row in ours[:1].tolist()):
+                found[ours] = stamps
+        return None if (found < 0).all() else found
+
+    def label_state(self) -> LabelState:
+        """How labelling stands: votes for all that are not labelled."""
+        voted = self._votes()
+        if voted is None:
+            return LabelState({}, None, None)
+        result = voted.accuracy
+        return LabelState(
+            {name: (hand, vote) for name, hand, vote in label_job.counts(voted)},
+            None if result is None else result.top1,
+            None if result is None else result.interval,
+        )
+
+    def labels_csv(self) -> str:
+        """A CSV file of every picture's label with its provenance; the heading alone where nothing is labelled."""
+        voted = self._votes()
+        return "id,path,label,by,confidence\n" if voted is None else label_job.labels_csv(self.index, voted)
+
+    def proposals(self, count: int, by: str) -> list[int]:
+        """Rows to label next, the most useful first."""
+        with self._lock:
+            rows, vectors = self._vectors()
+            codes, _ = self._codes(rows)
+        graph = self._spreading_graph(vectors)
+        return rows[votes_job.proposals(vectors, codes, count, graph=graph, by=by, device=self._device)].tolist()
+
+    def _spreading_graph(self, vectors: Tensor) -> Any:
+        """The graph that labels spread over; None, once for all, where computing it would keep the page waiting."""
+        with self._linking:
+            if self._graph is None:
+                folder, most = self.collection.folder, _MOST_LINKED
+                self._graph = (votes_job.spreading_graph(folder, vectors, device=self._device, most=most),)
+            return self._graph[0]
+
+    def _stamp(self) -> tuple[int, int]:
+        """Another one after every change of the file, which is replaced as a whole."""
+        try:
+            found = self.collection.folder.hand_labels.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
+    def _relabel(self, rows: Iterable[int]) -> None:
+        """What the index says of these rows, from their labels by hand."""
+        index = self.index
+        for row in rows:
+            given = self._hand.get(row)
+            if given is not None and given not in index.label_names:
+                index.label_names.append(given)
+            index.labels[row] = self.collection.source_labels[row] if given is None else index.label_names.index(given)
+        self._voted = None
+        self.version += 1
+
+    def _read_hand(self) -> dict[int, str]:
+        given = self.collection.run.hand_labels()
+        rows = self.index.rows_of(list(given))
+        return {row: label for row, (label, _) in zip(rows.tolist(), given.values(), strict=True) if row >= 0}
+
+    def _named_by_source(self) -> set[str]:
+        codes = np.unique(self.collection.source_labels)
+        return {self.index.label_names[code] for code in codes[codes >= 0].tolist()}
+
+    def _vectors(self) -> tuple[np.ndarray, Tensor]:
+        if self._known is None:
+            rows = np.flatnonzero(~self.index.removed)
+            self._known = rows, self.index.vectors(rows)
+        return self._known
+
+    def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        names = sorted(set(self.hand_labels().values()))
+        numbers = {name: number for number, name in enumerate(names)}
+        codes = np.full(len(self.index), -1)
+        for row, given in self._hand.items():
+            codes[row] = numbers[given]
+        return codes[rows], names
+
+    def _votes(self) -> votes_job.Labelled | None:
+        with self._voting:
+            with self._lock:
+                if not self.hand_labels() or self._voted is not None:
+                    return self._voted
+                rows, vectors = self._vectors()
+                given, version = self._codes(rows), self.version
+                known = self.collection.run.hand_labels()
+                together = self.index.rows_of(list(journal.labelled_together(self.collection.folder, known)))
+            graph, alone = self._spreading_graph(vectors), ~np.isin(rows, together)
+            voted = votes_job.vote(rows, vectors, *given, graph=graph, asked=alone, device=self._device)
+            with self._lock:
+                if version == self.version:
+                    self._voted = voted
+            return voted
+
+
+def _done(act: journal.Act | None) -> Done | None:
+    return None if act is None else Done(act.name, act.text)

@@ -1,0 +1,85 @@
+// Suggestions confirmed by the dozen: a class, 24 pictures that it is suggested for, the wrong ones clicked out, Enter.
+import { ask, cell, choice, complain, count, empty, get, goTo, h, inBar, keys, listen, number, percent, press, room, walkable, way } from "./dom.js";
+import { give, onLabels } from "./journal.js";
+import { recall, remember } from "./memory.js";
+
+const SHOWN = 24, MOST = 100;
+
+export async function dozen({ parameters, keep, about }) {
+  const state = await ask("api/labels"), classes = state.classes;
+  if (!classes.length) {
+    return [empty("Nothing is suggested yet", "Label a few pictures one by one: others are then suggested.", way("#/label", "Label one by one", "main"))];
+  }
+  const asked = parameters.label, label = classes.some((one) => one.label === asked) ? asked
+    : classes.reduce((best, one) => (one.suggested > best.suggested ? one : best)).label;
+  const stored = `${about.name} not ${label}`, passed = new Set(recall(stored).rows ?? []); // seen, and not of this class
+  const title = h("h1"), list = walkable(h("div.few.dozen")), told = h("p.quiet", { role: "status" });
+  let shown = [], out = new Set(), busy = false;
+
+  const name = () => {
+    confirm.textContent = `Confirm ${number(shown.length - out.size)}`;
+    confirm.disabled = busy || !shown.length;
+    told.textContent = out.size ? `${count(out.size, "picture")} left out` : "";
+  };
+  const draw = (element) => {
+    const gone = out.has(Number(element.dataset.row));
+    element.classList.toggle("gone", gone);
+    press(element, !gone);
+  };
+  const flip = (row) => {
+    if (out.has(row)) out.delete(row);
+    else out.add(row);
+    list.querySelectorAll(".cell").forEach(draw);
+    name();
+  };
+  const load = async () => {
+    shown = [];
+    let total = 0;
+    for (let start = 0; shown.length < SHOWN; start += MOST) {
+      const found = await get("api/suggestions", { label, start, count: MOST });
+      total = found.total;
+      shown.push(...found.pictures.filter((one) => !passed.has(one.row)).slice(0, SHOWN - shown.length));
+      if (start + MOST >= total) break;
+    }
+    out = new Set();
+    title.textContent = `Is this “${label}”?`;
+    list.replaceChildren(...shown.map((one) => {
+      const element = cell(one, { pick: false, open: () => flip(one.row) });
+      element.append(h("span.score", percent(one.confidence)));
+      draw(element);
+      return element;
+    }));
+    list.settle();
+    if (!shown.length) list.replaceChildren(h("p.quiet", "No further picture is suggested for this class: label some one by one, or choose another class."));
+    name();
+    list.querySelector(".cell")?.focus();
+  };
+  const act = async () => {
+    if (busy || !shown.length) return;
+    busy = true;
+    name();
+    try {
+      const rows = shown.filter((one) => !out.has(one.row)).map((one) => one.row);
+      for (const row of out) passed.add(row);
+      remember(stored, { rows: [...passed] });
+      if (rows.length) await give(rows, label, { together: true });
+      else await load();
+    } catch (error) { complain(error); }
+    busy = false;
+    name();
+  };
+  const confirm = h("button.main", { keys: "Enter", onclick: act }, "Confirm");
+  listen(keep, (key, event) => {
+    if (key === "Enter" && !event.target.matches("a, button:not(.cell)")) act();
+    else if (key === "x" && event.target.matches(".dozen .cell")) flip(Number(event.target.dataset.row));
+    else return false;
+    return true;
+  });
+  onLabels(keep, () => load().catch(complain));
+  await load();
+  return [inBar(title, told, room(),
+    choice("class", classes.map((one) => [one.label, `${one.label} (${number(one.suggested)})`]), label, (value) => goTo("dozen", { label: value })),
+    way("#/label", "One by one"), confirm),
+  keys("Click out what is wrong. [Enter] confirms the rest, arrows move, [x] or [Space] takes one out, [u] undoes"),
+  list];
+}

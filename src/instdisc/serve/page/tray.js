@@ -1,0 +1,120 @@
+// Selecting pictures in any view, and the tray at the bottom: what can be done with them.
+import { answered, byId, complain, count, goTo, h, json, labelField, mark, number, on, post, save, say, walkable, withControl, working } from "./dom.js";
+import { give, undo } from "./journal.js";
+import { MOST, add, clear, replace, selection, toggle, watch } from "./selection.js";
+
+const QUERY = 100; // pictures in one search
+const tray = byId("tray");
+let anchor = null; // the picture from which a range goes on
+let asking = null; // what must be decided before a label is given
+
+const most = () => say(`At most ${number(MOST)} pictures can be selected: the first of them are.`, true);
+export const select = (rows) => { if (!replace(rows)) most(); };
+export const selectMore = (rows) => { if (!add(rows)) most(); };
+export const flip = (rows) => { if (!toggle(rows)) most(); };
+
+const spot = (cell) => ({ cell, host: cell.closest(".scroll, .few"), place: Number(cell.dataset.place), row: Number(cell.dataset.row) });
+
+// The rows from one cell to another of the same list, on the screen or not.
+async function between(one, other) {
+  if (!one || one.host !== other.host) return [other.row];
+  if (one.host.range) return one.host.range(Math.min(one.place, other.place), Math.max(one.place, other.place));
+  const cells = [...one.host.querySelectorAll(".cell")], [from, to] = [cells.indexOf(one.cell), cells.indexOf(other.cell)].sort((a, b) => a - b);
+  return cells.slice(Math.max(0, from), to + 1).map((element) => Number(element.dataset.row));
+}
+
+async function pick(cell, range) {
+  const here = spot(cell);
+  if (range) selectMore(await between(anchor, here));
+  else flip([here.row]);
+  anchor = here;
+}
+
+function drag() {
+  let from = null, before = [], over = null, dragged = false, turn = 0;
+  on(document, "pointerdown", (event) => {
+    const cell = event.target.closest?.(".cell");
+    dragged = false;
+    from = event.button === 0 && event.pointerType !== "touch" && cell?.querySelector(".tick") ? cell : null;
+    before = selection.rows;
+    over = from;
+  });
+  on(document, "pointermove", async (event) => {
+    if (!from || !(event.buttons & 1)) return;
+    const cell = document.elementFromPoint(event.clientX, event.clientY)?.closest(".cell");
+    if (!cell || cell === over || cell.closest(".scroll, .few") !== from.closest(".scroll, .few")) return;
+    over = cell;
+    dragged = true;
+    const mine = ++turn, rows = await between(spot(from), spot(cell));
+    if (mine === turn) select([...before, ...rows]);
+  });
+  on(document, "click", (event) => {
+    const cell = event.target.closest?.(".cell");
+    const tick = cell?.querySelector(".tick");
+    if (dragged) { // the click that ends it opens nothing
+      dragged = false;
+      event.preventDefault();
+      event.stopPropagation();
+    } else if (tick && (event.target === tick || event.shiftKey || withControl(event))) {
+      event.preventDefault();
+      event.stopPropagation();
+      pick(cell, event.shiftKey).catch(complain);
+    }
+  }, true);
+}
+
+async function label(given) {
+  const rows = selection.rows, together = rows.length > 1, { other } = await post("api/labels/overwriting", { rows, label: given });
+  if (other) { asking = { rows, given, other, together }; draw(); tray.querySelector("button").focus(); } else await give(rows, given, { together });
+}
+
+async function download() {
+  save("pictures.txt", await (await answered("api/list", json({ rows: selection.rows }))).blob());
+  say(`pictures.txt lists ${count(selection.size, "file")}.`);
+}
+
+const similar = () => goTo("search", { like: selection.rows.slice(0, QUERY).join(",") });
+
+function decide() {
+  const { rows, given, other, together } = asking;
+  const act = (work) => () => { asking = null; draw(); Promise.resolve(work()).catch(complain); };
+  tray.replaceChildren(h("p", { role: "alert" }, `${number(other)} of ${number(rows.length)} ${other === 1 ? "has" : "have"} another label by you.`),
+    h("button.main", act(() => give(rows, given, { together })), `Overwrite ${number(other)}`),
+    rows.length > other ? h("button", act(() => give(rows, given, { together, keep: true })), `Label the other ${number(rows.length - other)}`) : "",
+    h("button", act(() => {}), "Cancel"));
+  tray.settle();
+}
+
+function draw() {
+  tray.hidden = !selection.size;
+  if (!selection.size) asking = null;
+  if (asking) { decide(); return; }
+  if (tray.hidden) { tray.replaceChildren(); return; }
+  const told = tray.querySelector("strong");
+  if (told) { told.textContent = `${number(selection.size)} selected`; return; } // what is being written stays
+  const input = labelField("Label of the selected pictures", (given) => label(given).catch(complain), { keys: "l", size: 12 });
+  tray.replaceChildren(h("strong", { role: "status" }, `${number(selection.size)} selected`), h("span.pair", input, h("button.main", input.given, "Label")),
+    h("button", { onclick: similar, title: "Search by all of them" }, "Similar"), working("Download list", download, { title: "Where the files are now, one a line" }),
+    h("button", { onclick: undo, keys: "u", title: "Undo the last labels (u)" }, "Undo"), h("button", { onclick: clear, keys: "Escape", title: "Select nothing (Esc)" }, "Clear"));
+  tray.settle();
+}
+
+// Whether the key was meant for a selection.
+export function key(pressed, event) {
+  const cell = document.activeElement?.closest?.(".cell");
+  if (pressed.toLowerCase() === "x" && cell?.querySelector(".tick")) pick(cell, event.shiftKey).catch(complain);
+  else if (pressed === "l" && selection.size && !asking) tray.querySelector("input").focus();
+  else if (pressed === "Escape" && asking) { asking = null; draw(); } else if (pressed === "Escape" && selection.size) clear();
+  else return false;
+  return true;
+}
+
+export function begin() {
+  drag();
+  walkable(tray, "button");
+  watch(() => {
+    draw();
+    document.querySelectorAll(".few .cell").forEach((element) => { if (element.querySelector(".tick")) mark(element); });
+  });
+  draw();
+}

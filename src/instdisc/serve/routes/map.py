@@ -1,0 +1,136 @@
+"""The collection in the plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi.responses import Response
+
+from instdisc.serve.models import Colours, MapState, Regions
+from instdisc.serve.regions import called, regions
+from instdisc.serve.routes import Text, TheSession
+from instdisc.serve.session import CLUSTERS
+from instdisc.serve.sets import suggested
+from instdisc.serve.sheets import DEEPEST, MOST_CELLS, Cut
+
+router = APIRouter()
+_GRADES, _STRANGE = ("like others", "less", "strange", "strangest"), (0.04, 0.12, 0.3)  # shares of all, from the top
+
+
+@router.get("/api/map")
+def map_state(session: TheSession) -> MapState:
+    """Whether there is a map."""
+    return session.map_state()
+
+
+@router.post("/api/map")
+def start_map(session: TheSession) -> MapState:
+    """Compute the map in the background, if there is none."""
+    return session.start_map()
+
+
+@router.get(
+    "/api/map/points",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
+def map_points(session: TheSession) -> Response:
+    """Rows as int32, then points (n, 2) as float32, both little-endian. The ETag is the map's version.
+
+    The points fill 0..1 in each direction. Their order is made at random, so that no label is drawn over the others.
+    """
+    rows, points, version = session.points()
+    content = rows.astype("<i4").tobytes() + points.astype("<f4").tobytes()
+    return Response(content, media_type="application/octet-stream", headers={"etag": f'"{version}"'})
+
+
+@router.get("/api/map/sheet/{level}/{part}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+def map_sheet(
+    session: TheSession,
+    level: Annotated[int, Path(ge=0, le=DEEPEST)],
+    part: Annotated[int, Path(ge=0, lt=4**DEEPEST)],
+    columns: Annotated[int, Query(ge=1, le=MOST_CELLS)] = 36,
+    rows: Annotated[int, Query(ge=1, le=MOST_CELLS)] = 18,
+    version: Text = None,
+) -> Response:
+    """A JPEG of small pictures, 32 a line: of each cell that has any, in their order, the one next to its centre.
+
+    Level L cuts the map into 2**L x 2**L parts, row by row; a part is cut into columns x rows cells (at most 2,048),
+    row by row. Behind the JPEG stand numbers (int32, little-endian): these cells, the places of their pictures in
+    `/api/map/points`, how many. version: as told there; then a browser may keep the answer for a day.
+    """
+    if part >= 4**level or columns * rows > MOST_CELLS:
+        raise HTTPException(400, f"Level {level} has {4**level:,} parts, and a part at most {MOST_CELLS:,} cells.")
+    known, points, present = session.points()
+    if version not in (None, present):
+        raise HTTPException(404, "The map is another one now: load the page again.")
+    content = session.sheets.sheet(known, points, Cut(columns, rows, level, part))
+    headers = {"cache-control": "private, max-age=86400, immutable"} if version else {}
+    return Response(content, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/api/map/names")
+def map_names(session: TheSession) -> Regions:
+    """Names of regions: of the labels by hand, else of suggestions, else of the folders; none where that is unsure."""
+    rows, points, _ = session.points()
+    names, codes = called(session.opened, session.folders())
+    return Regions(regions=regions(points, codes[rows], names))
+
+
+@router.get("/api/map/colours")
+def map_colours(
+    session: TheSession, by: Literal["label", "suggestion", "agreement", "folder", "cluster", "outlier"] = "label"
+) -> Colours:
+    """What to colour the points by: labels, suggestions, folders, clusters, or how strange a picture is.
+
+    agreement: whether the label that a picture has from its folder is the class that is suggested.
+    """
+    rows, *_ = session.points()
+    index = session.opened.index
+    if by == "label":
+        return _colours(index.label_names, index.labels[rows], "label", "")
+    if by == "folder":
+        folders, inside = session.folders()
+        return _colours(folders, inside[rows], "folder", "All pictures are in one folder.")
+    if by == "cluster":
+        clusters = session.clusters()[rows]
+        return _colours(
+            [f"{size:,} pictures" for size in np.bincount(clusters[clusters >= 0])], clusters, "cluster", ""
+        )
+    if by == "outlier":
+        known = session.opened.known_outliers()
+        codes = np.full(len(index), -1)
+        for place, (row, _) in enumerate(known):
+            codes[row] = 3 - np.searchsorted(_STRANGE, place / len(known), side="right")
+        note = "" if known else "There are no outlier scores yet: instdisc outliers RUN computes them."
+        return Colours(names=list(_GRADES) if known else [], codes=codes[rows].tolist(), note=note)
+    found, note = session.opened.suggestions(), "Nothing is suggested yet: label a few pictures."
+    if found is None:
+        return Colours(names=[], codes=[-1] * len(rows), note=note)
+    if by == "suggestion":
+        shown = np.where(found.hand | suggested(found), found.codes, -1)
+        return _colours(found.names, shown[rows], "suggestion", note)
+    names = np.array([*(index.label_names.index(name) for name in found.names)])
+    differ = (names[found.codes] != index.labels) & suggested(found)
+    codes = np.where(found.hand, 0, np.where(differ, 2, 1))
+    codes[(index.labels < 0) | ~(found.hand | suggested(found))] = -1
+    codes = codes[rows]
+    none = "no suggestion" if (codes < 0).any() else ""
+    return Colours(names=["by you", "as suggested", "suggested otherwise"], codes=codes.tolist(), none=none)
+
+
+def _colours(names: Sequence[str], codes: np.ndarray, what: str, note: str) -> Colours:
+    """As many as can be told apart: where there are more, the largest alone, and the others as one."""
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    used = np.flatnonzero(sizes)
+    told = used if len(used) <= CLUSTERS else np.sort(np.argsort(-sizes, kind="stable")[: CLUSTERS - 1])
+    others = len(used) - len(told)
+    new = np.full(len(names) + 1, len(told) if others else -1)
+    new[-1] = -1
+    new[told] = np.arange(len(told))
+    shown = [*(names[code] for code in told), *([f"{others:,} other {what}s"] if others else [])]
+    none = f"no {what}" if len(used) and (codes < 0).any() else ""
+    return Colours(names=shown, codes=new[codes].tolist(), others=others, none=none, note="" if len(used) else note)

@@ -1,0 +1,139 @@
+"""`instdisc serve`: the page around a run's collection, on this machine or for others by a token.
+
+This file must not import torch: the page answers while the collection is being opened in the background.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from instdisc.allocator import give_back_freed_memory
+from instdisc.errors import InputError
+from instdisc.files import read_json
+from instdisc.jobs.catalogue import Listed
+from instdisc.jobs.run import Run
+from instdisc.runs import RunFolder
+
+if TYPE_CHECKING:
+    from instdisc.serve.opened import Opened
+
+
+def _print_now(words: str) -> None:
+    print(words, flush=True)  # whoever reads it through a pipe waits for the address
+
+
+def _print_beside(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)  # programs take the first line of the output for the address
+
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def hosts_of(host: str, port: int) -> list[str]:
+    """What a browser may call this server in its Host header."""
+    names = {host, socket.gethostname(), socket.getfqdn()} if host not in LOCAL else set(LOCAL)
+    if host in ("0.0.0.0", "::"):
+        names |= {*LOCAL, *_addresses()}
+    written = [f"[{name}]" if ":" in name else name for name in names]
+    return [f"{name}:{port}" for name in written] + (written if port == 80 else [])
+
+
+def _addresses() -> set[str]:
+    """This machine's own addresses, as far as its name leads to them and a route to elsewhere shows one."""
+    found = set()
+    try:
+        found |= {str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None)}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation: nothing is sent
+            found.add(probe.getsockname()[0])
+    except OSError:
+        pass
+    return found
+
+
+def _lacks_search_vectors(folder: RunFolder) -> bool:
+    """Whether the run has a map to search vectors and was not embedded since: a look that costs nothing."""
+    index = folder.index / "index.json"
+    if not folder.search_vectors.is_file():
+        return False
+    try:
+        with safe_open(folder.search_vectors, framework="numpy") as file:
+            step = json.loads(file.metadata()["whitening"])["step"]
+        made = read_json(index) if index.is_file() else {}
+        return not made.get("recomputed") or made["step"] != step
+    except (InputError, OSError, SafetensorError, ValueError, LookupError, TypeError):
+        return False  # the opening itself says what is wrong
+
+
+def serve(
+    run: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    token: str | None = None,
+    approximate: bool = False,
+    bank: bool = False,
+    train_source: Any = None,
+    device: str = "auto",
+    say: Callable[[str], None] = _print_now,
+) -> None:
+    """Serve the page until it is interrupted. Beyond this machine a token is needed: one is made where none is given.
+
+    approximate: let an HNSW graph answer searches, once it is built in the background. bank: show what is there at
+    once, the rows of the bank perhaps; without it search vectors are computed first, once, where the run can make them.
+    Raises InputError where the run can't be opened or the port is taken.
+    """
+    give_back_freed_memory()
+    opened_run = Run(run, train_source=train_source)
+    if not bank and _lacks_search_vectors(opened_run.folder):
+        from instdisc.jobs.index import searchable
+
+        _print_beside("Computing search vectors: this happens once; --bank shows the collection without them at once.")
+        opened_run = searchable(opened_run, device=device, say=_print_beside).run
+
+    from instdisc.serve.opening import Opening
+
+    def opened() -> Opened:
+        from instdisc.serve.opened import Opened
+
+        served = Opened(opened_run, device=device)
+        if approximate:
+            threading.Thread(target=served.approximate, args=(say,), name="graph", daemon=True).start()
+        return served
+
+    if approximate and find_spec("usearch") is None:
+        raise InputError("Approximate search needs usearch: pip install 'instdisc[ann]'.")
+
+    if host not in LOCAL and not token:
+        token = secrets.token_urlsafe(24)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Where asyncio sees that the protocol is TCP, it sends small answers at once (TCP_NODELAY); else each waits 40 ms.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(128)  # who comes before the server is ready waits
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{host}:{port} can't be listened on ({reason}): choose another --port.") from None
+        port = listening.getsockname()[1]
+        opening = Opening(opened_run.path.resolve().name, opened, lambda: Listed(opened_run))
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        say(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+        say("Open this address in a browser. Ctrl-C ends.")
+        import uvicorn  # while the collection is looked at, and the browser waits
+
+        from instdisc.serve.app import make_app
+        from instdisc.serve.limits import config_for
+
+        uvicorn.Server(config_for(make_app(opening, hosts_of(host, port), token))).run(sockets=[listening])

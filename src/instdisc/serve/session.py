@@ -1,0 +1,265 @@
+"""The state behind the API: the collection, pictures made small, uploads, and what takes long to compute, kept.
+
+This file must not import torch, nor what imports it, before it is needed: the page answers while torch is being loaded.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from fastapi import HTTPException
+
+from instdisc.errors import InputError
+from instdisc.report.thumbnails import as_jpeg
+from instdisc.serve.facts import CopyFacts
+from instdisc.serve.models import MapState, Proposal, readable
+from instdisc.serve.sets import Wanted, chosen, folders_of
+from instdisc.serve.sheets import Sheets, stretched, version_of
+
+if TYPE_CHECKING:  # the page answers before torch is loaded
+    from instdisc.jobs.catalogue import Listed
+    from instdisc.serve.opened import Opened
+    from instdisc.serve.opening import Opening
+
+THUMB, FULL = 224, 1_024  # pixels of the longer side; screens have up to two for one of the page
+CLUSTERS, _CLUSTERED = 12, 50_000  # colours that can be told apart; vectors at once
+_OPENING_SECONDS = 60.0
+_IN_LINE = 3  # different comparisons of all with all that are computed or wait for it
+_UPLOADS = 64  # of which vector and small picture are kept
+Kept = TypeVar("Kept")
+
+
+class Session:
+    """The state behind the API."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.opening = opening
+        self.start = secrets.token_hex(4)
+        self._uploads: OrderedDict[str, tuple[Any, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._heavy = threading.Lock()  # one comparison of all with all at a time
+        self._mapping: threading.Thread | None = None
+        self._map = MapState(state="none")
+        self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
+        self.sheets = Sheets(lambda row, at_least: self.opened.picture(row, at_least))
+        self._found = lru_cache(maxsize=16)(lambda wanted, version: chosen(self.opened, wanted))
+        self.copies = self._once(lambda: self.opened.copies(), 1)
+        self.look_alikes = self._once(self._look_alikes, 4)
+        self.folders = lru_cache(maxsize=1)(lambda: folders_of(self.opened.index))
+        self.clusters = self._once(self._clusters, 1)
+        self.lonely = self._once(self._lonely, 1)
+        self._proposed = self._once(lambda count, by, version: self.opened.proposals(count, by), 2)
+
+    @property
+    def opened(self) -> Opened:
+        """The collection; waits until it is open."""
+        return self.opening.wait(_OPENING_SECONDS)
+
+    @property
+    def shown(self) -> Listed | Opened:
+        """What can be shown now: the pictures as they are listed, until the whole is open."""
+        return self.opening.listed() or self.opened
+
+    def _once(self, compute: Callable[..., Kept], most: int) -> Callable[..., Kept]:
+        """The last `most` answers are kept. Who asks for what is being computed waits: it is not computed twice.
+
+        What is kept is answered meanwhile; who asks for one thing more than can wait in line is told to come again.
+        """
+
+        kept: OrderedDict[tuple[Any, ...], Future[Kept]] = OrderedDict()
+        lock = threading.Lock()
+
+        def ask(*what: Any) -> Kept:
+            with lock:
+                known = what in kept
+                if not known:
+                    if sum(not one.done() for one in kept.values()) >= _IN_LINE:
+                        raise HTTPException(503, "Others have asked for much: try again.", {"retry-after": "2"})
+                    kept[what] = Future()
+                    done = [old for old, one in kept.items() if one.done()]
+                    for old in done[: max(0, len(kept) - most)]:
+                        del kept[old]
+                kept.move_to_end(what)
+                answer = kept[what]
+            if not known:
+                try:
+                    with self._heavy:
+                        answer.set_result(compute(*what))
+                except BaseException as error:
+                    with lock:
+                        kept.pop(what, None)
+                    answer.set_exception(error)
+            return answer.result()
+
+        return ask
+
+    def pictures(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        shown = self.shown
+        hand = shown.hand_labels()
+        return [
+            vars(entry) | {"hand": entry.row in hand, "path": shown.location(entry.row)}
+            for entry in shown.index.entries([int(row) for row in rows])
+        ]
+
+    def copy_facts(self, group: Sequence[CopyFacts]) -> list[dict[str, Any]]:
+        """What is shown of each picture of a group of copies."""
+        pictures = self.pictures([one.row for one in group])
+        return [picture | vars(one) for picture, one in zip(pictures, group, strict=True)]
+
+    def row(self, row: int) -> int:
+        index = self.shown.index
+        if row >= len(index) or index.removed[row]:
+            raise HTTPException(404, "No picture of the collection has this number.")
+        return row
+
+    def rows(self, text: str) -> list[int]:
+        return [self.row(int(one)) for one in text.split(",") if one]
+
+    def matching(self, wanted: Wanted) -> np.ndarray:
+        """The rows that match, in their order."""
+        if wanted.everything:
+            return np.flatnonzero(~self.shown.index.removed)
+        self.opened.hand_labels()  # looks whether they have changed
+        return self._found(wanted, self.opened.version)
+
+    def told(self, given: str) -> str:
+        """The label that the page means, which it knows only as far as JSON can carry it."""
+        names = self.opened.index.label_names
+        return next((name for name in names if readable(name) == given), given)
+
+    def proposed(self, rows: Sequence[int]) -> list[Proposal]:
+        """What is known of some pictures, with what the votes say of them."""
+        found = self.opened.suggestions()
+        guesses = [("", 0.0)] * len(rows)
+        if found is not None:
+            guesses = [(found.names[found.codes[row]], float(found.confidence[row])) for row in rows]
+        pictures = zip(self.pictures(rows), guesses, strict=True)
+        return [Proposal(**one, guess=guess, confidence=share) for one, (guess, share) in pictures]
+
+    def jpeg(self, row: int, side: int) -> bytes:
+        """A picture, at most `side` pixels long."""
+        return as_jpeg(self.shown.picture(row), side)
+
+    def keep(self, vector: Any, pixels: np.ndarray) -> str:
+        name = secrets.token_urlsafe(9)
+        with self._lock:
+            self._uploads[name] = vector, as_jpeg(pixels, FULL)
+            while len(self._uploads) > _UPLOADS:
+                self._uploads.popitem(last=False)
+        return name
+
+    def upload(self, name: str) -> tuple[Any, bytes]:
+        """The unit vector (a tensor) and the picture that go by this name."""
+        with self._lock:
+            if name not in self._uploads:
+                raise HTTPException(404, "This query picture is not kept any more: drop it on the page again.")
+            self._uploads.move_to_end(name)
+            return self._uploads[name]
+
+    def map_state(self) -> MapState:
+        if self._map.state == "none" and self.opened.map_points() is not None:
+            self._map = MapState(state="ready")
+        return self._map
+
+    def start_map(self) -> MapState:
+        with self._lock:
+            if self.map_state().state in ("none", "failed"):
+                self._map = MapState(state="computing")
+                self._mapping = threading.Thread(target=self._make_map, name="map", daemon=True)
+                self._mapping.start()
+            return self._map
+
+    def _make_map(self) -> None:
+        started = time.monotonic()
+
+        def tell(share: float) -> None:
+            spent = time.monotonic() - started
+            self._map = MapState(state="computing", progress=share, seconds_left=spent / share * (1 - share))
+
+        try:
+            self.opened.make_map(tell)
+            self._map = MapState(state="ready")
+        except InputError as error:
+            self._map = MapState(state="failed", error=str(error))
+        except Exception as error:
+            self._map = MapState(
+                state="failed", error=f"The map could not be computed ({type(error).__name__}: {error})."
+            )
+
+    def points(self) -> tuple[np.ndarray, np.ndarray, str]:
+        """(rows, points, version) of the pictures of the map that are still there.
+
+        points: float32 (n, 2), which fill 0..1 in each direction; in an order made at random, always the same.
+        """
+        found = self.opened.map_points()
+        if found is None:
+            raise HTTPException(404, "There is no map yet.")
+        kept = np.flatnonzero(~self.opened.index.removed[found[0]])
+        kept = np.random.default_rng(0).permutation(kept)
+        rows, points = found[0][kept], stretched(found[1][kept])
+        return rows, points, f"{version_of(rows, points)}-{self.start}"
+
+    def proposals(self, count: int, by: str) -> list[int]:
+        """What to label next."""
+        self.opened.hand_labels()  # looks whether they have changed
+        return self._proposed(count, by, self.opened.version)
+
+    def gone(self) -> frozenset[int]:
+        """Rows of the copies that could go; none where nothing can be proven, as where the pictures are not there."""
+        try:
+            return frozenset(one.row for group in self.copies() for one in group[1:])
+        except InputError:
+            return frozenset()
+
+    def _look_alikes(self, threshold: float, gone: frozenset[int]) -> list[tuple[list[int], float, tuple[int, int]]]:
+        """Groups by their vectors alone, the most alike first, of those that are no copies."""
+        from instdisc.search.groups import linked
+        from instdisc.search.pairs import similar_pairs
+
+        there, vectors = self.opened.index.present()
+        left = np.flatnonzero(~np.isin(there, list(gone)))
+        rows, groups = there[left], linked(similar_pairs(vectors.some(left), threshold, most=1_000_000))
+        return [
+            (
+                rows[list(group.members)].tolist(),
+                group.score,
+                (int(rows[group.worst[0]]), int(rows[group.worst[1]])),
+            )
+            for group in sorted(groups, key=lambda group: (-group.score, group.members))
+        ]
+
+    def _clusters(self) -> np.ndarray:
+        """For each row the number of its cluster, the largest 0, by k-means on the vectors; -1 where there is none."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        rows, vectors = self.opened.index.present()
+        some = np.random.default_rng(0).permutation(len(rows))[:_CLUSTERED]
+        means = MiniBatchKMeans(min(CLUSTERS, len(rows)), random_state=0, n_init=3, batch_size=4_096)
+        means.fit(vectors.pick(np.sort(some)).numpy())
+        found = [
+            means.predict(vectors.read(start, min(start + _CLUSTERED, len(rows))).numpy())
+            for start in range(0, len(rows), _CLUSTERED)
+        ]
+        codes = np.full(len(self.opened.index), -1)
+        codes[rows] = np.concatenate(found)
+        sizes = np.bincount(codes[rows], minlength=means.n_clusters)
+        codes[rows] = np.argsort(np.argsort(-sizes, kind="stable"))[codes[rows]]
+        return codes
+
+    def _lonely(self) -> list[tuple[int, float]]:
+        """Rows and their mean similarity, the most unlike first."""
+        from instdisc.search.pairs import neighbours_of_all
+
+        rows, vectors = self.opened.index.present()
+        scores, _ = neighbours_of_all(vectors, min(10, len(rows) - 1))
+        similarity = scores.mean(axis=1)
+        order = np.argsort(similarity, kind="stable")
+        return list(zip(rows[order].tolist(), similarity[order].tolist(), strict=True))

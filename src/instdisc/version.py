@@ -1,0 +1,3 @@
+"""The version of the package, here alone: its metadata is made from it."""
+
+__version__ = "0.2.0"
