@@ -214,6 +214,7 @@ def requests(folder: Path) -> tuple[Act, list[bytes]]:
 
     from serving import made_collection
 
+    from instdisc.serve.access import Access
     from instdisc.serve.app import make_app
     from instdisc.serve.opened import Opened
     from instdisc.serve.opening import Opening
@@ -221,7 +222,7 @@ def requests(folder: Path) -> tuple[Act, list[bytes]]:
     _, run = made_collection(folder)
     served = Opened(run, device="cpu")
     opening = Opening("run", lambda: served, lambda: None)
-    app = make_app(opening, ["x"], None)
+    app = make_app(opening, Access(frozenset({"x"})))
     loop = asyncio.new_event_loop()
 
     async def ask(path: bytes, query: bytes) -> int:

@@ -21,6 +21,7 @@ from instdisc.jobs.catalogue import Listed
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.label import assign
 from instdisc.jobs.run import Run
+from instdisc.serve.access import Reach
 from instdisc.serve.opened import Opened
 from instdisc.serve.opening import Opening
 from instdisc.serve.serve import serve
@@ -163,9 +164,9 @@ def test_what_a_person_can_get_wrong(trained: tuple[Path, Path], tmp_path: Path)
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match=r"can't be listened on \(.*\): choose another --port"):
-            serve(trained[1], port=taken.getsockname()[1])
+            serve(trained[1], Reach(port=taken.getsockname()[1]))
     with pytest.raises(InputError, match="can't be listened on"):
-        serve(trained[1], host="203.0.113.7", port=0)
+        serve(trained[1], Reach(host="203.0.113.7", port=0))
 
 
 def test_small_answers_are_sent_at_once(trained: tuple[Path, Path], monkeypatch) -> None:
@@ -174,5 +175,5 @@ def test_small_answers_are_sent_at_once(trained: tuple[Path, Path], monkeypatch)
 
     seen: list[int] = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: seen.extend(one.proto for one in sockets))
-    serve(trained[1], port=0, say=lambda words: None)
+    serve(trained[1], Reach(port=0), say=lambda words: None)
     assert seen == [socket.IPPROTO_TCP]

@@ -17,7 +17,7 @@ from PIL import Image
 from serving import COUNT, Client, made_collection, served
 
 from instdisc.errors import InputError
-from instdisc.serve.serve import hosts_of
+from instdisc.serve.access import names_of
 from instdisc.serve.upload import MAX_BYTES, decode_aside
 
 
@@ -54,13 +54,18 @@ def test_other_hosts_and_other_sites_are_refused(client: Client) -> None:
     for host in (
         "evil.example",
         f"evil.example:{port}",
-        "127.0.0.1",
         f"127.0.0.1.evil.example:{port}",
+        f"localhost.evil.example:{port}",
+        f"127.0.0.1@evil.example:{port}",
+        f"127.0.0.1:{port}:{port}",
+        f"127.0.0.1,evil.example:{port}",
+        f"localhost.:{port}",
+        "[::1",
         "",
-        f"127.0.0.1:{port + 1}",
     ):
         assert client.send("GET", "/api/collection", host=host)[0] == 421
-    assert client.send("GET", "/api/collection", host=f"localhost:{port}")[0] == 200
+    for host in ("127.0.0.1", f"localhost:{port}", "LOCALHOST:9000", "[::1]", "[::1]:443"):  # of this machine to itself
+        assert client.send("GET", "/api/collection", host=host)[0] == 200
     body = {"rows": [0], "label": "stolen"}
     for origin in (
         "http://evil.example",
@@ -68,8 +73,12 @@ def test_other_hosts_and_other_sites_are_refused(client: Client) -> None:
         f"https://127.0.0.1:{port}",
         f"http://localhost:{port}",
         f"http://127.0.0.1:{port}, x",
+        f"http://127.0.0.1:{port + 1}",
+        "http://127.0.0.1",
     ):
         assert client.send("POST", "/api/labels", body, origin=origin)[0] == 403
+        for site in ("cross-site", "same-site", "none"):  # a page of another port is of the same site
+            assert client.send("POST", "/api/labels", body, origin=origin, sec_fetch_site=site)[0] == 403
         assert client.send("POST", "/api/uploads", b"x", origin=origin)[0] == 403
     for site in ("cross-site", "same-site"):
         for path in ("/pictures/0", "/api/collection", "/app.js"):
@@ -121,10 +130,10 @@ def test_beyond_this_machine_a_token_is_needed(trained: tuple[Path, Path]) -> No
                 assert client.send("GET", path, **headers)[0] == 401
         assert client.send("GET", "/api/collection", authorization="Bearer right")[0] == 200
         status, headers, _ = client.send("GET", "/?token=right")
-        assert status == 303 and headers["location"] == "/"
+        assert status == 303 and headers["location"] == "./"
         assert "HttpOnly" in headers["set-cookie"] and "SameSite=Strict" in headers["set-cookie"]
         assert client.send("GET", "/pictures/0", cookie=headers["set-cookie"].split(";")[0])[0] == 200
-    assert {host.rpartition(":")[0] for host in hosts_of("127.0.0.1", 8765)} == {"127.0.0.1", "localhost", "[::1]"}
+    assert names_of("127.0.0.1") == {"127.0.0.1", "localhost", "[::1]"}
 
 
 def test_two_servers_on_one_host_keep_their_tokens_apart(trained: tuple[Path, Path]) -> None:

@@ -26,6 +26,7 @@ from instdisc.jobs import index
 from instdisc.jobs.duplicates import look_alikes
 from instdisc.jobs.search import search
 from instdisc.jobs.train import train
+from instdisc.serve.access import Reach
 from instdisc.serve.serve import serve
 
 PACKAGE = Path(cli.__file__).parents[1]
@@ -56,19 +57,19 @@ def test_the_server_listens_on_this_machine_alone(run: Path, monkeypatch: pytest
 
     def started(server: uvicorn.Server, sockets: Any) -> None:
         listening.extend(one.getsockname()[0] for one in sockets)
-        tokens.append(server.config.app.token)
+        tokens.append(server.config.app.access.token)
 
     monkeypatch.setattr(uvicorn.Server, "run", started)
     said: list[str] = []
-    serve(run, port=0, say=said.append)
+    serve(run, Reach(port=0), say=said.append)
     monkeypatch.setattr(sys, "argv", ["instdisc", "serve", str(run), "--port", "0"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
     assert listening == ["127.0.0.1"] * 2 and tokens == [None] * 2
 
-    serve(run, host="0.0.0.0", port=0, say=said.append)
-    serve(run, host="0.0.0.0", port=0, say=said.append)
+    serve(run, Reach(host="0.0.0.0", port=0), say=said.append)
+    serve(run, Reach(host="0.0.0.0", port=0), say=said.append)
     assert len(tokens[2] or "") > 20 and tokens[2] != tokens[3]
     assert said[2].endswith(f"?token={tokens[2]}")
 

@@ -18,14 +18,17 @@ def strangers(target: Target) -> None:
         own,
         "evil.example",
         f"evil.example:{target.port}",
-        "127.0.0.1",
         f"{own}.evil.example",
+        f"localhost.evil.example:{target.port}",
         "",
         f"{own}.",
-        "[::1]",
+        "[::1",
+        f"[::ffff:203.0.113.7]:{target.port}",
     )
     origins = ("", "Origin: http://evil.example", "Origin: null", f"Origin: https://{own}", f"Origin: http://{own}, x",
-               "Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site")  # fmt: skip
+               "Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site", "Origin: http://127.0.0.1:1",
+               "Origin: http://evil.example\r\nSec-Fetch-Site: same-origin",
+               f"Origin: http://evil.example\r\nX-Forwarded-Host: {own}\r\nX-Forwarded-For: 127.0.0.1")  # fmt: skip
     methods = ("GET", "POST", "OPTIONS", "TRACE", "CONNECT", "PUT", "DELETE", "PATCH", "PROPFIND", "get", "A" * 300)
     paths = ("/api/collection", "/pictures/0", "/api/labels", "/api/uploads", "/", "*", "http://evil.example/", own)
     for host, origin, method, path in itertools.cycle(shuffled(itertools.product(hosts, origins, methods, paths))):

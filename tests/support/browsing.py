@@ -16,9 +16,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: 
 
 
 @contextmanager
-def chromium() -> Iterator[playwright.Browser]:
-    """A browser that has seen nothing yet."""
+def chromium(*words: str) -> Iterator[playwright.Browser]:
+    """A browser that has seen nothing yet. words: more options of its command."""
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *words])
         yield browser
         browser.close()

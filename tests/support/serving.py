@@ -18,11 +18,11 @@ import uvicorn
 from tiny_runs import picture_folder, tiny
 
 from instdisc.jobs.train import train
+from instdisc.serve.access import Reach
 from instdisc.serve.app import make_app
 from instdisc.serve.limits import config_for
 from instdisc.serve.opened import Opened
 from instdisc.serve.opening import Opening
-from instdisc.serve.serve import hosts_of
 
 COUNT = 40
 
@@ -84,16 +84,18 @@ class Client:
 
 
 @contextmanager
-def served(run: Path | Opened | Opening, *, token: str | None = None) -> Iterator[Client]:
-    """A server of a run folder, or of a collection that is open, or is being opened."""
-    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
-        listening.bind(("127.0.0.1", 0))
+def served(run: Path | Opened | Opening, *, token: str | None = None, **reach: Any) -> Iterator[Client]:
+    """A server of a run folder, or of a collection that is open, or is being opened. reach: as Reach has it."""
+    reached = Reach(token=token, **reach)
+    family = socket.AF_INET6 if ":" in reached.host else socket.AF_INET
+    with socket.socket(family, proto=socket.IPPROTO_TCP) as listening:
+        listening.bind((reached.host, 0))
         port = listening.getsockname()[1]
         if isinstance(run, Opening):
             opening = run
         else:
             opening = Opening("made", lambda: Opened(run, device="cpu") if isinstance(run, Path) else run)
-        server = uvicorn.Server(config_for(make_app(opening, hosts_of("127.0.0.1", port), token)))
+        server = uvicorn.Server(config_for(make_app(opening, reached.access())))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started and thread.is_alive():

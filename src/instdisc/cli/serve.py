@@ -14,6 +14,8 @@ Examples:
 `instdisc serve runs/photos` — browse, search, clean and label the collection in a browser, on this machine alone
 
 `instdisc serve runs/photos --host 0.0.0.0 --port 8080` — for others too, by the address with the token that it prints
+
+`instdisc serve runs/photos --allow-host photos.example --trusted-proxy 127.0.0.1` — behind a proxy on this machine
 """
 
 
@@ -27,6 +29,17 @@ def command(
         str | None,
         typer.Option(envvar="INSTDISC_TOKEN", help="The secret in the address; made up beyond this machine."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A further name to answer to, as in photos.example; may be given again. Needs a token."),
+    ] = None,
+    base_path: Annotated[
+        str, typer.Option(help="The path under which a proxy shows the page, as in /photos.", show_default=False)
+    ] = "",
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of a proxy whose X-Forwarded headers are believed; may be given again."),
+    ] = None,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Search nearly exactly, sooner: for millions of pictures.")
     ] = False,
@@ -37,13 +50,12 @@ def command(
     device: Device = "auto",
 ) -> None:
     """Show a run's collection in a browser: search, browse, find duplicates, label."""
+    from instdisc.serve.access import Reach
     from instdisc.serve.serve import serve
 
     serve(
         run,
-        host=host,
-        port=port,
-        token=token,
+        Reach(host, port, token, allow_host or (), base_path, trusted_proxy or ()),
         approximate=approximate,
         bank=bank,
         train_source=train_source,

@@ -1,6 +1,6 @@
 """The server of the page: its API (routes/) and its files, with what every answer has in common.
 
-    app = make_app(Opening("photos", open_it), hosts=["127.0.0.1:8765"])
+    app = make_app(Opening("photos", open_it), Reach().access())
 
 Answers are JSON (OpenAPI at /api/openapi.json), pictures are JPEG made again from pixels. While the collection is being
 opened, /api/status says so, and other requests wait for it for a while. This file must not import torch, nor what
@@ -10,9 +10,9 @@ imports it, before it is needed: the page answers while torch is being loaded.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +21,7 @@ from fastapi.staticfiles import StaticFiles
 
 from instdisc.errors import InputError
 from instdisc.serve import routes
+from instdisc.serve.access import Access
 from instdisc.serve.limits import Limits
 from instdisc.serve.models import Refusal, readable
 from instdisc.serve.opening import Opening
@@ -31,13 +32,15 @@ PAGE = Path(__file__).parent / "page"
 _FAULTS = 10  # of a request, that its refusal names
 
 
-def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -> Security:
-    """The whole server, an ASGI application. hosts: `name:port` that it answers to; token: asked of every request."""
+def make_app(opening: Opening, access: Access) -> Security:
+    """The whole server, an ASGI application. access: who may ask, and how."""
     app = FastAPI(
         title="instdisc",
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
+        servers=[{"url": quote(access.base_path)}] if access.base_path else None,
+        redirect_slashes=False,  # to addresses that a proxy may not know
         responses={code: {"model": Refusal} for code in (400, 404, 408, 413, 503)},
     )
     app.state.session = Session(opening)
@@ -59,4 +62,4 @@ def make_app(opening: Opening, hosts: Iterable[str], token: str | None = None) -
     for view in pkgutil.iter_modules(routes.__path__, f"{routes.__name__}."):
         app.include_router(import_module(view.name).router)
     app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
-    return Security(Limits(app), hosts, token)
+    return Security(Limits(app), access)

@@ -281,6 +281,7 @@ def config_for(app: Any) -> uvicorn.Config:
         timeout_keep_alive=PATIENCE,
         h11_max_incomplete_event_size=65_536,
         server_header=False,
+        proxy_headers=False,  # security.py reads them, of those proxies that were named
     )
 
 

@@ -6,7 +6,6 @@ This file must not import torch: the page answers while the collection is being 
 from __future__ import annotations
 
 import json
-import secrets
 import socket
 import sys
 import threading
@@ -23,6 +22,7 @@ from instdisc.files import read_json
 from instdisc.jobs.catalogue import Listed
 from instdisc.jobs.run import Run
 from instdisc.runs import RunFolder
+from instdisc.serve.access import Reach
 
 if TYPE_CHECKING:
     from instdisc.serve.opened import Opened
@@ -34,31 +34,6 @@ def _print_now(words: str) -> None:
 
 def _print_beside(words: str) -> None:
     print(words, file=sys.stderr, flush=True)  # programs take the first line of the output for the address
-
-
-LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
-def hosts_of(host: str, port: int) -> list[str]:
-    """What a browser may call this server in its Host header."""
-    names = {host, socket.gethostname(), socket.getfqdn()} if host not in LOCAL else set(LOCAL)
-    if host in ("0.0.0.0", "::"):
-        names |= {*LOCAL, *_addresses()}
-    written = [f"[{name}]" if ":" in name else name for name in names]
-    return [f"{name}:{port}" for name in written] + (written if port == 80 else [])
-
-
-def _addresses() -> set[str]:
-    """This machine's own addresses, as far as its name leads to them and a route to elsewhere shows one."""
-    found = set()
-    try:
-        found |= {str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None)}
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("192.0.2.1", 9))  # an address for documentation: nothing is sent
-            found.add(probe.getsockname()[0])
-    except OSError:
-        pass
-    return found
 
 
 def _lacks_search_vectors(folder: RunFolder) -> bool:
@@ -77,22 +52,22 @@ def _lacks_search_vectors(folder: RunFolder) -> bool:
 
 def serve(
     run: str | Path,
+    reach: Reach | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    token: str | None = None,
     approximate: bool = False,
     bank: bool = False,
     train_source: Any = None,
     device: str = "auto",
     say: Callable[[str], None] = _print_now,
 ) -> None:
-    """Serve the page until it is interrupted. Beyond this machine a token is needed: one is made where none is given.
+    """Serve the page until it is interrupted: on this machine alone, or as `reach` says.
 
     approximate: let an HNSW graph answer searches, once it is built in the background. bank: show what is there at
     once, the rows of the bank perhaps; without it search vectors are computed first, once, where the run can make them.
-    Raises InputError where the run can't be opened or the port is taken.
+    Raises InputError where the run can't be opened, the port is taken, or `reach` names what is no name or address.
     """
+    reach = reach or Reach()
+    access = reach.access()
     give_back_freed_memory()
     opened_run = Run(run, train_source=train_source)
     if not bank and _lacks_search_vectors(opened_run.folder):
@@ -114,26 +89,27 @@ def serve(
     if approximate and find_spec("usearch") is None:
         raise InputError("Approximate search needs usearch: pip install 'instdisc[ann]'.")
 
-    if host not in LOCAL and not token:
-        token = secrets.token_urlsafe(24)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in reach.host else socket.AF_INET
     # Where asyncio sees that the protocol is TCP, it sends small answers at once (TCP_NODELAY); else each waits 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((host, port))
+            listening.bind((reach.host, reach.port))
             listening.listen(128)  # who comes before the server is ready waits
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{host}:{port} can't be listened on ({reason}): choose another --port.") from None
+            raise InputError(
+                f"{reach.host}:{reach.port} can't be listened on ({reason}): choose another --port."
+            ) from None
         port = listening.getsockname()[1]
         opening = Opening(opened_run.path.resolve().name, opened, lambda: Listed(opened_run))
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+        say(reach.address(port, access))
         say("Open this address in a browser. Ctrl-C ends.")
+        if access.token and (reach.allow_hosts or reach.trusted_proxies):
+            say(f"By another name or through a proxy, its own address opens with ?token={access.token} at the end.")
         import uvicorn  # while the collection is looked at, and the browser waits
 
         from instdisc.serve.app import make_app
         from instdisc.serve.limits import config_for
 
-        uvicorn.Server(config_for(make_app(opening, hosts_of(host, port), token))).run(sockets=[listening])
+        uvicorn.Server(config_for(make_app(opening, access))).run(sockets=[listening])

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import numpy as np
 
@@ -49,19 +50,31 @@ def decode_aside(content: bytes) -> np.ndarray:
     return np.frombuffer(done.stdout, np.uint8, offset=8).reshape(height, width, 3)
 
 
+def _limit(what: str, most: int) -> None:
+    """Take a limit where the system has it: macOS refuses one on memory, Windows has none."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    kind = getattr(resource, f"RLIMIT_{what}", None)
+    if kind is None:
+        return
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(kind, (most, most))
+
+
 def _main() -> int:
     from instdisc.data.decoding.formats import format_of
 
     content = sys.stdin.buffer.read()
     format = format_of(content)
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        if format is None or format.name != "HEIC":  # its decoder has a thread of its own, which would count
-            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    _limit("CPU", _SECONDS)
+    _limit("AS", _MEMORY)
+    _limit("FSIZE", 0)
+    if format is None or format.name != "HEIC":  # its decoder has a thread of its own, which would count
+        _limit("NPROC", 0)
     from PIL import Image
 
     from instdisc.data.decoding.decode import UnreadableError, decode
