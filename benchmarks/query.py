@@ -1,4 +1,4 @@
-"""The time of one query among many vectors: exact search, our graph, FAISS flat, HNSW and IVF, pgvector.
+"""One query among many vectors, timed: exact search, our graph built and mapped, FAISS flat, HNSW and IVF, pgvector.
 
     python benchmarks/query.py                               # 50,000 and 1,000,000 vectors; 15 minutes
     python benchmarks/query.py --run RUN                     # and the collection of a run
@@ -29,10 +29,10 @@ from all_pairs import made
 from record import record
 
 from instdisc.jobs.collection import Collection
-from instdisc.search.approximate import Graph
 from instdisc.search.index import Index
 from instdisc.search.pairs import Vectors
 from instdisc.search.postgres import Postgres
+from instdisc.search.stored import stored_links
 
 QUERIES, NEIGHBOURS = 100, 10
 Ask = Callable[[torch.Tensor], list[int]]
@@ -79,11 +79,14 @@ def measured(vectors: torch.Tensor) -> list[dict[str, Any]]:
     rows = []
     ways: list[tuple[str, Callable[[], Ask]]] = [
         ("exact", lambda: lambda query: index.search(query, NEIGHBOURS)[1][0].tolist()),
-        ("graph", lambda: _graph(vectors)),
+        ("graph", lambda: _graph(vectors, file)),
+        ("graph, mapped", lambda: _graph(vectors, file)),
         ("FAISS flat", lambda: _faiss(faiss.IndexFlatIP(vectors.shape[1]), vectors)),
         ("FAISS HNSW16, breadth 64", lambda: _faiss(_hnsw(vectors.shape[1]), vectors)),
         ("FAISS IVF, 16 probes", lambda: _faiss(_ivf(vectors), vectors)),
     ]
+    kept = tempfile.TemporaryDirectory()
+    file = Path(kept.name) / "links.usearch"
     for name, make in ways:
         before, started = _memory(), time.perf_counter()
         ask = make()
@@ -124,8 +127,10 @@ def _times(ask: Ask, queries: torch.Tensor, true: list[set[int]]) -> dict[str, f
     return {"ms": round(statistics.median(spent), 3), "recall": round(hits / (len(queries) * NEIGHBOURS), 4)}
 
 
-def _graph(vectors: torch.Tensor) -> Ask:
-    graph = Graph(Vectors.of(vectors))
+def _graph(vectors: torch.Tensor, file: Path) -> Ask:
+    """Built and stored; mapped where it is stored already."""
+    count = len(vectors)
+    graph = stored_links(file, Vectors.of(vectors), rows=np.arange(count), made_of=[("made", count)])
     return lambda query: graph.search(query, NEIGHBOURS)[1][0].tolist()
 
 

@@ -6,7 +6,7 @@
     RUN/search_vectors.safetensors    the map from the encoder's features to the vectors that people search by
     RUN/tensorboard/       the metrics for TensorBoard            RUN/diagnosis/        what was saved at a NaN loss
     RUN/index/             pictures added and removed, recomputed vectors, tags: what `index` did; each one's
-                           neighbours, and thumbnails, by which copies are proven
+                           neighbours; the graph of `--approximate`; thumbnails, by which copies are proven
     RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
     RUN/labels/            labels given by hand, and the journal by which each act can be undone; the order of the
                            classes; what `label` proposes
@@ -60,6 +60,7 @@ class RunFolder:
         self.journal = self.labels / "journal.jsonl"
         self.classes = self.labels / "classes.json"
         self.thumbnails = self.index / "thumbnails.npy"
+        self.links = self.index / "links.usearch"
         self.neighbour_graph = self.index / "graph.safetensors"
         self.neighbours_sheet = self.path / "neighbours.png"
         self.curves = self.path / "curves.png"

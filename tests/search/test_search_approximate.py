@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import usearch.index
 from serving import served
 from test_search_pairs import clustered
 from tiny_runs import picture_folder, tiny
@@ -21,7 +22,6 @@ from instdisc.jobs.leaks import leaks
 from instdisc.jobs.map import make_map
 from instdisc.jobs.outliers import outliers
 from instdisc.jobs.train import train
-from instdisc.search import approximate
 from instdisc.search.approximate import Graph
 from instdisc.search.index import Index
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
@@ -58,11 +58,10 @@ def test_scores_are_exact_in_order_and_never_the_picture_itself(rows: torch.Tens
     assert all(len(set(line)) == 12 for line in places.tolist())
 
 
-def test_a_narrow_graph_is_searched_more_broadly_until_it_is_good(rows: torch.Tensor, monkeypatch) -> None:
-    monkeypatch.setattr(approximate, "_LINKS", 4)
-    monkeypatch.setattr(approximate, "_BREADTH", 8)
-    poor = Graph(Vectors.of(rows), recall=0.5)
-    good = Graph(Vectors.of(rows), recall=0.999)
+def test_a_narrow_graph_is_searched_more_broadly_until_it_is_good(rows: torch.Tensor) -> None:
+    narrow = usearch.index.Index(ndim=48, metric="ip", dtype="f16", connectivity=4, expansion_add=8)
+    narrow.add(np.arange(6_000), rows.numpy())
+    poor, good = (Graph(Vectors.of(rows), links=narrow, recall=recall) for recall in (0.5, 0.999))
     assert poor.breadth < good.breadth == 1_024
     assert 0.5 <= poor.recall < good.recall < 0.999, "not as good as asked for, and it says so"
 

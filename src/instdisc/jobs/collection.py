@@ -78,6 +78,16 @@ class Collection:
         index.set_labels({path: label for path, (label, _) in self.run.hand_labels().items()})
         return index
 
+    @property
+    def made_of(self) -> list[tuple[str, int]]:
+        """What the index's vectors are, part by part: the digest of each one's file, and its rows."""
+        changes = self.changes
+        parts = [*changes.added] if changes.recomputed is None else [changes.recomputed, *changes.added]
+        saved = [(part.digest, len(part.vectors)) for part in parts]
+        if changes.recomputed is not None:
+            return saved
+        return [*zip(self.saved.digests("bank"), map(len, self.saved.bank_rows()), strict=True), *saved]
+
     def check_vectors(self) -> None:
         """InputError where vectors were made by another encoder or map than the run has now: they can't be compared."""
         changed, again = self.changes, f"make them again with `instdisc index {self.folder.path} --recompute`."

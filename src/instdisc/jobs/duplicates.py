@@ -33,6 +33,7 @@ from instdisc.search.catalogue import Entry
 from instdisc.search.copies import PROPOSED
 from instdisc.search.groups import linked
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
+from instdisc.search.stored import stored_links
 
 _DRAWN, _COPIES = 40, 7  # groups on the sheet, copies of each
 Say = Callable[[str], None] | None
@@ -76,7 +77,8 @@ def duplicates(
     with ranks.together():
         collection, say = opened(run, bank, approximate, train_source, device, say)
         _, vectors = collection.index.present(ranks.device(device))
-        proposed = proposed_pairs(vectors, approximate, say)
+        near = graph_of(collection, vectors, say).neighbours_of_all if approximate else None
+        proposed = proposed_pairs(vectors, say, near)
         if not ranks.is_main():
             return []
     found: list[Duplicates] = []
@@ -130,7 +132,7 @@ def look_alikes(
         if listed:  # the main process alone knows them
             left = np.flatnonzero(~np.isin(rows, listed))
             rows, vectors = rows[left], vectors.some(left)
-        compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
+        compared = graph_of(collection, vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
         pairs = compared(usual_threshold(threshold, collection, say), show=say is not None)
         if not ranks.is_main():
             return []
@@ -165,13 +167,12 @@ def _check_keep(keep: str) -> None:
         raise InputError(f'One of {", ".join(KEEP)} can be kept, not "{keep}".')
 
 
-def proposed_pairs(vectors: Vectors, approximate: bool, say: Say) -> np.ndarray:
-    """int64 (pairs, 2): each place with those of its nearest neighbours."""
+def proposed_pairs(vectors: Vectors, say: Say, near: Callable[..., Any] | None = None) -> np.ndarray:
+    """int64 (pairs, 2): each place with those of its nearest neighbours. near: who finds them; exactly without."""
     neighbours = min(PROPOSED, vectors.count - 1)
     if neighbours < 1:
         return np.zeros((0, 2), np.int64)
-    compared = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
-    _, places = compared(neighbours, show=say is not None)
+    _, places = (near or partial(neighbours_of_all, vectors))(neighbours, show=say is not None)
     return np.stack([np.repeat(np.arange(vectors.count), neighbours), places.ravel()], axis=1)
 
 
@@ -226,9 +227,10 @@ def refuse_graph(asked: bool) -> None:
         raise InputError("A graph is one process's work: leave out --approximate, or start without torchrun.")
 
 
-def graph_of(vectors: Vectors, say: Say) -> Graph:
-    """A graph over them, and a word on how good it is."""
-    graph = Graph(vectors, show=say is not None)
+def graph_of(collection: Collection, vectors: Vectors, say: Say) -> Graph:
+    """The graph over the vectors that are there, kept in RUN/index/, and a word on how good it is."""
+    rows, file = np.flatnonzero(~collection.index.removed), collection.folder.links
+    graph = stored_links(file, vectors, rows=rows, made_of=collection.made_of, show=say is not None)
     if say is not None:
         say(f"Approximate: {100 * graph.recall:.1f} % of the ten nearest are found, as measured against exact search.")
     return graph

@@ -76,7 +76,9 @@ def leaks(
         others = Vectors.of(values.to(place))
         pairs = None
         if look_alikes:
-            compared = graph_of(vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
+            compared = (
+                graph_of(collection, vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
+            )
             pairs = compared(usual_threshold(threshold, collection, say), against=others, show=say is not None)
         _, nearest = collection.index.search(values, min(PROPOSED, len(rows)))
         if not ranks.is_main():

@@ -52,7 +52,7 @@ def make_map(
         raise InputError(f"{counted(len(rows), 'picture is', 'pictures are')} too few for a map.")
     _check_finite(vectors, run)
     perplexity = min(_PERPLEXITY, (len(rows) - 1) // 3)
-    found = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
+    found = graph_of(collection, vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
     scores, places = found(min(3 * perplexity, len(rows) - 1), show=say is not None)
     if progress is not None:
         progress(_NEIGHBOURS_SHARE)

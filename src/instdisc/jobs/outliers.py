@@ -78,7 +78,9 @@ def outliers(
         )
         index = collection.index
         rows, vectors = index.present(ranks.device(device))
-        found = graph_of(vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
+        found = (
+            graph_of(collection, vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
+        )
         scores, places = found(neighbours, show=say is not None)
         strange = np.full(len(rows), np.nan, np.float32)
         if by == "strangeness":

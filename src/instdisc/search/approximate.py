@@ -5,13 +5,14 @@
     scores, places = graph.search(queries, 20)
     pairs = graph.similar_pairs(0.95)
 
-The graph holds the vectors in float16; it is built again from them in memory, and neither written nor read. Building
-costs more than an exact search for thousands of queries: it pays for all of a collection, or for a server of millions.
+The graph holds the vectors in float16. Building it costs more than an exact search for thousands of queries: it pays
+for all of a collection, or for a server of millions, where search/stored.py keeps it on disk.
 Malkov & Yashunin, "Efficient and robust approximate nearest neighbor search using HNSW graphs", 2016.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,21 @@ from instdisc.shapes import Float, Int, Tensor
 RECALL = 0.99
 _AT_ONCE, _BLOCK = 2_048, 65_536  # queries; vectors of an exact search
 _SAMPLE, _NEAREST = 1_000, 10  # of queries and neighbours, to measure the recall by
-_LINKS, _BREADTH, _MOST_BREADTH = 16, 128, 1_024
+_MOST_BREADTH = 1_024
+_MOST_MORE = 64  # asked for where vectors are gone; who still finds too few is answered exactly
+OPTIONS = {"metric": "ip", "dtype": "f16", "connectivity": 16, "expansion_add": 128}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What exact search says of some vectors, to measure a graph by: whose own (m,), and their nearest (m, k), by key.
+
+    scores: (m, k), cosines, best first.
+    """
+
+    own: Int[np.ndarray, " m"]
+    nearest: Int[np.ndarray, "m k"]
+    scores: Float[np.ndarray, "m k"]
 
 
 class Graph:
@@ -35,24 +50,48 @@ class Graph:
     The breadth of the search is doubled, from 64 to 1,024, until recall@10 of 1,000 of the vectors among the others is
     as wanted. `recall` is what was measured then: where 1,024 do not reach it, it is lower. Raises InputError where
     usearch is missing.
+
+    For a graph that was stored: links, usearch's own object, whose keys need not be places; keys: (count,), ascending,
+    the key of each place; lost: how many keys it has beyond these; sample: what it is measured by.
     """
 
-    def __init__(self, vectors: Vectors, *, recall: float = RECALL, show: bool = False) -> None:
-        self._vectors = vectors
+    def __init__(
+        self,
+        vectors: Vectors,
+        *,
+        recall: float = RECALL,
+        show: bool = False,
+        links: Any = None,
+        keys: Int[np.ndarray, " count"] | None = None,
+        lost: int = 0,
+        sample: Sample | None = None,
+    ) -> None:
+        self._vectors, self.lost = vectors, lost
         self._device = vectors.read(0, 1).device
-        self._graph = _built(vectors, show)
-        asked = np.sort(np.random.default_rng(0).choice(vectors.count, min(_SAMPLE, vectors.count), replace=False))
-        neighbours = min(_NEAREST, vectors.count - 1)
-        self.breadth, self.recall = 64, 1.0
-        if neighbours:
-            queries = vectors.pick(asked)
-            least = self._exact(queries, neighbours, asked)[0][:, -1:]
-            while True:
-                scores, _ = self.search(queries, neighbours, exclude=asked)
-                self.recall = float((scores >= least - 1e-6).float().mean())  # among equals any will do
-                if self.recall >= recall or self.breadth >= _MOST_BREADTH:
-                    break
-                self.breadth *= 2
+        self.keys = np.arange(vectors.count) if keys is None else keys
+        self.links = linked(vectors, self.keys, show=show) if links is None else links
+        self.sample = self._sampled() if sample is None else sample
+        self.breadth = 64
+        while (measured := self._measured()) < recall and self.breadth < _MOST_BREADTH:
+            self.breadth *= 2
+        self.recall = measured
+
+    def _sampled(self) -> Sample:
+        """Some of the vectors with their nearest, exactly."""
+        neighbours = min(_NEAREST, self._vectors.count - 1)
+        asked = np.sort(np.random.default_rng(0).choice(self._vectors.count, min(_SAMPLE, self._vectors.count), False))
+        if not neighbours:
+            return Sample(self.keys[asked], np.zeros((len(asked), 0), np.int64), np.zeros((len(asked), 0), np.float32))
+        scores, places = self._exact(self._vectors.pick(asked), neighbours, asked)
+        return Sample(self.keys[asked], self.keys[places.numpy()], scores.numpy())
+
+    def _measured(self) -> float:
+        """The share of the sample's nearest that the graph finds; among equals any will do."""
+        if not self.sample.scores.size:
+            return 1.0
+        asked = np.searchsorted(self.keys, self.sample.own)
+        scores, _ = self.search(self._vectors.pick(asked), self.sample.scores.shape[1], exclude=asked)
+        return float((scores.numpy() >= self.sample.scores[:, -1:] - 1e-6).mean())
 
     def search(
         self, queries: Float[Tensor, "queries dim"], neighbours: int, *, exclude: np.ndarray | None = None
@@ -69,8 +108,8 @@ class Graph:
                 f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
                 f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
             )
-        wanted = min(neighbours + max(neighbours // 2, 16), self._vectors.count)
-        self._graph.expansion_search = max(self.breadth, wanted)
+        wanted = min(neighbours + max(neighbours // 2, 16) + min(self.lost, _MOST_MORE), len(self.links))
+        self.links.expansion_search = max(self.breadth, wanted)
         scores = torch.empty(len(queries), neighbours)
         places = torch.empty(len(queries), neighbours, dtype=torch.int64)
         for start in range(0, len(queries), _AT_ONCE):
@@ -78,16 +117,16 @@ class Graph:
             here = slice(start, start + len(part))
             require_finite(part)
             # At least two rows: one alone would be answered in another form.
-            found = self._graph.search(torch.cat([part, part[-1:]]).numpy(), wanted, threads=torch.get_num_threads())
+            found = self.links.search(torch.cat([part, part[-1:]]).numpy(), wanted, threads=torch.get_num_threads())
             counts = torch.from_numpy(np.asarray(found.counts)[:-1].astype(np.int64))
-            keys = torch.from_numpy(np.asarray(found.keys)[:-1].astype(np.int64))
-            none = torch.arange(wanted) >= counts[:, None]
-            keys[none] = 0
-            rows = self._vectors.pick(keys.reshape(-1).numpy()).cpu().view(len(part), wanted, -1)
+            keys = np.asarray(found.keys)[:-1].astype(np.int64)
+            near = np.minimum(np.searchsorted(self.keys, keys), self._vectors.count - 1)
+            none = (torch.arange(wanted) >= counts[:, None]) | torch.from_numpy(self.keys[near] != keys)
+            rows = self._vectors.pick(near.reshape(-1)).cpu().view(len(part), wanted, -1)
             exact = torch.einsum("qd,qkd->qk", part, rows)
-            exact[none | (keys == torch.from_numpy(own[here])[:, None])] = -torch.inf
+            exact[none | torch.from_numpy(near == own[here, None])] = -torch.inf
             scores[here], order = exact.topk(neighbours, dim=1)
-            places[here] = keys.gather(1, order)
+            places[here] = torch.from_numpy(near).gather(1, order)
         short = torch.isneginf(scores[:, -1]).nonzero().squeeze(1)
         if len(short):
             scores[short], places[short] = self._exact(queries[short], neighbours, own[short.numpy()])
@@ -152,18 +191,25 @@ class Graph:
         return nearest.scores.cpu(), nearest.indices.cpu()
 
 
-def _built(vectors: Vectors, show: bool) -> Any:
-    try:
-        from usearch.index import Index as Usearch
-    except ImportError:
-        raise InputError("Approximate search needs usearch: pip install 'instdisc[ann]'.") from None
-    graph = Usearch(
-        ndim=vectors.read(0, 1).shape[1], metric="ip", dtype="f16", connectivity=_LINKS, expansion_add=_BREADTH
-    )
+def linked(vectors: Vectors, keys: Int[np.ndarray, " count"], *, onto: Any = None, show: bool = False) -> Any:
+    """usearch's graph over the vectors, by these keys; onto: a graph in memory that they are added to.
+
+    Raises InputError where usearch is missing, or a vector is not finite.
+    """
+    graph = usearch().index.Index(ndim=vectors.read(0, 1).shape[1], **OPTIONS) if onto is None else onto
     with Bar(vectors.count, "Linking neighbours", "pictures", enabled=show) as bar:
         for start in range(0, vectors.count, _AT_ONCE):
             part = vectors.read(start, min(start + _AT_ONCE, vectors.count)).cpu()
             require_finite(part)
-            graph.add(np.arange(start, start + len(part)), part.numpy(), threads=torch.get_num_threads())
+            graph.add(keys[start : start + len(part)], part.numpy(), threads=torch.get_num_threads())
             bar.advance(len(part))
     return graph
+
+
+def usearch() -> Any:
+    """The library; InputError where it is missing."""
+    try:
+        import usearch.index
+    except ImportError:
+        raise InputError("Approximate search needs usearch: pip install 'instdisc[ann]'.") from None
+    return usearch

@@ -10,6 +10,7 @@ memory-mapped, of any floating type or rows of a bank; a block of them is widene
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from instdisc.neighbours.selection import merge
 from instdisc.search.approximate import RECALL, Graph
 from instdisc.search.catalogue import Catalogue
 from instdisc.search.pairs import Vectors
+from instdisc.search.stored import MadeOf, stored_links
 from instdisc.shapes import Float, Int
 
 _BLOCK = 65_536
@@ -121,10 +123,16 @@ class Index(Catalogue):
             scores, places = merge(scores, places, neighbours)
         return scores, torch.from_numpy(np.flatnonzero(among))[places]
 
-    def approximate(self, recall: float = RECALL, *, show: bool = False) -> float:
-        """From now on, let an HNSW graph (search/approximate.py) answer; the recall@10 that was measured."""
+    def approximate(self, recall: float = RECALL, *, stored: tuple[Path, MadeOf] | None = None) -> float:
+        """From now on, let an HNSW graph (search/approximate.py) answer; the recall@10 that was measured.
+
+        stored: the file that keeps it (search/stored.py), and what the vectors are made of; without, it is built.
+        """
         rows, vectors = self.present()
-        graph = Graph(vectors, recall=recall, show=show)
+        if stored is None:
+            graph = Graph(vectors, recall=recall)
+        else:
+            graph = stored_links(stored[0], vectors, rows=rows, made_of=stored[1], recall=recall)
         self._graph = rows, graph
         return graph.recall
 

@@ -45,6 +45,7 @@ class Part:
     pictures: columns id, location, label (text, "" = none); None for the run's own pictures.
     source: how to open where they stand, as config.json has it. name: of its files; "" = not saved yet.
     stamps: `Source.stamps` of the pictures when the vectors were made; None where that is not known.
+    digest: SHA-256 of the file of vectors; "" = not saved yet.
     """
 
     vectors: Float[Tensor, "rows dim"]
@@ -52,6 +53,7 @@ class Part:
     source: Mapping[str, Any] | None = None
     name: str = ""
     stamps: Int[np.ndarray, "rows 2"] | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def write_changes(folder: Path, changes: Changes) -> Changes:
             "files": files,
         }
         write_json(folder / _INDEX, named | {"sha256": _digest(named)})
+        parts = [replace(part, digest=files[f"{part.name}.safetensors"]["sha256"]) for part in parts]
     except OSError as error:
         raise InputError(f"{folder} could not be written ({error.strerror or error}): {advice(error)}.") from None
     for file in folder.iterdir():
@@ -136,7 +139,7 @@ def _read(folder: Path, named: dict[str, Any]) -> Changes:
         for name, expected in named["files"].items():
             if not _OURS.fullmatch(name) or file_digest(folder / name) != expected:
                 raise InputError(_damaged(folder, f"{name} was changed"))
-        parts = [_open(folder, one["name"], one["source"]) for one in named["parts"]]
+        parts = [_open(folder, one["name"], one["source"], named["files"]) for one in named["parts"]]
         marks = _load_table(folder / named["marks"])
         removed, tags = split_marks(marks)
         recomputed = parts.pop(0) if named["recomputed"] else None
@@ -161,11 +164,12 @@ def _damaged(folder: Path, reason: object) -> str:
     )
 
 
-def _open(folder: Path, name: str, source: Any) -> Part:
+def _open(folder: Path, name: str, source: Any, files: Mapping[str, Any]) -> Part:
     with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
         vectors = file.get_tensor("vectors")
         stamps = file.get_tensor("stamps").numpy() if "stamps" in file.keys() else None  # noqa: SIM118
-    return Part(vectors, None if source is None else _load_table(folder / f"{name}.arrow"), source, name, stamps)
+    pictures = None if source is None else _load_table(folder / f"{name}.arrow")
+    return Part(vectors, pictures, source, name, stamps, files[f"{name}.safetensors"]["sha256"])
 
 
 def _files(parts: Iterable[Part], marks: str) -> list[str]:

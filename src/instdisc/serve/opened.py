@@ -69,8 +69,8 @@ class Opened:
         return self.collection.picture(row, at_least)
 
     def approximate(self, say: Callable[[str], None]) -> None:
-        """Build a graph to search by; until it is there, search is exact."""
-        recall = self.index.approximate()
+        """Map the graph to search by, or build and store it; until it is there, search is exact."""
+        recall = self.index.approximate(stored=(self.collection.folder.links, self.collection.made_of))
         say(f"Search is approximate from now on: {100 * recall:.1f} % of the ten nearest are found.")
 
     def known_outliers(self) -> list[tuple[int, float]]:
@@ -84,7 +84,7 @@ class Opened:
         """
         _, vectors = self.index.present()
         found = grouped(
-            look_at_collection(self.collection, show=True), "largest", proposed=proposed_pairs(vectors, False, None)
+            look_at_collection(self.collection, show=True), "largest", proposed=proposed_pairs(vectors, None)
         )
         names = [field.name for field in fields(CopyFacts)]
         return [
