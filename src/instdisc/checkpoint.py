@@ -105,11 +105,6 @@ class Checkpoint:
             raise ValueError(f"it holds {', '.join(sorted(found))}, not {', '.join(sorted(into))}")
         return taken
 
-    def digests(self, group: str) -> list[str]:
-        """The SHA-256 of each of a group's shards, in order, as the checkpoint was written with."""
-        files = json.loads((self.path / STATE).read_bytes())["files"]
-        return [files[file.name]["sha256"] for file in self._shards(group)]
-
     def bank_rows(self) -> list[Rows]:
         """All rows of the bank as they are kept, by shards in order, mapped from the files."""
         with _as_written(self.path):

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from instdisc import ranks
 from instdisc.bank import Rows
+from instdisc.checkpoint import STATE
 from instdisc.data.decoding.decode import UnreadableError, decode
 from instdisc.data.sources.gathered import GONE, Gathered, rows_by_id
 from instdisc.data.sources.given import GivenSource
@@ -27,6 +28,7 @@ from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
 from instdisc.encoder.whitening import load_whitening
 from instdisc.errors import InputError
+from instdisc.files import read_json
 from instdisc.jobs.catalogue import described_pictures
 from instdisc.jobs.identity import news
 from instdisc.jobs.run import Run
@@ -86,7 +88,9 @@ class Collection:
         saved = [(part.digest, len(part.vectors)) for part in parts]
         if changes.recomputed is not None:
             return saved
-        return [*zip(self.saved.digests("bank"), map(len, self.saved.bank_rows()), strict=True), *saved]
+        files = read_json(self.saved.path / STATE)["files"]
+        digests = [files[name]["sha256"] for name in sorted(files) if name.startswith("bank-")]
+        return [*zip(digests, map(len, self.saved.bank_rows()), strict=True), *saved]
 
     def check_vectors(self) -> None:
         """InputError where vectors were made by another encoder or map than the run has now: they can't be compared."""
