@@ -49,7 +49,7 @@ def stored_links(
 
     rows: (count,) ascending, the collection's row of each vector. made_of: of all the collection's rows, so that a
     graph of its first parts is known to be one. Rows that are gone are passed over; of more than 1,000, or other
-    parts, the graph is made anew. Where it can't be written, as on a read-only disk, it stays in memory.
+    parts, the graph is made again. Where it can't be written, as on a read-only disk, it stays in memory.
     Raises InputError where usearch is missing. Examples:
 
         graph = stored_links(Path("links.usearch"), Vectors.of(rows), rows=np.arange(len(rows)), made_of=[("a", 9)])
