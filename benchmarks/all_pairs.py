@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from record import record
 
-from instdisc.neighbours import halves_pay
+from instdisc.neighbours import fp16_is_faster
 from instdisc.search.approximate import Graph
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
 
@@ -47,7 +47,7 @@ def main() -> None:
             values=[row["neighbours_seconds"] for row in rows if "neighbours_seconds" in row],
             seeds=[0],
             rows=rows,
-            half_precision_first=halves_pay(torch.device("cpu")),
+            half_precision_first=fp16_is_faster(torch.device("cpu")),
         )
 
 

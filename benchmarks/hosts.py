@@ -95,7 +95,7 @@ def between_hosts(what: str, count: int, megabits: float | None) -> dict[str, An
 def train(count: int, folder: Path) -> None:
     """Train some steps on this host; the first one writes what a step took and sent."""
     keep_freed_memory()
-    with ranks.together():
+    with ranks.distributed():
         images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         settings = _settings()
         pictures = open_pictures(open_source(images), settings.size, torch.device("cpu"), storage="memory")
@@ -123,8 +123,8 @@ def train(count: int, folder: Path) -> None:
 
 
 def look(count: int, folder: Path) -> None:
-    """Look through vectors of which every fifth is a copy; the first host writes what it took and sent."""
-    with ranks.together():
+    """Look through vectors, every fifth a copy; the first host writes what it took and sent."""
+    with ranks.distributed():
         draw = torch.Generator().manual_seed(0)
         vectors = torch.randn(count, 128, generator=draw)
         copies = vectors[: count // 5] + 0.2 * torch.randn(count // 5, 128, generator=draw)

@@ -24,7 +24,7 @@ def fit(parts: Parts, bank: MemoryBank, loader: DataLoader, optimizer: torch.opt
 
 
 if __name__ == "__main__":
-    with ranks.together():
+    with ranks.distributed():
         parts = digits()
         bank = parts.new_bank()
         sampler = DistributedSampler(parts.data, ranks.world(), ranks.rank())

@@ -45,7 +45,7 @@ _AROUND = 0.4  # minutes beside the steps of a training: start, compiling, measu
 
 @dataclass(frozen=True)
 class Stage:
-    """minutes: its limit, of which no stage without a `recipe` takes all. A training has those of its steps."""
+    """minutes: its limit; no stage without a `recipe` takes all of it. A training has those of its steps."""
 
     minutes: float = 0.0
     recipe: str = ""  # of `steps` in the result of the stage of that name

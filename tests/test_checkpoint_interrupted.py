@@ -289,7 +289,7 @@ from pathlib import Path
 from instdisc import ranks
 from instdisc.checkpoint import Shard, latest, save
 folder = Path(sys.argv[1])
-with ranks.together():
+with ranks.distributed():
     torch.manual_seed(ranks.rank())
     start, stop = ranks.share(7)
     shard = Shard({"rows": torch.arange(start, stop).float()[:, None]}, start, stop)

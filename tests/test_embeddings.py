@@ -207,7 +207,7 @@ SCRIPT = textwrap.dedent(
         time.sleep(float(sys.argv[3]))
         return embed(rows)
 
-    with ranks.together():
+    with ranks.distributed():
         written = write_embeddings(Numbers(300), slowly, Path(sys.argv[2]), run_fingerprint="a", chunk=4)
         print(written.count, written.reused, flush=True)
     """

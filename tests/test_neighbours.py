@@ -153,7 +153,7 @@ def test_what_a_person_can_get_wrong() -> None:
 
 @pytest.mark.parametrize("k", [1, 7, 60])
 def test_the_way_of_a_gpu_finds_the_same_rows_with_ties_and_left_out_rows(k: int) -> None:
-    """Whole numbers as scores, of which many are equal, some -0; against a stable sort in NumPy."""
+    """Whole numbers as scores, many equal, some -0; against a stable sort in NumPy."""
     random = np.random.default_rng(k)
     rows = random.integers(-1, 2, (300, 3)).astype(np.float32)
     queries = random.integers(-1, 2, (1_100, 3)).astype(np.float32)

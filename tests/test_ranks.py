@@ -108,7 +108,7 @@ def test_start_joins_the_group_that_torchrun_made(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ranks, "_meet", lambda timeout: {})
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with ranks.together():
+    with ranks.distributed():
         assert joined == [], "an ordinary start is one process"
     monkeypatch.setenv("WORLD_SIZE", "1")
     ranks.start()

@@ -5,7 +5,7 @@ block afresh from the kernel, which zeroes each page again: that cost a sixth of
 tried, and embedding took 1.4 times as long for pictures of 32 pixels, 1.2 times at 96.
 Keeping freed memory gives what preloading another allocator (tcmalloc, jemalloc) gives, without one.
 
-A server is asked by many threads, and glibc gives each its own arena, of which little goes back: after floods of
+A server is asked by many threads, and glibc gives each its own arena and takes little of it back: after floods of
 requests the page's server held 1.6 GB, and with two arenas 0.9 (0.65 when it starts), at the same speed.
 """
 

@@ -314,9 +314,9 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
     memory: set[int] = set()
     for name, tensor in tensors.items():
         values = tensor.detach().cpu().contiguous()
-        place = values.untyped_storage().data_ptr()
-        plain[name] = values.clone() if place in memory else values  # tied weights: safetensors stores no aliases
-        memory.add(place)
+        location = values.untyped_storage().data_ptr()
+        plain[name] = values.clone() if location in memory else values  # tied weights: safetensors stores no aliases
+        memory.add(location)
     # Metadata without any tensor would be written as a header that safetensors itself can't read.
     save_file(plain, file, metadata if plain and metadata else None)
     sync_file(file)

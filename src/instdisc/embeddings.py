@@ -115,7 +115,7 @@ def write_embeddings(
     todo = sum(stop - start for start, stop in map(parts.bounds, missing))
     first, last = ranks.share(len(missing))
     own = sum(stop - start for start, stop in map(parts.bounds, missing[first:last]))
-    with ranks.one_fate(), Bar(own, "Embedding", "pictures", enabled=ranks.is_main()) as bar:
+    with ranks.fail_together(), Bar(own, "Embedding", "pictures", enabled=ranks.is_main()) as bar:
         for number in missing[first:last]:
             start, stop = parts.bounds(number)
             parts.write(number, embed_rows(np.arange(start, stop)))
@@ -152,7 +152,7 @@ def open_embeddings(path: Path | str) -> Embeddings:
 
 
 def _job(source: Source, run_fingerprint: str, chunk: int) -> dict[str, Any]:
-    """What unfinished parts are of. By content and place too: other folders are often named alike inside."""
+    """What unfinished parts are of. By content and location too: other folders are often named alike inside."""
     pictures = hashlib.sha256(f"{fingerprint_of(source)} {source.location(0)}".encode("utf-8", "surrogateescape"))
     return {"source": pictures.hexdigest(), "run": run_fingerprint, "pictures": len(source), "chunk": chunk}
 
@@ -314,7 +314,7 @@ def _all_utf8(source: Source, step: int = 65536) -> bool:
 
 
 def _write_table(source: Source, parts: _Parts, path: Path, schema: pa.Schema) -> Path:
-    """Written beside its place; where."""
+    """Written beside its location; where."""
     temporary = _temporary(path)
     labels = source.labels
     with open(temporary, "wb") as file:

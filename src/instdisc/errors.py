@@ -32,7 +32,7 @@ class InputError(Exception):
 
 _ADVICE = {
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "make room there, then start again",
-    (errno.EROFS, errno.EACCES, errno.EPERM): "give the right to read and write there, or choose another place",
+    (errno.EROFS, errno.EACCES, errno.EPERM): "give the right to read and write there, or choose another folder",
     (errno.EMFILE, errno.ENFILE): "raise the limit of open files (ulimit -n 4096), then start again",
     (errno.EIO, errno.ESTALE): "see whether the disk is well, then start again",
 }

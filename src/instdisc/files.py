@@ -69,7 +69,7 @@ def file_digest(path: Path) -> dict[str, Any]:
 def locked(path: Path) -> Iterator[None]:
     """Alone with what this lock file stands for: other processes wait here. A file system without locks has none.
 
-    The system lets go of the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

@@ -90,7 +90,7 @@ def stop() -> None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def distributed() -> Iterator[None]:
     """`start()` on entry and `stop()` on exit, for a whole command."""
     already = dist.is_initialized()
     start()
@@ -99,6 +99,9 @@ def together() -> Iterator[None]:
     finally:
         if not already:
             stop()
+
+
+together = distributed  # its name in 0.1, for one release
 
 
 def rank() -> int:
@@ -255,7 +258,7 @@ def on_main(work: Callable[[], Answer]) -> Answer:
 
 
 @contextmanager
-def one_fate() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """Where a rank raises an InputError inside, every rank raises one once it has come to the end.
 
     Without it the others would wait for that rank in whatever they send each other next.

@@ -1,6 +1,6 @@
 """Rows of the bank in the host's memory, or on its disk, beside a GPU.
 
-Where there is no GPU, torch's fake tensors stand for one: they have no values, but an operation of which one tensor is
+Where there is no GPU, torch's fake tensors stand for one: they have no values, but an operation with one tensor
 on "cuda" and another on the CPU is refused, as it is on a GPU.
 """
 

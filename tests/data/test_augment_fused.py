@@ -97,7 +97,7 @@ def test_blur_equals_torchvision(size: int) -> None:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Sets torch's threads, any part of which is worth waking; afterwards they are as before."""
+    """Sets torch's threads, and any part of the work is worth waking them; afterwards they are as before."""
     before = torch.get_num_threads()
     monkeypatch.setattr(augment_fused, "_PIXELS", 1)
     yield torch.set_num_threads

@@ -160,7 +160,7 @@ def test_each_group_is_read_once_in_an_epoch(tmp_path: Path, monkeypatch: pytest
 
 
 def test_processes_have_their_lanes(tmp_path: Path) -> None:
-    """The same batches from two processes, of which each reads half of the groups and no more than a few others."""
+    """The same batches from two processes; each reads half of the groups and no more than a few others."""
     source = open_source(str(parquet_files(tmp_path / "set")), index_folder=tmp_path / "index")
     with open_pictures(source, 8, CPU, storage="workers", workers=2) as pictures:
         order = choose_order(pictures)

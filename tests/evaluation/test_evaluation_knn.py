@@ -245,7 +245,7 @@ def test_what_a_person_can_get_wrong() -> None:
         KNN(1).fit(train, labels[:99])
     with pytest.raises(InputError, match="whole numbers"):
         KNN(1).fit(train, labels.astype(float))
-    with pytest.raises(InputError, match="5 numbers, those in fit had 12"):
+    with pytest.raises(InputError, match="5 dimensions, those in fit had 12"):
         KNN(1).fit(train, labels).predict(train[:, :5])
     with pytest.raises(InputError, match="shape"):
         KNN(1).fit(train.ravel(), labels)
@@ -308,7 +308,7 @@ def one_of_two(folder: Path) -> None:
     from instdisc import ranks
 
     data = np.load(folder / "data.npz")
-    with ranks.together():
+    with ranks.distributed():
         rows, tests = shares(ranks.rank())
         votes, *results = everything(
             data["train"][rows], data["labels"][rows], data["tests"][tests], data["test_labels"][tests], sharded=True

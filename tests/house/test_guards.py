@@ -28,7 +28,7 @@ from instdisc.search import pairs
 @pytest.fixture(autouse=True)
 def the_same_way_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (neighbours, pairs):
-        monkeypatch.setattr(module, "halves_pay", lambda device: False)
+        monkeypatch.setattr(module, "fp16_is_faster", lambda device: False)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

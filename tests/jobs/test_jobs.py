@@ -515,7 +515,7 @@ def test_info_on_a_run_and_on_pictures(copied: tuple[Path, Path]) -> None:
     pictures, run = copied
     facts = info(str(run))
     assert facts["pictures"].startswith(f"{COUNT} of ")
-    assert "conv6, 16 px, linear head, 8 numbers" in facts["encoder"]
+    assert "conv6, 16 px, linear head, 8 dimensions" in facts["encoder"]
     assert facts["checkpoint"].startswith("step 16, epoch 4.0")
     assert "at first" in facts["loss"]
     assert "knn" in facts["last measured"]

@@ -51,7 +51,7 @@ def block_folder(folder: Path, count: int, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Forty pictures, of five of which there are exact copies: 0000 three times, with larger and older ones.
+    """Forty pictures, and exact copies of some, five in all: 0000 three times, with larger and older ones.
 
     The thresholds below are of their embedding: the collection has that, as somebody may choose."""
     folder = tmp_path_factory.mktemp("cleaning")
@@ -239,7 +239,7 @@ def test_outliers_are_those_of_the_full_matrix(run: Path) -> None:
     assert (RunFolder(run).outliers / "outliers.png").is_file()
 
 
-def test_strangeness_is_the_mahalanobis_distance_by_scikit_learn(run: Path, trained: tuple[Path, Path]) -> None:
+def test_outlier_scores_are_the_mahalanobis_distance_by_scikit_learn(run: Path, trained: tuple[Path, Path]) -> None:
     found = outliers(run, count=COUNT + 5, say=None)
     features = instdisc.load(run).features([one.path for one in found])
     expected = np.zeros(len(found))
@@ -251,8 +251,8 @@ def test_strangeness_is_the_mahalanobis_distance_by_scikit_learn(run: Path, trai
             centred = numbers - numbers.mean(0)
             expected += np.log(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(shrunk), centred))
     assert len(features) > 3
-    np.testing.assert_allclose([one.strangeness for one in found], expected, atol=0.02)
-    assert [one.strangeness for one in found] == sorted((one.strangeness for one in found), reverse=True)
+    np.testing.assert_allclose([one.outlier_score for one in found], expected, atol=0.02)
+    assert [one.outlier_score for one in found] == sorted((one.outlier_score for one in found), reverse=True)
 
 
 def test_a_stranger_is_told_and_the_unreadable_come_last(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -263,8 +263,14 @@ def test_a_stranger_is_told_and_the_unreadable_come_last(trained: tuple[Path, Pa
     gone = sorted(pictures.glob("*/*.png"))[3]
     gone.write_bytes(b"")
     found = outliers(run, count=100, say=None)
-    assert found[-1].path == str(gone) and np.isnan(found[-1].strangeness)
-    assert [row for row, _ in known_outliers(Collection(run))] == [one.row for one in found[:-1]]
+    assert found[-1].path == str(gone) and np.isnan(found[-1].outlier_score)
+    in_order = [one.row for one in found[:-1]]
+    assert [row for row, _ in known_outliers(Collection(run))] == in_order
+    written = RunFolder(run).outliers / "outliers.csv"
+    written.write_text(written.read_text().replace(",outlier_score,", ",strangeness,", 1))  # as versions before 0.2 did
+    assert [row for row, _ in known_outliers(Collection(run))] == in_order
+    renamed = outliers(run, by="strangeness", count=100, say=None)
+    assert [one.row for one in renamed] == [one.row for one in found] and renamed[0].strangeness == found[0].strangeness
 
 
 def test_removed_pictures_take_no_part(run: Path) -> None:
@@ -303,12 +309,14 @@ def test_the_commands(run: Path, trained, monkeypatch, capsys) -> None:
     _, error = told("duplicates", str(run / "nowhere"))
     assert error.startswith(f"instdisc: There is no run folder at {run / 'nowhere'}")
     out, _ = told("outliers", str(run), "--count", "3")
-    assert "strangeness" in out and "outliers.csv" in out
+    assert "outlier score" in out and "outliers.csv" in out
     assert len(json.loads(told("outliers", str(run), "--count", "3", "--json")[0])) == 3
     _, error = told("duplicates", str(run), "--keep", "best")
     assert error == 'instdisc: One of largest, sharpest, oldest can be kept, not "best".\n'
     _, error = told("outliers", str(run), "--by", "looks")
-    assert error == 'instdisc: Outliers are told by strangeness, similarity, uniqueness, not by "looks".\n'
+    assert error == (
+        'instdisc: Invalid order of outliers: "looks". Choose from outlier_score, similarity, uniqueness.\n'
+    )
     _, error = told("outliers", str(run), "-k", "400")
     assert error.startswith("instdisc: 400 neighbours were asked for, and a picture has 44 others")
     other = block_folder(run / "other", 6, 11)

@@ -210,8 +210,8 @@ def test_what_cannot_be_is_refused(mine: tuple[Path, Path], tmp_path: Path, said
     assert "--out runs/mine" in said("train", pictures, code=1)
     assert "leave out --out" in said("train", run, "--add", "--out", tmp_path / "other", code=1)
     moved = pictures.rename(tmp_path / "moved")
-    assert "name the place with --train-source" in said("train", run, "--add", code=1)
-    assert "name the place with --train-source" in said("train", pictures, "--out", run, "--resume", code=1)
+    assert "name the new location with --train-source" in said("train", run, "--add", code=1)
+    assert "name the new location with --train-source" in said("train", pictures, "--out", run, "--resume", code=1)
     told = said("train", run, "--add", "--train-source", moved, "--device", "cpu")
     assert "Nothing has changed" in told
     for file in moved.rglob("*.png"):

@@ -165,7 +165,7 @@ def test_vectors_that_cannot_be_used_are_listed(tmp_path: Path, said: Callable[.
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ("lengths", "row 2 has 3 numbers, most have 12"),
+        ("lengths", "row 2 has 3 dimensions, most have 12"),
         ("twice", 'The id "p1" stands twice'),
         ("long", "at most 4,096"),
         ("two columns", "Name the column of the vectors with --column"),

@@ -157,7 +157,7 @@ def test_what_was_moved_is_told_with_the_remedy(tmp_path: Path, said: Callable[.
     run = instdisc.train(pictures, tmp_path / "run", say=None, **TINY).path
     pictures.rename(tmp_path / "moved")
     assert "p does not exist: check the path." in (told := said("evaluate", run, code=1))
-    assert "name the place with --train-source" in told
+    assert "name the new location with --train-source" in told
     said("duplicates", run, "--train-source", tmp_path / "moved")
 
 

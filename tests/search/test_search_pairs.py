@@ -12,7 +12,7 @@ from scipy.spatial.distance import squareform
 
 from instdisc import neighbours
 from instdisc.errors import InputError
-from instdisc.neighbours import Coarse, Nearest, halves_pay
+from instdisc.neighbours import Coarse, Nearest, fp16_is_faster
 from instdisc.search import pairs as pairs_module
 from instdisc.search.groups import linked
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
@@ -30,7 +30,7 @@ def clustered(count: int, dim: int, seed: int, spread: float = 0.3) -> torch.Ten
 def halves(request, monkeypatch):
     """Both ways, whatever this machine is fast at."""
     for module in (neighbours, pairs_module):
-        monkeypatch.setattr(module, "halves_pay", lambda device: request.param)
+        monkeypatch.setattr(module, "fp16_is_faster", lambda device: request.param)
     return request.param
 
 
@@ -77,7 +77,7 @@ def test_neighbours_of_all_equal_the_full_matrix(halves, k, monkeypatch) -> None
 def test_a_product_in_half_precision_comes_first_once_few_rows_pass(monkeypatch) -> None:
     """It is used, gives the same answers, and stands back where too many rows pass."""
     asked = []
-    monkeypatch.setattr(neighbours, "halves_pay", lambda device: True)
+    monkeypatch.setattr(neighbours, "fp16_is_faster", lambda device: True)
     monkeypatch.setattr(neighbours, "_PASSED", 200)
     true = Coarse.candidates
     monkeypatch.setattr(Coarse, "candidates", lambda self, *given: asked.append(1) or true(self, *given))
@@ -120,8 +120,8 @@ def test_no_candidate_is_missing(seed, rows, dim, size, floor) -> None:
 
 
 def test_the_trial_of_half_precision_answers() -> None:
-    assert halves_pay(torch.device("cpu")) in (False, True)
-    assert halves_pay(torch.device("meta")) is False
+    assert fp16_is_faster(torch.device("cpu")) in (False, True)
+    assert fp16_is_faster(torch.device("meta")) is False
 
 
 @pytest.mark.fault("a group of duplicates does not show its worst pair")

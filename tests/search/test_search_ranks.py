@@ -1,4 +1,4 @@
-"""All pairs, all neighbours, search and strangeness on two and three processes: what one process gives, on each."""
+"""All pairs, all neighbours, search and outlier scores on two and three processes: what one process gives, on each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXACT = [
     *(f"{which}_{name}" for which in ("within", "between") for name in ("first", "second", "scores")),
     *("all_places", "search_rows", "some_search_rows", "few_search_rows"),
 ]
-ROUNDED = ["all_scores", "search_scores", "some_search_scores", "few_search_scores", "strangeness"]
+ROUNDED = ["all_scores", "search_scores", "some_search_scores", "few_search_scores", "outlier_scores"]
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -57,7 +57,7 @@ def test_the_planted_copies_are_found_and_ties_go_to_the_lower_row() -> None:
         ("pairs_not_finite", "NaN or infinity"),
         ("search_not_finite", "NaN or infinity"),
         ("too_many", "ask for a higher similarity"),
-        ("one_fate", "It went wrong here."),
+        ("fail_together", "It went wrong here."),
         ("on_main", "It went wrong here."),
     ],
 )

@@ -98,7 +98,7 @@ def test_an_uploaded_picture_finds_itself(client: Client, trained: tuple[Path, P
     assert [one["score"] for one in found] == pytest.approx(expected.tolist(), abs=1e-4)
     status, headers, content = client.send("GET", f"/api/uploads/{name}")
     assert status == 200 and headers["content-type"] == "image/jpeg"
-    assert client.json("/api/uploads/none", status=404)["detail"].startswith("This query picture is not kept any more")
+    assert client.json("/api/uploads/none", status=404)["detail"].startswith("This search picture has expired")
 
 
 def test_copies_are_those_of_the_command_with_the_facts_of_their_files_where_they_are_now(tmp_path: Path) -> None:
@@ -161,15 +161,15 @@ def test_duplicates_and_outliers_are_those_of_the_commands(client: Client, run: 
         assert [picture["row"] for picture in one["pictures"]] == [picture.row for picture in group.pictures]
         assert one["least"] == pytest.approx(group.score)
     assert client.json("/api/duplicates") == {"total": 0, "copies": 0, "groups": []}
-    strange = client.json("/api/outliers?count=5")
+    unusual = client.json("/api/outliers?count=5")
     expected = outliers(run, by="similarity", bank=True, count=5, say=None)
-    assert strange["by"] == "similarity" and [one["row"] for one in strange["pictures"]] == [
+    assert unusual["by"] == "similarity" and [one["row"] for one in unusual["pictures"]] == [
         one.row for one in expected
     ]
     expected = outliers(run, bank=True, count=5, say=None)
     with served(run) as other:
-        strange = other.json("/api/outliers?count=5")
-    assert strange["by"] == "strangeness" and [one["row"] for one in strange["pictures"]] == [
+        unusual = other.json("/api/outliers?count=5")
+    assert unusual["by"] == "outlier_score" and [one["row"] for one in unusual["pictures"]] == [
         one.row for one in expected
     ]
 

@@ -130,7 +130,7 @@ def test_labelling_by_keyboard(page: playwright.Page, run: Path) -> None:
             arg=done,
         )
     assert len(hand_labels(run)) == 8 and set(hand_labels(run).values()) == {"warm", "cold"}
-    assert "Estimated accuracy" in page.locator("section[aria-label='So far']").inner_text()
+    assert "Estimated accuracy" in page.locator("section[aria-label='Progress']").inner_text()
     page.keyboard.press("u")
     page.wait_for_function(f"() => {BY_HAND} === 7")
     assert len(hand_labels(run)) == 7
@@ -146,14 +146,14 @@ def test_copies_by_keyboard_and_the_saved_list(page: playwright.Page, trained: t
     group = page.locator(".group.now")
     assert "same file" in group.inner_text() and "16 × 16 · PNG" in group.inner_text()
     copies = page.locator("h1 + .quiet")
-    assert copies.inner_text() == "1 could go"
+    assert copies.inner_text() == "1 marked for removal"
     page.keyboard.press("2")
     assert group.locator(".cell").nth(1).get_attribute("aria-pressed") == "true"
     page.keyboard.press("x")
-    assert page.locator(".group.now.apart").count() == 1 and copies.inner_text() == "0 could go"
+    assert page.locator(".group.now.apart").count() == 1 and copies.inner_text() == "0 marked for removal"
     page.keyboard.press("x")
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save the list of copies").click()
+        page.get_by_role("button", name="Download list").click()
     lines = Path(download.value.path()).read_text().splitlines()
     assert lines == [str(trained[0] / "red" / "0000.png")], "the second was chosen to be kept"
 
@@ -165,13 +165,16 @@ def test_look_alikes_are_apart_and_nothing_is_marked_for_anybody(page: playwrigh
     page.wait_for_function("() => location.hash.startsWith('#/look-alikes')")
     page.goto("/#/look-alikes?threshold=0.9")
     page.wait_for_selector("input[type=number][value='0.9']")
-    told, save = page.locator("h1 + .quiet"), page.get_by_role("button", name="Save the list of marked")
-    assert told.inner_text() == "0 could go" and save.is_disabled()
+    told, save = page.locator("h1 + .quiet"), page.get_by_role("button", name="Download list")
+    assert told.inner_text() == "0 marked for removal" and save.is_disabled()
     assert page.locator(".kept, .gone").count() == 0
     assert page.locator(".group").count() > 1
     page.keyboard.press("2")
     members = page.locator(".group.now .cell").count()
-    assert told.inner_text() == f"{members - 1} could go" and page.locator(".group.now .gone").count() == members - 1
+    assert (
+        told.inner_text() == f"{members - 1} marked for removal"
+        and page.locator(".group.now .gone").count() == members - 1
+    )
     with page.expect_download() as download:
         save.click()
     assert len(Path(download.value.path()).read_text().splitlines()) == members - 1
@@ -181,7 +184,7 @@ def test_look_alikes_are_apart_and_nothing_is_marked_for_anybody(page: playwrigh
 
 @pytest.mark.fault("the saved list of copies holds only the groups on the screen")
 def test_the_saved_list_is_whole_whatever_is_on_the_screen(page: playwright.Page) -> None:
-    """The server is made to have 150 groups of two, of which the first hundred are shown."""
+    """The server is made to have 150 groups of two; the page shows the first hundred."""
 
     def picture(row: int, kind: str) -> dict[str, object]:
         facts = {"changes": [], "agreement": 1, "width": 16, "height": 16, "size": 9, "format": "PNG", "modified": None}
@@ -204,10 +207,12 @@ def test_the_saved_list_is_whole_whatever_is_on_the_screen(page: playwright.Page
     page.route("**/pictures/**", lambda route: route.fulfill(status=200, body=b"", content_type="image/svg+xml"))
     page.goto("/#/duplicates")
     page.wait_for_selector(".group.now .kept")
-    assert page.locator(".group").count() == 100 and page.locator("h1 + .quiet").inner_text() == "150 could go"
+    assert (
+        page.locator(".group").count() == 100 and page.locator("h1 + .quiet").inner_text() == "150 marked for removal"
+    )
     page.keyboard.press("2")
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save the list of copies").click()
+        page.get_by_role("button", name="Download list").click()
     lines = Path(download.value.path()).read_text().splitlines()
     assert lines == ["/pictures/0", *(f"/pictures/{2 * number + 1}" for number in range(1, 150))]
 
@@ -238,7 +243,7 @@ def test_outliers_by_keyboard_and_the_saved_list(page: playwright.Page) -> None:
 def test_decisions_on_groups_survive_a_look_and_a_reload(page: playwright.Page) -> None:
     page.goto("/#/duplicates")
     page.wait_for_selector(".group.now .kept")
-    page.get_by_role("button", name="No duplicates").click()
+    page.get_by_role("button", name="Not duplicates").click()
     page.goto("/#/look-alikes?threshold=0.9")
     page.wait_for_selector("input[type=number][value='0.9']")
     page.keyboard.press("2")
@@ -248,14 +253,14 @@ def test_decisions_on_groups_survive_a_look_and_a_reload(page: playwright.Page) 
     page.go_back()
     page.reload()
     page.wait_for_selector(".group .kept")
-    assert page.locator("h1 + .quiet").inner_text() != "0 could go"
+    assert page.locator("h1 + .quiet").inner_text() != "0 marked for removal"
     page.get_by_role("link", name="Copies").click()
     page.wait_for_selector(".group.apart")
-    assert page.locator("h1 + .quiet").inner_text() == "0 could go" != said
+    assert page.locator("h1 + .quiet").inner_text() == "0 marked for removal" != said
 
 
 def test_views_that_can_not_be_shown_say_why(page: playwright.Page) -> None:
-    for address, words in (("/#/nothing", "Page not found: choose a view above."), ("/#/picture/x", "has this number"),
+    for address, words in (("/#/nothing", "Page not found"), ("/#/picture/x", "has this number"),
                            ("/#/search", "drop, paste or choose")):  # fmt: skip
         page.goto(address)
         page.wait_for_selector(f".empty >> text={words}")
@@ -263,7 +268,7 @@ def test_views_that_can_not_be_shown_say_why(page: playwright.Page) -> None:
     page.wait_for_selector(".scroll .cell img")
     page.route("**/api/proposals**", lambda route: route.abort())
     page.evaluate("location.hash = '#/label'")
-    page.wait_for_selector("text=The server does not answer: is it still running?")
+    page.wait_for_selector("text=Lost connection to instdisc: is it still running?")
     page.unroute("**/api/proposals**")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector("section[aria-label='What is it?'] img")

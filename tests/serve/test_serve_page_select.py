@@ -332,7 +332,7 @@ def test_the_grid_says_that_the_server_is_gone_and_goes_on_when_it_is_back(page:
     page.wait_for_selector(".large")
     page.route("**/api/pictures?**", lambda route: route.abort())
     page.evaluate("location.hash = '#/'")
-    page.wait_for_selector("text=The server does not answer: is it still running?")
+    page.wait_for_selector("text=Lost connection to instdisc: is it still running?")
     page.unroute("**/api/pictures?**")
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector(".scroll .cell img")

@@ -194,7 +194,7 @@ def heads(target: Target) -> None:
 
 
 def pipelined(target: Target) -> None:
-    """Thousands of requests in one go on a few connections, of which not all answers are read."""
+    """Thousands of requests in one go on a few connections; not all answers are read."""
     one = f"GET /api/neighbours/{{}}?count=5 HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n\r\n"
 
     def flood(number: int) -> None:

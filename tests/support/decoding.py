@@ -26,7 +26,7 @@ from hostile_pictures import Hostile, flipped, small_files
 
 SECONDS = 30.0  # for one file, on a busy machine
 MEMORY = 2_400_000_000  # bytes: what an honest picture of 100 megapixels takes, in the most costly of the formats
-_ADDRESSES = 8_000_000_000  # bytes of address space, of which torch alone maps some
+_ADDRESSES = 8_000_000_000  # bytes of address space; torch alone maps some of it
 
 
 @dataclass(frozen=True)

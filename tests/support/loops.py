@@ -127,7 +127,7 @@ LOOPS = {"plain": plain, "in_lightning": in_lightning, "in_accelerate": in_accel
 
 def main(name: str, out: str) -> None:
     """Both, from the start; then theirs from the stop after an epoch."""
-    with ranks.together():
+    with ranks.distributed():
         folder = Path(ranks.broadcast_object(tempfile.mkdtemp(dir=Path(out).parent) if ranks.is_main() else None))
         loop = LOOPS[name]
         expected, whole, _ = ours(folder), loop(folder, 0, EPOCHS), loop(folder, 0, 1)

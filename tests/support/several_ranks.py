@@ -37,7 +37,7 @@ from instdisc.objectives import (
 )
 from instdisc.search import pairs
 from instdisc.search.index import Index
-from instdisc.search.strangeness import strangeness
+from instdisc.search.mahalanobis import outlier_scores
 
 Facts = dict[str, torch.Tensor]
 
@@ -122,7 +122,7 @@ def _tour() -> Facts:
 
 
 def alike_rows() -> torch.Tensor:
-    """Unit vectors, some of which stand several times, far from each other: equal scores on different ranks."""
+    """Unit vectors, some of them several times, far from each other: equal scores on different ranks."""
     rows = normalize(torch.randn(900, DIM, generator=torch.Generator().manual_seed(11)), dim=1)
     for copies in (300, 600, 899):
         rows[copies : copies + 40] = rows[: min(40, len(rows) - copies)]
@@ -130,7 +130,7 @@ def alike_rows() -> torch.Tensor:
 
 
 def _compared() -> Facts:
-    """Pairs, neighbours, search and strangeness among rows that every rank holds."""
+    """Pairs, neighbours, search and outlier scores among rows that every rank holds."""
     rows, others = alike_rows(), alike_rows()[450:700]
     with patch.multiple(pairs, _QUERIES=128, _ROWS=50, _TILE=16):  # many blocks, and some that are cut
         return _compare(rows, others)
@@ -161,7 +161,7 @@ def _compare(rows: torch.Tensor, others: torch.Tensor) -> Facts:
 
     begin, end = ranks.share(len(rows))
     stages = {"one": rows[begin:end].numpy(), "two": rows[begin:end, :3].numpy() ** 2}
-    facts["strangeness"] = ranks.gather(torch.from_numpy(strangeness(stages)))
+    facts["outlier_scores"] = ranks.gather(torch.from_numpy(outlier_scores(stages)))
 
     broken = rows.clone()
     broken[850, 2] = torch.nan  # the last rank alone meets it as a query
@@ -170,7 +170,7 @@ def _compare(rows: torch.Tensor, others: torch.Tensor) -> Facts:
         "pairs_not_finite": lambda: pairs.similar_pairs(pairs.Vectors.of(broken), 0.8),
         "search_not_finite": lambda: Index([broken], index.pictures).search(queries, 9),
         "too_many": lambda: pairs.similar_pairs(own, 0.8, most=len(within) - 1),
-        "one_fate": lambda: _fail_on(ranks.world() - 1),
+        "fail_together": lambda: _fail_on(ranks.world() - 1),
         "on_main": lambda: ranks.on_main(_fail),
     }.items():
         try:
@@ -182,7 +182,7 @@ def _compare(rows: torch.Tensor, others: torch.Tensor) -> Facts:
 
 
 def _fail_on(rank: int) -> None:
-    with ranks.one_fate():
+    with ranks.fail_together():
         if ranks.rank() == rank:
             _fail()
 

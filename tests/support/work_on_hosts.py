@@ -87,5 +87,5 @@ def _sent() -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with ranks.together():
+    with ranks.distributed():
         {"whole_life": whole_life, "look_through": look_through, "traffic": traffic}[sys.argv[1]](Path(sys.argv[2]))

@@ -28,14 +28,14 @@ class DiskRows:
     def __init__(self, rows: int, dim: int, dtype: torch.dtype, folder: Path | None) -> None:
         self._width = dim * dtype.itemsize
         size = max(1, rows * self._width)
-        place = tempfile.gettempdir() if folder is None else folder
+        location = tempfile.gettempdir() if folder is None else folder
         try:
-            with tempfile.TemporaryFile(dir=place, prefix=".bank-") as file:
+            with tempfile.TemporaryFile(dir=location, prefix=".bank-") as file:
                 _take_room(file.fileno(), size)
                 self._map = mmap.mmap(file.fileno(), size)
         except OSError as error:
             raise InputError(
-                f"The rows of the bank need {readable_bytes(size)} of disk in {place} and can't have it "
+                f"The rows of the bank need {readable_bytes(size)} of disk in {location} and can't have it "
                 f"({error.strerror}): {advice(error)}."
             ) from None
         # torch.frombuffer refuses to begin at the end

@@ -66,14 +66,14 @@ class MemoryBank(nn.Module):
         self._disk: DiskRows | None = None
         if storage == "disk":
             self._disk = DiskRows(local, dim, dtype, None if folder is None else Path(folder))
-        place = torch.device(device if storage == "memory" else "cpu")
+        torch_device = torch.device(device if storage == "memory" else "cpu")
         self.rows: Tensor = (
-            torch.empty(local, dim, dtype=dtype, device=place) if self._disk is None else self._disk.rows
+            torch.empty(local, dim, dtype=dtype, device=torch_device) if self._disk is None else self._disk.rows
         )
-        self.scales: Tensor | None = torch.empty(local, device=place) if dtype == torch.int8 else None
+        self.scales: Tensor | None = torch.empty(local, device=torch_device) if dtype == torch.int8 else None
         # where features are, and what is looked up; "cuda" is this process's GPU
         self.device = self.rows.device if storage == "memory" else torch.empty(0, device=device).device
-        at_once = 4_096 if place.type == "cpu" else 65_536  # on a CPU the draws of a part stay in its cache
+        at_once = 4_096 if torch_device.type == "cpu" else 65_536  # on a CPU the draws of a part stay in its cache
         for first in range(self.start, self.stop, at_once):
             last = min(first + at_once, self.stop)
             drawn = random_directions(first, last, dim, seed, self.rows.device)
@@ -279,11 +279,11 @@ class MemoryBank(nn.Module):
         return self.kept.picked(positions, self.device)
 
     def _write(self, where: Tensor | slice, values: Tensor, scales: Tensor | None) -> None:
-        place = self.rows.device
-        where = where if isinstance(where, slice) else where.to(place)
-        self.rows[where] = values.to(place)
+        device = self.rows.device
+        where = where if isinstance(where, slice) else where.to(device)
+        self.rows[where] = values.to(device)
         if self.scales is not None and scales is not None:
-            self.scales[where] = scales.to(place)
+            self.scales[where] = scales.to(device)
 
     def _here(self, indices: Int[Tensor, "*any"]) -> tuple[Tensor, Tensor]:
         """Positions in `rows` (0 for what another rank holds) and whether this rank holds each."""

@@ -47,8 +47,8 @@ def sums_over_all(
     queries = ranks.gather(features, counts).float() * (_LOG2_E / temperature)
     hide = None
     if without is not None:
-        places = ranks.gather(without, counts) - start
-        hide = hide_pairs(places, torch.arange(len(places), device=places.device), products)
+        positions = ranks.gather(without, counts) - start
+        hide = hide_pairs(positions, torch.arange(len(positions), device=positions.device), products)
     reference, sums, weighted = _sums_over_rows(queries, rows.values, hide, products, rows.scales)
     if ranks.world() > 1:
         common = ranks.largest(reference)
@@ -93,13 +93,13 @@ class SumsOverSome:
         return answer
 
 
-def hide_pairs(places: Tensor, pictures: Tensor, dtype: torch.dtype) -> Hide:
-    """Leave row places[k] out of the sum of picture pictures[k], where it is one of the rows; scores are in `dtype`."""
-    nothing = torch.full((), -torch.inf, dtype=dtype, device=places.device)
+def hide_pairs(positions: Tensor, pictures: Tensor, dtype: torch.dtype) -> Hide:
+    """Leave row positions[k] out of the sum of picture pictures[k], if it is one of the rows; scores are in `dtype`."""
+    nothing = torch.full((), -torch.inf, dtype=dtype, device=positions.device)
 
     def hide(scores: Tensor, first: int) -> None:
-        count, place = len(scores) - 1, places - first
-        scores[torch.where((place < 0) | (place >= count), count, place), pictures] = nothing
+        count, position = len(scores) - 1, positions - first
+        scores[torch.where((position < 0) | (position >= count), count, position), pictures] = nothing
 
     return hide
 

@@ -1,4 +1,4 @@
-"""Scores with rows of each picture's own, none of which is kept: what `MemoryBank.scores` asks for."""
+"""Scores with rows of each picture's own, which are not stored: what `MemoryBank.scores` asks for."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def _pieces(wanted: Tensor, bank: MemoryBank) -> Iterator[tuple[slice, Tensor]]:
     """
     numbers = 1 << (19 if bank.device.type == "cpu" else 23)
     size = max(1, numbers // max(1, wanted.shape[1] * bank.dim))
-    place = bank.rows.device
-    flat = torch.empty(min(size, len(wanted)) * wanted.shape[1], bank.dim, dtype=bank.rows.dtype, device=place)
+    device = bank.rows.device
+    flat = torch.empty(min(size, len(wanted)) * wanted.shape[1], bank.dim, dtype=bank.rows.dtype, device=device)
     for first in range(0, len(wanted), size):
         piece = slice(first, min(first + size, len(wanted)))
         mine, here = bank._here(wanted[piece])
-        rows, at = flat[: mine.numel()], mine.to(place)
+        rows, at = flat[: mine.numel()], mine.to(device)
         bank.want(at)
         torch.index_select(bank.rows, 0, at.reshape(-1), out=rows)
         rows = rows.view(*mine.shape, bank.dim).to(bank.device).float()

@@ -1,4 +1,4 @@
-"""The command line: one short file a command, each of which parses words and calls a function of `jobs`.
+"""The command line: one short file a command; each parses words and calls a function of `jobs`.
 
 `main` turns an InputError, and what the system refuses, into one sentence on standard error and exit status 1, and a
 Ctrl-C into status 130.

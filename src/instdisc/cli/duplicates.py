@@ -70,7 +70,7 @@ def command(
         raise InputError(
             f"{run} is not a run folder: --look-alikes, --threshold, --bank, --approximate and --train-source need one."
         )
-    with ranks.together():
+    with ranks.distributed():
         if not whole and ranks.world() > 1:
             raise InputError("Copies among pictures alone are one process's work: start it without torchrun.")
         if against is None and whole:
@@ -95,16 +95,16 @@ def command(
         _show_leaks(leaks, against, folder)
 
 
-def is_run(place: str) -> bool:
+def is_run(location: str) -> bool:
     """Whether this names a run folder, rather than pictures: it has a run's files, or there is nothing of that name."""
     from instdisc.runs import RunFolder
 
-    folder = RunFolder(place)
+    folder = RunFolder(location)
     if folder.path.is_dir():
         return any(file.exists() for file in (folder.config, folder.checkpoints, folder.instances))
     from instdisc.data.sources.builtin import NAMES
 
-    pattern = any(letter in place for letter in "*?[{") or "://" in place or place in NAMES
+    pattern = any(letter in location for letter in "*?[{") or "://" in location or location in NAMES
     return not folder.path.exists() and not pattern
 
 
@@ -166,7 +166,7 @@ def _show_copies(groups: Sequence[Duplicates], folder: Path) -> None:
     ]
     title = f"{copies:,} {'copy' if copies == 1 else 'copies'} in {len(groups):,} group{'s' * (len(groups) != 1)}"
     _show(title, ("why", "agreement", "kept", "copy"), rows)
-    console().print(f"All: {folder / 'duplicates.csv'}; what could go: {folder / 'remove.txt'}")
+    console().print(f"All: {folder / 'duplicates.csv'}; marked for removal: {folder / 'remove.txt'}")
     console().print(f"To look at: {folder / 'duplicates.png'}")
 
 
@@ -197,7 +197,7 @@ def _show_leaks(leaks: Sequence[Leak], against: str, folder: Path) -> None:
         words += f", {len(leaks) - len(copies):,} more look like one in it"
     _show(words, ("why", "there", "in the collection"), rows)
     if copies:
-        console().print(f"All: {folder / 'leaks.csv'}; what could go: {folder / 'remove.txt'}")
+        console().print(f"All: {folder / 'leaks.csv'}; marked for removal: {folder / 'remove.txt'}")
         console().print(f"To look at: {folder / 'leaks.png'}")
     if len(copies) < len(leaks):
         console().print(f"Look-alikes: {folder / 'look_alikes.csv'}")

@@ -16,7 +16,7 @@ Examples:
 
 `instdisc embed runs/photos photos/ -o vectors.npy` — an array to map into memory, and vectors.ids.parquet
 
-`instdisc embed runs/photos photos/ -o vectors.parquet --vectors embedding` — the head's 128 numbers, as in the paper
+`instdisc embed runs/photos photos/ -o vectors.parquet --vectors embedding` — the head's 128 dimensions, as in the paper
 
 `instdisc embed runs/photos photos/ -o vectors.parquet --precision bfloat16` — faster on processors that have it
 """

@@ -54,7 +54,7 @@ def command(
     from instdisc import ranks
     from instdisc.jobs.evaluate import evaluate
 
-    with ranks.together():  # around the table too: once the processes have parted, each is the main one
+    with ranks.distributed():  # around the table too: once the processes have parted, each is the main one
         report = evaluate(
             run,
             source,

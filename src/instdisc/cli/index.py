@@ -65,7 +65,7 @@ def command(
     from instdisc.errors import counted
     from instdisc.jobs import index
 
-    with ranks.together():  # to embed is shared among the processes of torchrun; the main one does the rest
+    with ranks.distributed():  # to embed is shared among the processes of torchrun; the main one does the rest
         log = print if ranks.is_main() else _silent
         if reset:
             index.reset(run)

@@ -18,7 +18,7 @@ Examples:
 
 
 def command(
-    place: Annotated[list[str], typer.Argument(help="A run folder, or pictures: as `train` takes them.")],
+    location: Annotated[list[str], typer.Argument(help="A run folder, or pictures: as `train` takes them.")],
     split: Annotated[str | None, typer.Option(help="Part of the pictures, where they have several.")] = None,
 ) -> None:
     """Say what a run folder or a collection holds."""
@@ -30,6 +30,6 @@ def command(
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, words in info(place[0] if len(place) == 1 else place, split).items():
+    for name, words in info(location[0] if len(location) == 1 else location, split).items():
         table.add_row(name, words)
     console(wrap=False).print(table)

@@ -64,6 +64,6 @@ def command(
     print(f"Next: instdisc serve {run}")
 
 
-def _one(places: list[str]) -> str | list[str] | None:
-    """A place by itself, several as a list; None for none."""
-    return places[0] if len(places) == 1 else places or None
+def _one(locations: list[str]) -> str | list[str] | None:
+    """A location by itself, several as a list; None for none."""
+    return locations[0] if len(locations) == 1 else locations or None

@@ -21,7 +21,9 @@ Examples:
 def command(
     run: Run,
     count: Annotated[int, typer.Option(help="How many to show; the CSV file has all.", min=1)] = 20,
-    by: Annotated[str, typer.Option(help="strangeness, similarity (to the nearest), or uniqueness.")] = "strangeness",
+    by: Annotated[
+        str, typer.Option(help="outlier_score, similarity (to the nearest), or uniqueness.")
+    ] = "outlier_score",
     neighbours: Annotated[int, typer.Option("-k", "--neighbours", help="The mean is over so many nearest.")] = 10,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results: RUN/outliers.")] = None,
     approximate: Approximate = False,
@@ -35,7 +37,7 @@ def command(
     from instdisc.jobs.outliers import outliers
     from instdisc.runs import RunFolder
 
-    with ranks.together():
+    with ranks.distributed():
         found = outliers(
             run,
             by=by,
@@ -61,11 +63,11 @@ def command(
     from instdisc.cli.console import console
 
     shown = console()
-    table = Table(title=f"Least like any other, by {by}", title_justify="left")
-    for column in ("strangeness", f"cosine with {neighbours}", "uniqueness", "picture"):
+    table = Table(title=f"Outliers, by {by}", title_justify="left")
+    for column in ("outlier score", f"cosine with {neighbours}", "uniqueness", "picture"):
         table.add_column(column, justify="left" if column == "picture" else "right", overflow="fold")
     for one in found:
-        table.add_row(f"{one.strangeness:.2f}", f"{one.similarity:.3f}", f"{one.uniqueness:.3f}", one.path)
+        table.add_row(f"{one.outlier_score:.2f}", f"{one.similarity:.3f}", f"{one.uniqueness:.3f}", one.path)
     shown.print(table)
     folder = out or RunFolder(run).outliers
     shown.print(f"All: {folder / 'outliers.csv'}; to look at: {folder / 'outliers.png'}")

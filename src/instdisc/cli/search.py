@@ -49,7 +49,7 @@ def command(
     from instdisc import ranks
     from instdisc.jobs.search import search
 
-    with ranks.together():
+    with ranks.distributed():
         if recompute:
             from instdisc.jobs.index import recompute as compute
 

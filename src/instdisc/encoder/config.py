@@ -20,7 +20,7 @@ class EncoderConfig:
     """The choices that make an encoder; everything else follows from them and a seed.
 
     backbone: a timm name ("resnet18", "convnext_tiny", "vit_tiny_patch16_224", ...) or a small encoder's ("conv6").
-    dim: numbers in a vector; of head "none", as many as the backbone's channels, whatever is asked for.
+    dim: dimensions of a vector; of head "none", as many as the backbone's channels, whatever is asked for.
     head: "linear" is the paper's Linear(channels, dim) with bias; "mlp" is Linear, BatchNorm, ReLU, Linear; "none"
         hands the backbone's pooled features on, as of a published network that is not trained further.
     hidden: width of the MLP head's hidden layer; None = as many as the backbone's channels.

@@ -84,11 +84,11 @@ def collect(chunks: Iterable[Chunk], widths: Mapping[str, int]) -> dict[str, Flo
     parts = list(chunks)
     if not parts:
         return {name: torch.zeros(0, width) for name, width in widths.items()}
-    places = torch.from_numpy(np.concatenate([numbers for numbers, _ in parts]))
+    positions = torch.from_numpy(np.concatenate([numbers for numbers, _ in parts]))
     whole = {}
     for name in list(parts[0][1]):  # a list: the parts are emptied as they are joined
-        whole[name] = torch.empty(len(places), *parts[0][1][name].shape[1:])
-        whole[name][places] = torch.cat([values.pop(name) for _, values in parts])
+        whole[name] = torch.empty(len(positions), *parts[0][1][name].shape[1:])
+        whole[name][positions] = torch.cat([values.pop(name) for _, values in parts])
     return whole
 
 
@@ -234,14 +234,14 @@ def _name_of(row: int, raw: Any) -> str:
 
 
 def _file_content(path: str | os.PathLike[str]) -> bytes:
-    place = os.fspath(path)
+    location = os.fspath(path)
     try:
-        if "://" in place:
+        if "://" in location:
             import fsspec
 
-            with fsspec.open(place, "rb") as file:
+            with fsspec.open(location, "rb") as file:
                 return bytes(file.read())
-        return Path(place).read_bytes()
+        return Path(location).read_bytes()
     except (OSError, ValueError, ImportError) as error:  # ValueError: an unknown protocol, a zero byte in a name
         reason = getattr(error, "strerror", None) or str(error)
         raise UnreadableError(f"the file can't be opened ({reason})") from error

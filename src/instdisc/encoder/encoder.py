@@ -41,7 +41,7 @@ from instdisc.transfer import send
 # gradient is at most a million times the incoming one.
 SHORTEST = 1e-6
 VECTORS = ("search", "embedding")
-FEATURES = "features"  # of which both are made: what `frozen_levels` names, side by side; for the commands alone
+FEATURES = "features"  # both are made from them: what `frozen_levels` names, side by side; for the commands alone
 BACKBONE = "backbone"  # the name of its end among the levels
 Ways = dict[str, Callable[[Tensor], Tensor]]
 
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         batch: pictures a forward pass; it changes speed and memory only.
         vectors: "search" = whitened features of the stages, the best to find like pictures by, at most 256 dimensions;
             an encoder without them, which is not at the end of a run, gives its embedding. "embedding" = the head's
-            output, the paper's 128 numbers.
+            output, the paper's 128 dimensions.
         device: where to compute; the encoder moves there and stays. None = where it is.
         precision: "auto" = bfloat16 autocast on CUDA devices that have it, float32 elsewhere.
         Raises InputError naming the first picture that can't be read.
@@ -176,12 +176,12 @@ class Encoder(nn.Module):
     ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         if device is not None:
             self.to(device)
-        place = next(self.parameters()).device
+        torch_device = next(self.parameters()).device
 
         def compute(pixels: Tensor) -> dict[str, Tensor]:
-            with evaluating(self), autocast(place, precision):
-                normalised = self.preprocessing.normalise(send(pixels, place))
-                if place.type != "mps":  # convolutions follow this layout, 1.4 times as fast on a CPU
+            with evaluating(self), autocast(torch_device, precision):
+                normalised = self.preprocessing.normalise(send(pixels, torch_device))
+                if torch_device.type != "mps":  # convolutions follow this layout, 1.4 times as fast on a CPU
                     normalised = normalised.contiguous(memory_format=torch.channels_last)
                 return forward(normalised)
 

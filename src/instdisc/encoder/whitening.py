@@ -55,10 +55,12 @@ class Moments:
     def __init__(self, channels: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.channels = tuple(channels)
         width = sum(self.channels)
-        place = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)  # no float64 there
-        self.count = torch.zeros((), dtype=torch.float64, device=place)
-        self.sums = torch.zeros(width, dtype=torch.float64, device=place)
-        self.products = torch.zeros(width, width, dtype=torch.float64, device=place)
+        torch_device = (
+            torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        )  # no float64 there
+        self.count = torch.zeros((), dtype=torch.float64, device=torch_device)
+        self.sums = torch.zeros(width, dtype=torch.float64, device=torch_device)
+        self.products = torch.zeros(width, width, dtype=torch.float64, device=torch_device)
 
     def add(self, features: Float[Tensor, "batch width"]) -> None:
         """Count these rows in."""

@@ -100,7 +100,7 @@ class KNN:
         own_classes = torch.from_numpy(np.unique(values[self._positions])).to(self._device)
         self.classes_ = np.unique(self._gathered(own_classes).cpu().numpy())
         codes = torch.from_numpy(np.searchsorted(self.classes_, values[self._positions]))
-        # One more entry at the end, where the index -1 of an unfilled place leads.
+        # One more entry at the end, where the index -1 of an unfilled position leads.
         self._codes = pad(codes, (0, 1)).to(self._device)
         self.mean_ = self._mean() if self.centre else None
         return self
@@ -131,7 +131,7 @@ class KNN:
         return self.evaluate(vectors, labels).top1
 
     def leave_one_out(self, asked: Any = None) -> KNNResult:
-        """Accuracy on the training pictures, none of which is its own neighbour. Needs one more row than neighbours.
+        """Accuracy on the training pictures; no picture is its own neighbour. Needs one more row than neighbours.
 
         asked: bool (this rank's labelled rows,), which are tested; all without.
         """
@@ -145,9 +145,9 @@ class KNN:
         return self._measure(self._vectors, self._positions[tested], values[tested], leave_one_out=True)
 
     def _measure(self, vectors: Any, positions: np.ndarray, values: np.ndarray, *, leave_one_out: bool) -> KNNResult:
-        places = np.searchsorted(self.classes_, values).clip(max=len(self.classes_) - 1)
-        seen = torch.from_numpy(self.classes_[places] == values).to(self._device)
-        codes = torch.from_numpy(places).to(self._device)
+        at = np.searchsorted(self.classes_, values).clip(max=len(self.classes_) - 1)
+        seen = torch.from_numpy(self.classes_[at] == values).to(self._device)
+        codes = torch.from_numpy(at).to(self._device)
         hits = torch.zeros(3, dtype=torch.int64, device=self._device)  # top-1, top-5, pictures
         start = 0
         for votes in self._walk(vectors, positions, leave_one_out=leave_one_out):
@@ -175,7 +175,8 @@ class KNN:
         """
         require_matrix(vectors)
         if vectors.shape[1] != self._vectors.shape[1]:
-            raise InputError(f"The vectors have {vectors.shape[1]} numbers, those in fit had {self._vectors.shape[1]}.")
+            known = self._vectors.shape[1]
+            raise InputError(f"The vectors have {vectors.shape[1]} dimensions, those in fit had {known}.")
         count = len(vectors) if positions is None else len(positions)
         width = max(vectors.shape[1], len(self.classes_), self.neighbours)
         batch = max(1, min(_BATCH, _BLOCK_NUMBERS // width))
@@ -184,8 +185,8 @@ class KNN:
             stop = min(start + batch, count)
             rows = slice(start, max(start, stop)) if positions is None else positions[start:stop]
             queries = self._prepared(vectors, rows)
-            places = np.zeros(0, np.int64) if isinstance(rows, slice) else np.searchsorted(self._positions, rows)
-            own = self._first + torch.from_numpy(places).to(self._device)
+            at = np.zeros(0, np.int64) if isinstance(rows, slice) else np.searchsorted(self._positions, rows)
+            own = self._first + torch.from_numpy(at).to(self._device)
             counts = ranks.sizes(len(queries)) if self._sharded else [len(queries)]
             # `Nearest` counts this rank's rows from 0; a number outside them excludes nothing.
             exclude = self._gathered(own, counts) - self._first if leave_one_out else None

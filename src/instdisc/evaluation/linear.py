@@ -122,7 +122,7 @@ class LinearClassifier(ABC):
     def _walk(self, vectors: Any, positions: np.ndarray | None = None) -> Iterator[Float[Tensor, "rows classes"]]:
         require_matrix(vectors)
         if vectors.shape[1] != len(self.mean_):
-            raise InputError(f"The vectors have {vectors.shape[1]} numbers, those in fit had {len(self.mean_)}.")
+            raise InputError(f"The vectors have {vectors.shape[1]} dimensions, those in fit had {len(self.mean_)}.")
         places = np.arange(len(vectors)) if positions is None else positions
         rows = Rows(vectors, places, np.zeros(len(places), np.int64), self._device)
         joined = torch.cat([self.weights_, self.intercepts_[:, None]], dim=1)

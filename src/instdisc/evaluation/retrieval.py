@@ -59,7 +59,7 @@ def retrieval(
     Raises InputError if shapes misfit or nobody can ask.
     """
     require_matrix(vectors)
-    place = torch.device(device)
+    torch_device = torch.device(device)
     values = integers(labels, len(vectors))
     found = np.flatnonzero(values >= 0)
     among = test_vectors is None
@@ -70,18 +70,18 @@ def retrieval(
     if not len(able):
         raise InputError("No picture shares its class with another, so that none can be looked for.")
     queries = able[np.unique(np.linspace(0, len(able) - 1, min(most_queries, len(able))).astype(int))]
-    rows = normalize(widened(vectors, found, place), dim=1, eps=1e-12)
-    codes = torch.from_numpy(values[found]).to(place)
+    rows = normalize(widened(vectors, found, torch_device), dim=1, eps=1e-12)
+    codes = torch.from_numpy(values[found]).to(torch_device)
     precisions, recalls, shares = 0.0, dict.fromkeys(at, 0), dict.fromkeys(at, 0)
     size = max(1, _SCORES // len(found))
     with Bar(len(queries), "Measuring retrieval", "queries") as bar, torch.no_grad():
         for first in range(0, len(queries), size):
             part = queries[first : first + size]
-            scores = normalize(widened(asking, part, place), dim=1, eps=1e-12) @ rows.T
+            scores = normalize(widened(asking, part, torch_device), dim=1, eps=1e-12) @ rows.T
             if among:
                 scores[torch.arange(len(part)), torch.from_numpy(np.searchsorted(found, part))] = -torch.inf
             order = scores.argsort(dim=1, descending=True, stable=True)
-            right = codes[order] == torch.from_numpy(wanted[part]).to(place)[:, None]
+            right = codes[order] == torch.from_numpy(wanted[part]).to(torch_device)[:, None]
             if among:
                 right = right[:, :-1]  # the query itself comes last
             precisions += float(average_precision(right).sum(dtype=torch.float64))

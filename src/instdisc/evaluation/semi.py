@@ -79,14 +79,14 @@ class FineTuning:
         self.classes_, codes = np.unique(values, return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError("Fine-tuning tells classes apart: the labels name fewer than two.")
-        place, self._view = pictures.device, encoder.preprocessing
-        of_instance = torch.zeros(pictures.count, dtype=torch.long, device=place)
-        of_instance[torch.from_numpy(instances).to(place)] = torch.from_numpy(codes).to(place)
-        sure = torch.ones(pictures.count, device=place)
+        device, self._view = pictures.device, encoder.preprocessing
+        of_instance = torch.zeros(pictures.count, dtype=torch.long, device=device)
+        of_instance[torch.from_numpy(instances).to(device)] = torch.from_numpy(codes).to(device)
+        sure = torch.ones(pictures.count, device=device)
         if weights is not None:
-            sure[torch.from_numpy(instances).to(place)] = torch.from_numpy(weights).float().to(place)
-        network = _with_classifier(encoder, len(self.classes_)).to(place)
-        self.network_ = network.to(memory_format=torch.channels_last) if place.type != "mps" else network
+            sure[torch.from_numpy(instances).to(device)] = torch.from_numpy(weights).float().to(device)
+        network = _with_classifier(encoder, len(self.classes_)).to(device)
+        self.network_ = network.to(memory_format=torch.channels_last) if device.type != "mps" else network
         epochs = self.epochs or max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, _VIEWS // len(instances)))
         per_epoch = max(1, round(len(instances) / min(_BATCH, max(2, len(instances) // 8))))
         orders = (draws.permutation(len(instances), seed=self.seed, step=epoch) for epoch in range(epochs))
@@ -107,7 +107,7 @@ class FineTuning:
                 images = self.augmentation(
                     batch.images, batch.indices, pictures.aspects[batch.indices], seed=self.seed, step=step
                 )
-                with autocast(place, self.precision):
+                with autocast(device, self.precision):
                     scores = self.network_(images)
                 losses = cross_entropy(scores.float(), of_instance[batch.indices], reduction="none")
                 (sure[batch.indices] * losses).mean().backward()

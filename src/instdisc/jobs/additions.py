@@ -58,7 +58,7 @@ class Grown:
 
 
 class _Places:
-    """The sources of a run with what describes each; one place is one part, however often it was named."""
+    """The sources of a run with what describes each; one location is one part, however often it was named."""
 
     def __init__(self, collection: Collection, moved_to: Any) -> None:
         facts = collection.facts
@@ -72,7 +72,7 @@ class _Places:
                 raise InputError(f"{described['given']}, from where pictures were added, can't be opened: put it back.")
 
     def number(self, described: Mapping[str, Any], source: Source) -> int:
-        """The part of this place, a new one where there was none."""
+        """The part of this location, a new one where there was none."""
         for number, known in enumerate(self.described):
             if known["given"] == described["given"] and known["split"] == described["split"]:
                 return number
@@ -184,15 +184,15 @@ class _Came:
             names, locations = (pc.cast(table[one], pa.large_binary()).to_pylist() for one in ("id", "location"))
             seen = there | frozenset(where)
             new = [
-                place
-                for place, location in enumerate(locations)
+                position
+                for position, location in enumerate(locations)
                 if location not in seen
-                and (not unreadable & {location, names[place]} or _readable(source, int(found[place])))
+                and (not unreadable & {location, names[position]} or _readable(source, int(found[position])))
             ]
             numbers.append(np.full(len(new), number))
             rows.append(found[new])
-            own += [names[place] for place in new]
-            where += [locations[place] for place in new]
+            own += [names[position] for position in new]
+            where += [locations[position] for position in new]
         self.part, self.rows, self._own, self._where = np.concatenate(numbers), np.concatenate(rows), own, where
         self._sources = places.sources
 

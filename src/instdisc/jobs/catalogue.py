@@ -18,7 +18,7 @@ from instdisc.search.catalogue import Catalogue, split_marks
 
 
 def described_pictures(run: Run, added: Sequence[Any] = ()) -> tuple[pa.Table, np.ndarray, list[str]]:
-    """(id and location, label as a place in the names or -1, names) of a run's pictures, then of those that were added.
+    """(id and location, label as a position in the names or -1, names) of a run's pictures, then of those added.
 
     added: for each part a table with the columns id, location, label ("" for none). Labels of the run's own pictures
     are those of their source, where it can be opened.

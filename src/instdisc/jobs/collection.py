@@ -152,7 +152,7 @@ class Collection:
         return self.run.has_pictures()
 
     def content(self, row: int) -> Any:
-        """A picture as its source has it, of which `decode` makes pixels; UnreadableError where it is unavailable."""
+        """A picture as its source has it (`decode` makes pixels of it); UnreadableError where it is unavailable."""
         if row < len(self.rows):
             try:
                 return self.training_source().read(int(self.rows[row]))

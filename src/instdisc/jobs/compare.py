@@ -42,12 +42,12 @@ def compare(
     neighbours: k; None = 200, or as many labelled pictures as a run has.
     vectors: as `Encoder.embed` takes it; "search" compares embeddings where one of the runs has no search vectors.
     Pictures that can't be read are left out. Returns for each run top1, interval and neighbours, and the paired test.
-    Raises InputError, with a sentence for a person, for what can't be.
+    Raises InputError for an invalid argument.
     """
     if ranks.world() > 1:
         raise InputError("Runs are compared by one process: start it without torchrun.")
-    place = ranks.device(device)
-    keep_freed_memory(place.type)
+    torch_device = ranks.device(device)
+    keep_freed_memory(torch_device.type)
     testing = open_source(source, labels=labels)
     testing.need_labels()
     log_lines(say, testing.label_notes)

@@ -52,7 +52,7 @@ class Copy(Entry):
 
 @dataclass(frozen=True)
 class Duplicates:
-    """copies: those that could go, the most certain first."""
+    """copies: those to remove, the most certain first."""
 
     kept: Copy
     copies: list[Copy]
@@ -62,7 +62,7 @@ class Duplicates:
 class Looked:
     """Pictures that were looked at. Places count those in `stored`; entries: what is known of some, with today's paths.
 
-    contents(place): as a source gives it; UnreadableError where it can't.
+    contents(position): as a source gives it; UnreadableError where it can't.
     """
 
     stored: Fingerprints
@@ -92,24 +92,24 @@ def look_at_collection(collection: Collection, *, show: bool = False) -> Looked:
         for source, theirs, ours in parts:
             here = np.flatnonzero((place_of[ours] >= 0) & asked[place_of[ours]])
             here = here[np.argsort(theirs[here], kind="stable")]
-            places = dict(zip(theirs[here].tolist(), place_of[ours[here]].tolist(), strict=True))
+            positions = dict(zip(theirs[here].tolist(), place_of[ours[here]].tolist(), strict=True))
             asked[place_of[ours[here]]] = False
             for row, content in source.iterate(theirs[here]):
-                yield places[row], content
-        for place in np.flatnonzero(asked).tolist():
-            yield place, _file_or_error(locations[place])
+                yield positions[row], content
+        for position in np.flatnonzero(asked).tolist():
+            yield position, _file_or_error(locations[position])
 
-    def contents(place: int) -> Any:
+    def contents(position: int) -> Any:
         try:
-            return collection.content(int(rows[place]))
+            return collection.content(int(rows[position]))
         except UnreadableError:
-            found = _file_or_error(locations[place])
+            found = _file_or_error(locations[position])
             if isinstance(found, UnreadableError):
                 raise found from None
             return found
 
-    def entries(places: Sequence[int]) -> list[Entry]:
-        return [replace(known[place], path=os.fsdecode(locations[place])) for place in places]
+    def entries(positions: Sequence[int]) -> list[Entry]:
+        return [replace(known[position], path=os.fsdecode(locations[position])) for position in positions]
 
     stored = stored_fingerprints(collection.folder.thumbnails, marks_of(ids, locations), read, show=show)
     if refused is not None and not len(stored.readable()):
@@ -129,7 +129,7 @@ def marks_now(collection: Collection, rows: np.ndarray) -> UInt8[np.ndarray, "ro
 def _names_now(
     collection: Collection, rows: np.ndarray, parts: Sequence[Part]
 ) -> tuple[np.ndarray, list[bytes], list[bytes]]:
-    """The place among `rows` of each row of the collection (-1: none); their ids, and where they stand now."""
+    """The position among `rows` of each row of the collection (-1: none); their ids, and where they stand now."""
     place_of = np.full(len(collection.index), -1)
     place_of[rows] = np.arange(len(rows))
     known = collection.index.entries(rows)
@@ -138,9 +138,9 @@ def _names_now(
     for number, (source, theirs, ours) in enumerate(parts):
         here = place_of[ours] >= 0
         now = Subset(source, theirs[here])
-        for place, location in zip(place_of[ours[here]].tolist(), now.locations(0, len(now)), strict=True):
-            ids[place] = b"%d " % number + ids[place]  # parts that were added may have the ids of others
-            locations[place] = location
+        for position, location in zip(place_of[ours[here]].tolist(), now.locations(0, len(now)), strict=True):
+            ids[position] = b"%d " % number + ids[position]  # parts that were added may have the ids of others
+            locations[position] = location
     return place_of, ids, locations
 
 
@@ -154,16 +154,16 @@ def _file_or_error(location: bytes) -> bytes | UnreadableError:
 def look_at_source(source: Source, file: Path, *, show: bool = False) -> Looked:
     """The pictures of a source; their thumbnails stay in `file`. Raises InputError where none can be read."""
 
-    def entries(places: Sequence[int]) -> list[Entry]:
+    def entries(positions: Sequence[int]) -> list[Entry]:
         labels = source.labels
         return [
             Entry(
-                place,
-                source.identifier(place),
-                source.location(place),
-                "" if labels is None else source.class_name(int(labels[place])),
+                position,
+                source.identifier(position),
+                source.location(position),
+                "" if labels is None else source.class_name(int(labels[position])),
             )
-            for place in places
+            for position in positions
         ]
 
     marks = marks_of(source.identifiers(0, len(source)), source.locations(0, len(source)))
@@ -187,48 +187,53 @@ def grouped(
 ) -> list[Duplicates]:
     """All copies, each with the one that is kept in its place; the most certain first.
 
-    proposed: pairs of places to look at beside those that look alike. cosine: of two places, for `Copy.score`. sharp:
-    work out the sharpness of every picture that is named, which decodes it.
+    proposed: pairs of positions to look at beside those that look alike. cosine: of two positions, for `Copy.score`.
+    sharp: work out the sharpness of every picture that is named, which decodes it.
     """
     finder = Finder(looked.stored, looked.contents, show=show)
     facts = _Facts(looked, sharp or keep == "sharpest")
     proven = finder.within(proposed)
-    with Bar(len({place for pair in proven for place in pair}), "Looking at copies", "pictures", show) as bar:
+    with Bar(len({position for pair in proven for position in pair}), "Looking at copies", "pictures", show) as bar:
         groups = finder.groups(proven, partial(_best_first, facts, keep, bar))
     return [_duplicates(group, facts, cosine) for group in groups]
 
 
 def _duplicates(group: Group, facts: _Facts, cosine: Callable[[int, int], float] | None) -> Duplicates:
-    def named(place: int, kind: str, changes: tuple[str, ...], agreement: float) -> Copy:
-        score = None if cosine is None else cosine(group.best, place)
+    def named(position: int, kind: str, changes: tuple[str, ...], agreement: float) -> Copy:
+        score = None if cosine is None else cosine(group.best, position)
         return Copy(
-            **vars(facts.entry(place)), kind=kind, changes=changes, agreement=agreement, score=score, **facts.of(place)
+            **vars(facts.entry(position)),
+            kind=kind,
+            changes=changes,
+            agreement=agreement,
+            score=score,
+            **facts.of(position),
         )
 
-    copies = [named(place, proof.kind, proof.changes, proof.agreement) for place, proof in group.copies]
+    copies = [named(position, proof.kind, proof.changes, proof.agreement) for position, proof in group.copies]
     return Duplicates(named(group.best, "", (), 1.0), copies)
 
 
-def _best_first(facts: _Facts, keep: str, bar: Bar, places: Sequence[int]) -> list[int]:
+def _best_first(facts: _Facts, keep: str, bar: Bar, positions: Sequence[int]) -> list[int]:
     """The one to keep first: most pixels, most bytes, the oldest date, the likelier original format."""
     known = {}
-    for place in places:
-        known[place] = facts.of(place)
+    for position in positions:
+        known[position] = facts.of(position)
         bar.advance()
     if keep == "oldest" and all(one["modified"] is None for one in known.values()):
         raise InputError(
-            f"{facts.entry(places[0]).path} is no file of its own, so that its age is not known: keep the largest or "
-            "the sharpest."
+            f"{facts.entry(positions[0]).path} is no file of its own, so that its age is not known: keep the "
+            "largest or the sharpest."
         )
 
-    def order(place: int) -> tuple[Any, ...]:
-        one = known[place]
+    def order(position: int) -> tuple[Any, ...]:
+        one = known[position]
         age = np.inf if one["modified"] is None else one["modified"]
         kind = _FORMATS.index(one["format"]) if one["format"] in _FORMATS else len(_FORMATS)
-        usual = (-one["width"] * one["height"], -(one["size"] or 0), age, kind, place)
+        usual = (-one["width"] * one["height"], -(one["size"] or 0), age, kind, position)
         return {"largest": usual, "oldest": (age, *usual), "sharpest": (-(one["sharpness"] or 0), *usual)}[keep]
 
-    return sorted(places, key=order)
+    return sorted(positions, key=order)
 
 
 class _Facts:
@@ -239,27 +244,27 @@ class _Facts:
         self._entries: dict[int, Entry] = {}
         self._known: dict[int, dict[str, Any]] = {}
 
-    def entry(self, place: int) -> Entry:
-        if place not in self._entries:
-            self._entries[place] = self._looked.entries([place])[0]
-        return self._entries[place]
+    def entry(self, position: int) -> Entry:
+        if position not in self._entries:
+            self._entries[position] = self._looked.entries([position])[0]
+        return self._entries[position]
 
-    def of(self, place: int) -> dict[str, Any]:
-        if place not in self._known:
-            record = self._looked.stored.records[place]
-            self._known[place] = {
+    def of(self, position: int) -> dict[str, Any]:
+        if position not in self._known:
+            record = self._looked.stored.records[position]
+            self._known[position] = {
                 "width": int(record["width"]),
                 "height": int(record["height"]),
                 "size": int(record["bytes"]) or None,
                 "format": record["format"].decode(),
-                "sharpness": self._sharpness(place) if self._sharp else None,
-                "modified": _modified(self.entry(place).path),
+                "sharpness": self._sharpness(position) if self._sharp else None,
+                "modified": _modified(self.entry(position).path),
             }
-        return self._known[place]
+        return self._known[position]
 
-    def _sharpness(self, place: int) -> float:
+    def _sharpness(self, position: int) -> float:
         try:
-            return sharpness(decode(self._looked.contents(place)))
+            return sharpness(decode(self._looked.contents(position)))
         except UnreadableError:
             return 0.0
 

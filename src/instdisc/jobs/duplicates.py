@@ -1,6 +1,6 @@
 """`instdisc duplicates`: copies in a collection, proven by their pixels, which of them to keep, and look-alikes.
 
-Nothing is deleted: CSV files, a list of what could go, and a sheet to look at are written. Only what is proven to be a
+Nothing is deleted: CSV files, a list of what to remove, and a sheet to look at are written. Only what is proven to be a
 copy stands in the list.
 """
 
@@ -22,7 +22,7 @@ from instdisc.files import csv_text, write_text
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import KEEP, Duplicates, grouped, look_at_collection, look_at_source
-from instdisc.jobs.copies import sharpness as sharpness  # its place until the copies had a file of their own
+from instdisc.jobs.copies import sharpness as sharpness  # its position until the copies had a file of their own
 from instdisc.jobs.search import picture_or_grey, pixels_or_grey
 from instdisc.jobs.sources import findable, log_lines
 from instdisc.report import neighbour_sheet
@@ -43,7 +43,7 @@ Say = Callable[[str], None] | None
 class LookAlikes:
     """Pictures whose vectors are alike, and which are not proven to be copies. worst: the two least alike, by path.
 
-    score: their cosine. Nothing says that one of them could go.
+    score: their cosine. Nothing marks one of them for removal.
     """
 
     pictures: list[Entry]
@@ -71,10 +71,10 @@ def duplicates(
     RUN/duplicates without. bank: let the rows of the bank propose, in place of vectors of the pictures as they are.
     approximate: let an HNSW graph find the neighbours (the extra `ann`), sooner for a million pictures. The processes
     of torchrun share that; the main one does the rest and returns what was found, the others nothing. Raises InputError
-    for what can't be.
+    for an invalid argument.
     """
     _check_keep(keep)
-    with ranks.together():
+    with ranks.distributed():
         collection, say = opened(run, bank, approximate, train_source, device, say)
         _, vectors = collection.index.present(ranks.device(device))
         near = graph_of(collection, vectors, say).neighbours_of_all if approximate else None
@@ -120,12 +120,12 @@ def look_alikes(
     device: str = "auto",
     say: Say = print,
 ) -> list[LookAlikes]:
-    """Groups of pictures of which every two have at least the cosine `threshold`; the most alike first.
+    """Groups of pictures, every two with at least the cosine `threshold`; the most alike first.
 
     threshold: 0.85 of search vectors and 0.95 of embeddings and rows of the bank, where none is given. copies: what
     `duplicates` found: of each such group only the kept one takes part. look_alikes.csv is written; the rest as there.
     """
-    with ranks.together():
+    with ranks.distributed():
         collection, say = opened(run, bank, approximate, train_source, device, say)
         rows, vectors = collection.index.present(ranks.device(device))
         listed = ranks.broadcast_object([copy.row for group in copies for copy in group.copies])
@@ -139,7 +139,7 @@ def look_alikes(
     found = []
     for group in sorted(linked(pairs), key=lambda group: (-group.score, group.members)):
         members = entries_now(collection, rows[list(group.members)])
-        worst = tuple(members[group.members.index(place)].path for place in group.worst)
+        worst = tuple(members[group.members.index(position)].path for position in group.worst)
         found.append(LookAlikes(members, (worst[0], worst[1]), group.score))
     lines = (
         (number, one.path, one.id, one.label, f"{group.score:.6f}", "yes" if one.path in group.worst else "no")
@@ -168,16 +168,16 @@ def _check_keep(keep: str) -> None:
 
 
 def proposed_pairs(vectors: Vectors, say: Say, near: Callable[..., Any] | None = None) -> np.ndarray:
-    """int64 (pairs, 2): each place with those of its nearest neighbours. near: who finds them; exactly without."""
+    """int64 (pairs, 2): each position with those of its nearest neighbours. near: who finds them; exactly without."""
     neighbours = min(PROPOSED, vectors.count - 1)
     if neighbours < 1:
         return np.zeros((0, 2), np.int64)
-    _, places = (near or partial(neighbours_of_all, vectors))(neighbours, show=say is not None)
-    return np.stack([np.repeat(np.arange(vectors.count), neighbours), places.ravel()], axis=1)
+    _, positions = (near or partial(neighbours_of_all, vectors))(neighbours, show=say is not None)
+    return np.stack([np.repeat(np.arange(vectors.count), neighbours), positions.ravel()], axis=1)
 
 
 def cosines(vectors: Vectors) -> Callable[[int, int], float]:
-    """The cosine of two places."""
+    """The cosine of two positions."""
 
     def cosine(one: int, other: int) -> float:
         first, second = vectors.pick(np.array([one, other]))

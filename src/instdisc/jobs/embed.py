@@ -48,18 +48,26 @@ def embed(
     """Embed every picture of `source` with a run's encoder into `out` (.parquet or .npy); an interrupted job goes on.
 
     vectors, precision: as `Encoder.embed` takes it. restart: throw away what an interrupted job had done.
-    Raises InputError for what can't be.
+    Raises InputError for an invalid argument.
     """
     check_ending(Path(out))
-    with ranks.together():
-        place = ranks.device(device)
+    with ranks.distributed():
+        torch_device = ranks.device(device)
         encoder = Run(run).encoder(device)
         pictures = open_source(source, labels=labels, limit=limit)
         log_lines(say if ranks.is_main() else None, pictures.label_notes)
         if vectors == "search" and encoder.whitening is None and say is not None and ranks.is_main():
             say(f"{run} has no search vectors yet, as at the end of a run: the embedding takes their place.")
         written = embed_to(
-            out, encoder, pictures, place, batch=batch, vectors=vectors, precision=precision, restart=restart, say=say
+            out,
+            encoder,
+            pictures,
+            torch_device,
+            batch=batch,
+            vectors=vectors,
+            precision=precision,
+            restart=restart,
+            say=say,
         )
         if pictures.skipped and ranks.is_main():
             listed = written.path.with_name(f"{written.path.name}.quarantine.csv")
@@ -75,7 +83,7 @@ def embed_to(
     out: str | Path,
     encoder: Encoder,
     pictures: Source,
-    place: torch.device,
+    device: torch.device,
     *,
     batch: int = 256,
     vectors: str = "search",
@@ -83,11 +91,11 @@ def embed_to(
     restart: bool | Literal["other"] = False,
     say: Callable[[str], None] | None = None,
 ) -> Written:
-    """The same with an encoder, which is moved to `place`, and a source that are open already. Every rank calls it.
+    """The same with an encoder, which is moved to `device`, and a source that are open already. Every rank calls it.
 
     restart: "other" throws away only the work of another job.
     """
-    autocast(place, precision)  # a name that is none is refused before anything is read
+    autocast(device, precision)  # a name that is none is refused before anything is read
     dim = encoder.dimensions(vectors)
     digest = hashlib.sha256(repr(encoder.describe()).encode())
     for name, values in sorted(encoder.state_dict().items()):
@@ -96,8 +104,8 @@ def embed_to(
         digest.update(precision.encode())
     if vectors == "search" and encoder.whitening is not None:  # nor those of two kinds
         digest.update(encoder.whitening.digest.encode())
-    encoder.to(place)
-    keep_freed_memory(place.type)
+    encoder.to(device)
+    keep_freed_memory(device.type)
     if say is not None and ranks.is_main():
         say(f"Embedding {counted(len(pictures), 'picture')} of {pictures.name}.")
 
@@ -166,8 +174,8 @@ def vectors_of(
     The one way from a source to vectors: OUT.quarantine.csv says what could not be read; an interrupted start goes on,
     and the work of another encoder or source is thrown away. vectors: as `Encoder.embed_stream` takes it.
     """
-    place = next(encoder.parameters()).device
-    written = embed_to(out, encoder, source, place, vectors=vectors, batch=batch, restart="other")
+    device = next(encoder.parameters()).device
+    written = embed_to(out, encoder, source, device, vectors=vectors, batch=batch, restart="other")
     if say is not None:
         be = "was" if written.count == 1 else "were"
         say(f"{written.count:,} of {counted(len(source), 'picture')} of {source.name} {be} embedded.")

@@ -48,10 +48,12 @@ class Erasing:
         self._training = len(collection.rows)
         self._own = rows[rows < self._training]
         entries = collection.index.entries(rows)
-        places = {one.path for one in entries}
-        places |= {collection.location(row) for row in self._own.tolist()} if collection.moved_to is not None else set()
-        self.locations = sorted(os.fsencode(place) for place in places)
-        self._forgotten = {one.id for one in entries} | places
+        positions = {one.path for one in entries}
+        positions |= (
+            {collection.location(row) for row in self._own.tolist()} if collection.moved_to is not None else set()
+        )
+        self.locations = sorted(os.fsencode(position) for position in positions)
+        self._forgotten = {one.id for one in entries} | positions
         self.drop: list[Path] = []
         self.erased: dict[str, str] = {}
 
@@ -279,9 +281,9 @@ def erase_cached_pixels(collection: Collection, rows: np.ndarray) -> dict[str, s
     sources: list[tuple[Source, np.ndarray]] = [(source, collection.rows[own])]
     sources.append((Subset(source, collection.rows), own))
     done = {}
-    for opened, places in sources:
+    for opened, positions in sources:
         for side in {settings.stored_side}:
             cache = PixelCache.of(opened, folder, side)
-            if count := cache.erase(places):
+            if count := cache.erase(positions):
                 done[f"cache/{cache.path.name}"] = f"the stored pixels of {count}"
     return done

@@ -88,9 +88,9 @@ def evaluate(
     bank: take the bank's own rows for the training pictures, and not vectors recomputed without augmentation.
     published, weights: a published encoder to compare with, frozen (jobs/frozen.py): its name, its safetensors file.
     labels: of `source`, or of the training pictures without one. train_source: where the training pictures are now.
-    Raises InputError, with a sentence for a person, for what can't be.
+    Raises InputError for an invalid argument.
     """
-    with ranks.together():
+    with ranks.distributed():
         return _evaluate(
             Run(run, train_source=train_source, verify=None),
             source,
@@ -125,19 +125,19 @@ def _evaluate(
     check_measures(measures)
     check_shares(shares)
     votes_temperature = temperature_of(temperature, run.facts)
-    place = ranks.device(device)
-    keep_freed_memory(place.type)
+    torch_device = ranks.device(device)
+    keep_freed_memory(torch_device.type)
     encoder = run.encoder(device)
     training, testing = _sources(run, source, labels)
     log = say if say is not None and ranks.is_main() else None
     log_lines(log, (testing or training).label_notes)
     check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
     bank_rows = own_bank_rows(run, len(training)) if bank or "quality" in measures else None
-    fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(place)
+    fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(torch_device)
     # pixels are compared at the pictures' own size where that is small: enlarging them would only blur them
     shown = look_at(training).side
     side = min(PIXEL_SIDE, encoder.preprocessing.size, shown)
-    other = compared_with(*published, shown, place, log)
+    other = compared_with(*published, shown, torch_device, log)
     scratch = _scratch(run.folder)
     levels = needs_levels(measures)
     try:
@@ -148,30 +148,30 @@ def _evaluate(
         own = None if bank_rows is None or "quality" not in measures else bank_quality(run, *bank_rows, train)
         if bank and bank_rows is not None:
             train = with_bank_rows(train, *bank_rows)
-        report = _without_labels(run, ((training, train), (testing, test)), place)
+        report = _without_labels(run, ((training, train), (testing, test)), torch_device)
         if own is not None:
             report["bank_quality"] = own
         if train.labels is not None and (test is None or test.labels is not None):
             k = neighbours_of(neighbours, train, leave_one_out=test is None)
             train, test = _with_untrained_whitened(train, test, list(fresh.search_levels().values()))
-            report |= _accuracies(train, test, k, votes_temperature, place)
+            report |= _accuracies(train, test, k, votes_temperature, torch_device)
             if other is not None:
                 votes = {"neighbours": k, "temperature": votes_temperature}
                 report["baselines"] |= published_knn(other, training, testing, scratch, **votes)
             report["best"] = best_vectors(report)
             how = _how(k, votes_temperature, train, test, bank)
             report["settings"] = how | {"published": None if other is None else other.origin}
-            report |= further_measures(measures, train, test, place)
+            report |= further_measures(measures, train, test, torch_device)
             opened = (training, train), (testing, test)
             if "semi" in measures:
-                report["semi"] = _with_few_labels(run, encoder, opened, shares, place, log)
+                report["semi"] = _with_few_labels(run, encoder, opened, shares, torch_device, log)
         if ranks.is_main() and ranks.world() == 1:
             report["neighbours_sheet"] = _draw_sheet(run.folder, training, train, testing, test)
         ranks.barrier()  # on success only: after an error on one rank the others would never come here
     finally:
         if ranks.is_main():
             shutil.rmtree(scratch, ignore_errors=True)
-    return _written(run.folder, report | _when(place, started))
+    return _written(run.folder, report | _when(torch_device, started))
 
 
 def _written(folder: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
@@ -193,10 +193,10 @@ def _how(k: int, temperature: float, train: Vectors, test: Vectors | None, bank:
     }
 
 
-def _when(place: torch.device, started: float) -> dict[str, Any]:
+def _when(device: torch.device, started: float) -> dict[str, Any]:
     """Where and when it was measured, and how long that took."""
     seconds = round(time.monotonic() - started, 2)
-    here = {"device": str(place), "ranks": ranks.world(), "seconds": seconds}
+    here = {"device": str(device), "ranks": ranks.world(), "seconds": seconds}
     return here | {"date": time.strftime("%Y-%m-%d"), "instdisc": __version__}
 
 
@@ -211,7 +211,7 @@ def _sources(run: Run, source: Any, labels: Any) -> tuple[Source, Source | None]
     return training, testing
 
 
-def _without_labels(run: Run, opened: Opened, place: torch.device) -> dict[str, Any]:
+def _without_labels(run: Run, opened: Opened, device: torch.device) -> dict[str, Any]:
     """The report as far as it needs no labels, and why there are none, if there should be."""
     (training, train), (testing, test) = opened
     report = {
@@ -220,7 +220,7 @@ def _without_labels(run: Run, opened: Opened, place: torch.device) -> dict[str, 
         "epoch": run.checkpoint.facts.get("epoch"),
         "train": {"source": training.name, "pictures": everywhere(len(train.rows))},
         "test": None if test is None or testing is None else _about(testing, test),
-        "quality": asdict(health(_sample_of_all((test or train).trained, place))),
+        "quality": asdict(health(_sample_of_all((test or train).trained, device))),
     }
     problems = [of.labels_problem for of in (training, testing) if of is not None and of.labels_problem]
     return report | ({"labels_problem": problems[0]} if problems else {})
@@ -231,7 +231,7 @@ def _with_few_labels(
     encoder: Encoder,
     opened: Opened,
     shares: Sequence[float],
-    place: torch.device,
+    device: torch.device,
     log: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     """What few labels give, with its plot. opened: sources and vectors of the training and the test pictures."""
@@ -249,7 +249,7 @@ def _with_few_labels(
         run.folder.few_labels_draws,
         shares=shares,
         # What the trial of the training found faster, where this is the same kind of device.
-        precision=chosen["precision"] if chosen["device"].startswith(place.type) else "auto",
+        precision=chosen["precision"] if chosen["device"].startswith(device.type) else "auto",
     )
     return found | {"plot": _draw_semi(run.folder, found)}
 
@@ -265,16 +265,16 @@ def _scratch(folder: RunFolder) -> Path:
     return Path(ranks.broadcast_object(made))
 
 
-def _sample_of_all(vectors: np.ndarray, place: torch.device) -> Float[Tensor, "sample dim"]:
+def _sample_of_all(vectors: np.ndarray, device: torch.device) -> Float[Tensor, "sample dim"]:
     """At most 4,096 vectors of all ranks together, for the label-free figures."""
     own = sample_rows(torch.from_numpy(vectors), 4096 // ranks.world())
-    return ranks.gather(own.to(place)).cpu()
+    return ranks.gather(own.to(device)).cpu()
 
 
 def _accuracies(
-    train: Vectors, test: Vectors | None, neighbours: int, temperature: float, place: torch.device
+    train: Vectors, test: Vectors | None, neighbours: int, temperature: float, torch_device: torch.device
 ) -> dict[str, Any]:
-    device = place if place.type == "cuda" else torch.device("cpu")
+    device = torch_device if torch_device.type == "cuda" else torch.device("cpu")
 
     def measure(kind: str, *, centre: bool = False) -> dict[str, Any] | None:
         if getattr(train, kind) is None:

@@ -67,7 +67,7 @@ def export(
     """Write what is asked for (onnx, timm, vectors) into the folder `out`; the files made.
 
     bank: take the vectors that are there, the rows of the bank perhaps, and compute none.
-    Raises InputError for what can't be: a kind that is none, a library that is missing, a backbone that is not timm's.
+    Raises InputError for an unknown kind, a missing library, a backbone that is not timm's.
     """
     unknown = [kind for kind in only if kind not in KINDS]
     if unknown:

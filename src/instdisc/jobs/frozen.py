@@ -99,7 +99,7 @@ def compared_with(
     name: str | None,
     weights: str | Path | None,
     shown: int,
-    place: torch.device,
+    device: torch.device,
     log: Callable[[str], None] | None,
 ) -> Encoder | None:
     """The published encoder to compare with; None where none was named. Refused before everything is embedded."""
@@ -109,7 +109,7 @@ def compared_with(
         return None
     if ranks.world() > 1:
         raise InputError("A published encoder is measured by one process: evaluate without torchrun.")
-    encoder = published_encoder(name, weights, shown=shown).to(place)
+    encoder = published_encoder(name, weights, shown=shown).to(device)
     if log is not None:
         log(f"Published encoder: {name}, {encoder.origin}, at {encoder.config.image_size} px.")
     return encoder

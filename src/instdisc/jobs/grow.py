@@ -1,4 +1,4 @@
-"""`instdisc train RUN --add`: a run that grows by new pictures, and lets go of those that have gone.
+"""`instdisc train RUN --add`: a run that grows by new pictures, and drops those that are gone.
 
 Rows of pictures that are kept stay as they are; rows of new and of edited pictures start as the run's own encoder
 embeds them; then old and new take part in a short run. All of it happens in RUN/growing/, a run folder of its own: a
@@ -64,12 +64,12 @@ def grow(
         takes it, with labels, split, limit. train_source: where the run's own pictures are now, if they were moved.
     resume: go on with an addition that was interrupted, or start it where there is none.
     overrides: any field of Settings; without epochs or minutes, a tenth of the run's epochs, at half its learning rate.
-    Ids, hand labels and tags of kept pictures stay. Raises InputError for what can't be. Examples:
+    Ids, hand labels and tags of kept pictures stay. Raises InputError for an invalid argument. Examples:
 
         grow("runs/mine")                                    # pictures that came to the folder it was trained on
         grow("runs/mine", "new/", epochs=5)
     """
-    with ranks.together():
+    with ranks.distributed():
         if ranks.world() > 1:
             raise InputError("An addition is one process's work: start it without torchrun.")
     folder = RunFolder(run)
@@ -250,9 +250,9 @@ def _take_over(folder: RunFolder, stage: RunFolder, device: str, say: Say) -> No
 
 def _by_instances(kept: np.ndarray, new_row: np.ndarray) -> np.ndarray:
     """Rows of the gathered pictures as rows of the collection: those that could not be read have none."""
-    place = np.full(int(max(kept.max(), new_row.max())) + 2, -1)
-    place[kept] = np.arange(len(kept))
-    return place[new_row]  # -1 takes the last, which is -1
+    position = np.full(int(max(kept.max(), new_row.max())) + 2, -1)
+    position[kept] = np.arange(len(kept))
+    return position[new_row]  # -1 takes the last, which is -1
 
 
 def _mapped(rows: np.ndarray, marked: np.ndarray) -> np.ndarray:

@@ -39,12 +39,12 @@ def reopen(run: RunFolder, facts: Mapping[str, Any], moved_to: Any = None) -> So
     moved_to: where they are now, if they were moved, or the arrays in memory.
     """
     if has_no_encoder(facts):
-        place = facts["source"]["given"] if moved_to is None else findable(moved_to)
-        return _given_source(run, facts, place, moved_to is not None)
+        location = facts["source"]["given"] if moved_to is None else findable(moved_to)
+        return _given_source(run, facts, location, moved_to is not None)
     return as_before(run, facts, open_parts(run, facts, moved_to))
 
 
-def _given_source(run: RunFolder, facts: Mapping[str, Any], place: Any, moved: bool) -> Source:
+def _given_source(run: RunFolder, facts: Mapping[str, Any], location: Any, moved: bool) -> Source:
     """The rows of vectors that were made elsewhere; without their pictures where these have gone."""
     try:
         with pa.OSFile(os.fsencode(run.given)) as file:
@@ -58,9 +58,9 @@ def _given_source(run: RunFolder, facts: Mapping[str, Any], place: Any, moved: b
             raise
         raise InputError(f"{run.given} can't be read ({error}): restore the run folder.") from None
     pictures = None
-    if place is not None:
+    if location is not None:
         try:
-            pictures = open_source(place, split=facts["source"]["split"], limit=facts["source"]["limit"])
+            pictures = open_source(location, split=facts["source"]["split"], limit=facts["source"]["limit"])
         except InputError:
             if moved:
                 raise
@@ -77,19 +77,19 @@ def open_parts(run: RunFolder, facts: Mapping[str, Any], moved_to: Any = None, *
     whole: without the limit that was given for some. Raises InputError where the first can't be opened.
     """
     first = facts["source"]
-    place = first["given"] if moved_to is None else findable(moved_to)
-    if place is None:
+    location = first["given"] if moved_to is None else findable(moved_to)
+    if location is None:
         raise InputError(
             f"{run.path} was trained on arrays in memory, which can't be opened again: give them as train_source."
         )
     limited = not whole and not facts["data"].get("gathered")
     try:
-        parts: list[Source | None] = [_opened(first, place, limited)]
+        parts: list[Source | None] = [_opened(first, location, limited)]
     except InputError as error:
         if moved_to is None:
             raise InputError(
                 f"{error} If the pictures of {run.path} are elsewhere now, or need a newly signed URL or a password, "
-                "name the place with --train-source."
+                "name the new location with --train-source."
             ) from None
         raise
     return [*parts, *later_parts(facts, limited=limited)]
@@ -106,8 +106,8 @@ def later_parts(facts: Mapping[str, Any], *, limited: bool = True) -> list[Sourc
     return parts
 
 
-def _opened(described: Mapping[str, Any], place: Any, limited: bool) -> Source:
-    source = open_source(place, split=described["split"], limit=described["limit"] if limited else None)
+def _opened(described: Mapping[str, Any], location: Any, limited: bool) -> Source:
+    source = open_source(location, split=described["split"], limit=described["limit"] if limited else None)
     if described["labels"] is not None:
         with suppress(LabelsError):  # it stops only who needs labels, and is told then
             source.set_labels(described["labels"])
@@ -146,14 +146,14 @@ def gathered(instances: pa.Table, parts: Parts, count: int) -> Gathered:
         here = np.flatnonzero(part == number)
         if source is not None and len(here):
             now[here] = rows_by_id(source, known.own.take(pa.array(here)))
-    place = np.full(count, -1)
-    place[rows] = np.arange(len(rows))
-    there = place >= 0
+    location = np.full(count, -1)
+    location[rows] = np.arange(len(rows))
+    there = location >= 0
     whole = np.stack([np.zeros(count, np.int64), np.full(count, -1)])
-    whole[:, there] = np.stack([part, now])[:, place[there]]
+    whole[:, there] = np.stack([part, now])[:, location[there]]
     first = next(source.name for source in parts if source is not None)
     name = first if len(parts) == 1 else f"{first} and {len(parts) - 1} more"
-    return Gathered(name, parts, known.take(place), whole[0], whole[1])
+    return Gathered(name, parts, known.take(location), whole[0], whole[1])
 
 
 def _found_again(known: Mapping[str, Any], found: Gathered) -> bool:

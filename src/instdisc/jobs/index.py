@@ -58,13 +58,13 @@ def add(
 
     bank: leave the vectors of the others as they are; without it they become search vectors first, where the run can
     make them. source, labels, split, limit: as `open_source` takes them; arrays in memory can't be added, since nothing
-    could show them later. Raises InputError for what can't be.
+    could show them later. Raises InputError for an invalid argument.
     """
     _check_dtype(dtype)
     described = describe_source(source, labels, split, limit)
     if described["given"] is None:
         raise InputError("Pictures in memory can't be added, since they could not be shown later: save them first.")
-    with ranks.together():
+    with ranks.distributed():
         say = say if ranks.is_main() else None
         searchable(run, bank=bank, device=device, say=say, by_ranks=True)
         with changing(run, by_ranks=True) as folder:
@@ -155,7 +155,7 @@ def recompute(
 def _recomputed(run: str | Path, vectors: str, train_source: Any, dtype: str, device: str, say: Say) -> tuple[Run, int]:
     """`recompute`, and the run as it was opened for it, under the lock."""
     _check_dtype(dtype)
-    with ranks.together(), changing(run, by_ranks=True) as folder:
+    with ranks.distributed(), changing(run, by_ranks=True) as folder:
         say = say if ranks.is_main() else None
         collection = Collection(folder.path, train_source=train_source, by_ranks=True)
         before = collection.changes
@@ -329,7 +329,7 @@ def tag(run: str | Path, name: str, *, where: str | None = None, label: str | No
 
 def reset(run: str | Path) -> None:
     """Forget all of it: the collection is the training pictures, with the rows of the bank."""
-    with ranks.together(), changing(run, by_ranks=True) as folder:
+    with ranks.distributed(), changing(run, by_ranks=True) as folder:
         ranks.on_main(lambda: _remove_all(folder.index))
 
 

@@ -16,12 +16,12 @@ from instdisc.runs import RunFolder
 from instdisc.training import read_metrics
 
 
-def info(place: Any, split: str | None = None) -> dict[str, str]:
-    """Facts for a person, name -> words, of a run folder or of a source, or several places. split: a part of it."""
-    folder = RunFolder(place) if isinstance(place, str | Path) else None
+def info(location: Any, split: str | None = None) -> dict[str, str]:
+    """Facts for a person, name -> words, of a run folder or of a source, or several locations. split: a part of it."""
+    folder = RunFolder(location) if isinstance(location, str | Path) else None
     if folder is not None and folder.exists():
         return about_run(Run(folder.path, verify=()))
-    return _of_source(place, split)
+    return _of_source(location, split)
 
 
 def about_run(run: Run) -> dict[str, str]:
@@ -43,7 +43,8 @@ def _of_run(run: Run) -> dict[str, str]:
         "pictures": f"{data['readable']:,} of {config['source']['name']}"
         + (f" ({data['rows'] - data['readable']} could not be read)" if data["rows"] != data["readable"] else ""),
         "preset": settings["preset"],
-        "encoder": f"{settings['backbone']}, {settings['size']} px, {settings['head']} head, {settings['dim']} numbers",
+        "encoder": f"{settings['backbone']}, {settings['size']} px, {settings['head']} head, "
+        f"{settings['dim']} dimensions",
         "objective": f"{settings['objective']}, temperature {settings['temperature']:g}"
         if opened is None
         else f"none: the encoder is a published one, with weights of {opened['weights'] or 'timm'}",
@@ -97,8 +98,8 @@ def _loss_of(lines: list[dict[str, Any]], fill_epochs: float) -> str:
     return f"{whole[0]:.3f} at first, {whole[-1]:.3f} at last{since}"
 
 
-def _of_source(place: Any, split: str | None) -> dict[str, str]:
-    source = open_source(place, split=split)
+def _of_source(location: Any, split: str | None) -> dict[str, str]:
+    source = open_source(location, split=split)
     look = look_at(source)
     facts = {
         "source": source.name,

@@ -28,7 +28,7 @@ Known = dict[str, tuple[str, str]]  # path -> (label, time), in the order of the
 
 @dataclass(frozen=True)
 class Change:
-    """Of one picture. before: (place among the lines, label, time), None for no label; after: (label, time) or None."""
+    """Of one picture. before: (position among the lines, label, time), None: no label; after: (label, time) or None."""
 
     path: str
     before: tuple[int, str, str] | None
@@ -85,9 +85,9 @@ def write(
     file = folder.hand_labels
     raw = _raw(file)
     before = parsed(raw, file)
-    places = {path: place for place, path in enumerate(before)}
+    positions = {path: position for position, path in enumerate(before)}
     changes = tuple(
-        Change(path, (places[path], *before[path]) if path in before else None, after.get(path))
+        Change(path, (positions[path], *before[path]) if path in before else None, after.get(path))
         for path in dict.fromkeys([*before, *after])
         if before.get(path) != after.get(path)
     )

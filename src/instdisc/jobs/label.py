@@ -46,7 +46,7 @@ def assign(
 ) -> tuple[int, list[str]]:
     """Label pictures by hand. How many are new, and the paths that keep another label they had.
 
-    labels: path (or id) -> label, of which each must be in the collection; or what `read_table` read, whose lines that
+    labels: path (or id) -> label, each in the collection; or what `read_table` read, whose lines that
     fit no picture are skipped and told. replace: put the new label in the place of the other.
     Raises InputError for a name that is not in the collection, or where no line of a table fits.
     """
@@ -68,7 +68,7 @@ def assign(
                 )
         fit = np.flatnonzero(rows >= 0)
         paths = [entry.path for entry in index.entries(rows[fit])]
-        chosen = {path: texts[place] for path, place in zip(paths, fit.tolist(), strict=True)}
+        chosen = {path: texts[position] for path, position in zip(paths, fit.tolist(), strict=True)}
         new, kept, _ = change_hand_labels(folder, chosen, replace=replace)
     if say is not None and kept:
         before = counted(len(kept), "picture keeps its label", "pictures keep their labels")
@@ -157,9 +157,9 @@ def known_labels(collection: Collection) -> tuple[np.ndarray, Float[Tensor, "pic
     hand = collection.run.hand_labels()
     names = sorted({given for given, _ in hand.values()})
     codes = np.full(len(index), -1)
-    places = index.rows_of(list(hand))
+    positions = index.rows_of(list(hand))
     given = np.array([names.index(text) for text, _ in hand.values()], dtype=np.int64)
-    codes[places[places >= 0]] = given[places >= 0]
+    codes[positions[positions >= 0]] = given[positions >= 0]
     return rows, index.vectors(rows), codes[rows], names
 
 
@@ -176,7 +176,7 @@ def propose(
     """What to label next, the most useful first; RUN/labels/next.csv, to fill in, and next.png show them.
 
     by: covered (from all over the neighbour graph), uncertain (where the votes are in doubt), or mixed: the first until
-    there are five labels a class, then half of each. Raises InputError for what can't be.
+    there are five labels a class, then half of each. Raises InputError for an invalid argument.
     """
     if by not in WAYS:
         raise InputError(f'Pictures are proposed as {", ".join(WAYS)}, not as "{by}".')
@@ -185,14 +185,14 @@ def propose(
     collection = index_job.without_augmentation(run, bank=bank, train_source=train_source, device=device, say=say)
     rows, vectors, codes, _ = known_labels(collection)
     graph = spreading_graph(collection.folder, vectors, device=device, show=say is not None)
-    places = proposals(vectors, codes, count, graph=graph, by=by, device=device)
-    if not len(places):
+    positions = proposals(vectors, codes, count, graph=graph, by=by, device=device)
+    if not len(positions):
         raise InputError("Every picture of the collection is labelled by hand: there is nothing left to propose.")
-    entries = collection.index.entries(rows[places])
+    entries = collection.index.entries(rows[positions])
     folder = collection.folder.labels
     write_text(folder / "next.csv", csv_text(["path", "label"], [(entry.path, "") for entry in entries]))
     scores, near = collection.index.search(
-        vectors[torch.from_numpy(places)], min(_SHOWN, len(rows) - 1), exclude=rows[places]
+        vectors[torch.from_numpy(positions)], min(_SHOWN, len(rows) - 1), exclude=rows[positions]
     )
     neighbour_sheet(
         [picture_or_grey(collection, entry.row) for entry in entries],
@@ -200,7 +200,7 @@ def propose(
         scores,
         folder / "next.png",
         heading="Label it",
-        title="Most like it, with the cosine",
+        title="Similar pictures, with the cosine",
     )
     return entries
 

@@ -65,15 +65,15 @@ def leaks(
     with a picture of the collection at a cosine of `threshold` come after them, and stand in look_alikes.csv alone. The
     rest as in `duplicates`.
     """
-    with ranks.together():
+    with ranks.distributed():
         collection, say = opened(run, bank, approximate, train_source, device, say)
         other = open_source(findable(against))
         with index_job.changing(run, by_ranks=True) as folder:
             found, values, _ = embedded(collection, Subset(other, np.arange(len(other))), "against", device, say)
             ranks.on_main(lambda: forget(folder, "against"))
-        place = ranks.device(device)
-        rows, vectors = collection.index.present(place)
-        others = Vectors.of(values.to(place))
+        torch_device = ranks.device(device)
+        rows, vectors = collection.index.present(torch_device)
+        others = Vectors.of(values.to(torch_device))
         pairs = None
         if look_alikes:
             compared = (
@@ -86,9 +86,9 @@ def leaks(
     show, target = say is not None, folder_of(run, out)
     here, there = look_at_collection(collection, show=show), look_at_source(other, target / "against.npy", show=show)
     (target / "against.npy").unlink(missing_ok=True)
-    at = {int(row): place for place, row in enumerate(found)}
-    places = np.searchsorted(rows, nearest.numpy())
-    proposed = np.stack([places.ravel(), np.repeat(found, places.shape[1])], axis=1)
+    at = {int(row): torch_device for torch_device, row in enumerate(found)}
+    positions = np.searchsorted(rows, nearest.numpy())
+    proposed = np.stack([positions.ravel(), np.repeat(found, positions.shape[1])], axis=1)
 
     def cosine(one: int, theirs: int) -> float:
         if theirs not in at:

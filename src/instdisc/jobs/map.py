@@ -1,6 +1,6 @@
 """`instdisc map`: the whole collection as points in the plane, so that neighbours stand together (t-SNE by openTSNE).
 
-RUN/map/map.safetensors    rows (n,) int64, points (n, 2) float32; of which checkpoint, as metadata
+RUN/map/map.safetensors    rows (n,) int64, points (n, 2) float32; metadata: their checkpoint
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def make_map(
     _check_finite(vectors, run)
     perplexity = min(_PERPLEXITY, (len(rows) - 1) // 3)
     found = graph_of(collection, vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
-    scores, places = found(min(3 * perplexity, len(rows) - 1), show=say is not None)
+    scores, positions = found(min(3 * perplexity, len(rows) - 1), show=say is not None)
     if progress is not None:
         progress(_NEIGHBOURS_SHARE)
     sample = vectors.read(0, min(len(rows), 20_000)).cpu()
@@ -66,7 +66,7 @@ def make_map(
         if progress is not None:
             progress(_NEIGHBOURS_SHARE + (1 - _NEIGHBOURS_SHARE) * share)
 
-    points = embed_in_plane(scores, places, start, perplexity=perplexity, tell=tell, show=say is not None)
+    points = embed_in_plane(scores, positions, start, perplexity=perplexity, tell=tell, show=say is not None)
     file = collection.folder.map
     tensors = {"rows": torch.from_numpy(rows), "points": torch.from_numpy(np.ascontiguousarray(points, np.float32))}
     with replacing(file) as temporary:

@@ -81,9 +81,11 @@ def needs_levels(asked: list[str]) -> bool:
     return any(name in _CLASSIFIERS for name in asked)
 
 
-def further_measures(asked: list[str], train: Vectors, test: Vectors | None, place: torch.device) -> dict[str, Any]:
+def further_measures(
+    asked: list[str], train: Vectors, test: Vectors | None, torch_device: torch.device
+) -> dict[str, Any]:
     """The report's sections for what was asked beside kNN, in that order."""
-    device = place if place.type == "cuda" else torch.device("cpu")
+    device = torch_device if torch_device.type == "cuda" else torch.device("cpu")
     report: dict[str, Any] = {}
     for name in asked:
         if name in MEASURES:
@@ -108,8 +110,8 @@ def bank_quality(run: Run, rows: np.ndarray, bank: np.ndarray, train: Vectors) -
 
     rows, bank: the source rows that have a bank row, and those rows; train: the recomputed vectors.
     """
-    _, kept, places = np.intersect1d(train.rows, rows, assume_unique=True, return_indices=True)
-    stale = drift(torch.from_numpy(bank[places]), torch.from_numpy(train.trained[kept]))
+    _, kept, positions = np.intersect1d(train.rows, rows, assume_unique=True, return_indices=True)
+    stale = drift(torch.from_numpy(bank[positions]), torch.from_numpy(train.trained[kept]))
     found: dict[str, Any] = {
         "bank_drift": stale,
         "sentences": [

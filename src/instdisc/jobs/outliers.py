@@ -25,32 +25,38 @@ from instdisc.jobs.search import Neighbour, picture_or_grey
 from instdisc.report import neighbour_sheet
 from instdisc.runs import RunFolder
 from instdisc.search.catalogue import Entry
+from instdisc.search.mahalanobis import outlier_scores
 from instdisc.search.pairs import neighbours_of_all
-from instdisc.search.strangeness import strangeness
 from instdisc.shapes import Float, Tensor
 
-WAYS = ("strangeness", "similarity", "uniqueness")
+WAYS = ("outlier_score", "similarity", "uniqueness")
+_OLD = "strangeness"  # the outlier score's name before 0.2, taken for one release; old outliers.csv keep their column
 _DRAWN, _NEAREST = 24, 6  # outliers on the sheet, neighbours of each
 _COLUMNS = ("path", "id", "label", *WAYS, "nearest_path")
 
 
 @dataclass(frozen=True)
 class Outlier(Entry):
-    """strangeness: by the network's stages (search/strangeness.py), higher is stranger, NaN where it can't be read.
+    """outlier_score: by the network's stages (search/mahalanobis.py), higher is more unusual; NaN if unreadable.
 
     similarity: mean cosine with the nearest others; uniqueness: 1 - cosine with the nearest one.
     """
 
-    strangeness: float
+    outlier_score: float
     similarity: float
     uniqueness: float
     nearest: Neighbour
+
+    @property
+    def strangeness(self) -> float:
+        """`outlier_score` by its old name, for one release."""
+        return self.outlier_score
 
 
 def outliers(
     run: str | Path,
     *,
-    by: str = "strangeness",
+    by: str = "outlier_score",
     neighbours: int = 10,
     count: int = 50,
     out: str | Path | None = None,
@@ -60,17 +66,18 @@ def outliers(
     device: str = "auto",
     say: Callable[[str], None] | None = print,
 ) -> list[Outlier]:
-    """The `count` pictures that are least like any other, the strangest first.
+    """The `count` pictures that are least like any other, the most unusual first.
 
-    by: strangeness (what the network's stages see, from one pass over the pictures), similarity (lowest mean cosine
+    by: outlier_score (what the network's stages see, from one pass over the pictures), similarity (lowest mean cosine
     with the `neighbours` nearest others) or uniqueness (lowest cosine with the nearest). out: the folder of
     outliers.csv, with all pictures in that order, and outliers.png; RUN/outliers without. bank: compare the rows of the
     bank in place of vectors of the pictures as they are. approximate: as in `duplicates`, and so is torchrun.
-    Raises InputError for what can't be.
+    Raises InputError for an invalid argument.
     """
+    by = WAYS[0] if by == _OLD else by
     if by not in WAYS:
-        raise InputError(f'Outliers are told by {", ".join(WAYS)}, not by "{by}".')
-    with ranks.together():
+        raise InputError(f'Invalid order of outliers: "{by}". Choose from {", ".join(WAYS)}.')
+    with ranks.distributed():
         say = say if ranks.is_main() else None
         refuse_graph(approximate)
         collection = index_job.without_augmentation(
@@ -81,52 +88,54 @@ def outliers(
         found = (
             graph_of(collection, vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
         )
-        scores, places = found(neighbours, show=say is not None)
-        strange = np.full(len(rows), np.nan, np.float32)
-        if by == "strangeness":
-            strange = _strangeness(collection, rows, device, show=say is not None)
+        scores, positions = found(neighbours, show=say is not None)
+        unusual = np.full(len(rows), np.nan, np.float32)
+        if by == "outlier_score":
+            unusual = _outlier_scores(collection, rows, device, show=say is not None)
         if not ranks.is_main():
             return []
-    values = {"strangeness": strange, "similarity": scores.mean(axis=1), "uniqueness": 1 - scores[:, 0]}
+    values = {"outlier_score": unusual, "similarity": scores.mean(axis=1), "uniqueness": 1 - scores[:, 0]}
     order = np.argsort(values[by] if by == "similarity" else -values[by], kind="stable")  # NaN last
     folder = RunFolder(run).outliers if out is None else Path(out)
-    nearest = index.entries(rows[places[order, 0]])
+    nearest = index.entries(rows[positions[order, 0]])
     lines = (
-        (entry.path, entry.id, entry.label, *(f"{values[way][place]:.6f}" for way in WAYS), closest.path)
-        for entry, closest, place in zip(index.entries(rows[order]), nearest, order, strict=True)
+        (entry.path, entry.id, entry.label, *(f"{values[way][position]:.6f}" for way in WAYS), closest.path)
+        for entry, closest, position in zip(index.entries(rows[order]), nearest, order, strict=True)
     )
     write_text(folder / "outliers.csv", csv_text(_COLUMNS, lines))
     drawn = order[: min(count, _DRAWN)]
     neighbour_sheet(
         [picture_or_grey(collection, int(row)) for row in rows[drawn]],
-        [[picture_or_grey(collection, int(row)) for row in rows[places[place, :_NEAREST]]] for place in drawn],
+        [[picture_or_grey(collection, int(row)) for row in rows[positions[position, :_NEAREST]]] for position in drawn],
         scores[drawn, :_NEAREST].tolist(),
         folder / "outliers.png",
         heading="Outlier",
-        title="Most like it, with the cosine",
+        title="Similar pictures, with the cosine",
     )
     return [
         Outlier(
             **vars(entry),
-            strangeness=float(values["strangeness"][place]),
-            similarity=float(values["similarity"][place]),
-            uniqueness=float(values["uniqueness"][place]),
-            nearest=Neighbour(**vars(closest), score=float(scores[place, 0])),
+            outlier_score=float(values["outlier_score"][position]),
+            similarity=float(values["similarity"][position]),
+            uniqueness=float(values["uniqueness"][position]),
+            nearest=Neighbour(**vars(closest), score=float(scores[position, 0])),
         )
-        for entry, closest, place in zip(
+        for entry, closest, position in zip(
             index.entries(rows[order[:count]]), nearest[:count], order[:count], strict=True
         )
     ]
 
 
 def known_outliers(collection: Collection) -> list[tuple[int, float]]:
-    """(row, strangeness) as RUN/outliers/outliers.csv has them, the strangest first; none where it was not made."""
+    """(row, outlier score) as RUN/outliers/outliers.csv has them, the highest first; none where it was not made."""
     file = collection.folder.outliers / "outliers.csv"
     if not file.is_file():
         return []
     try:
         with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            found = [(line["path"], float(line["strangeness"])) for line in csv.DictReader(lines)]
+            read = csv.DictReader(lines)
+            column = _OLD if _OLD in (read.fieldnames or ()) else WAYS[0]
+            found = [(line["path"], float(line[column])) for line in read]
     except (OSError, KeyError, ValueError, TypeError, csv.Error):
         return []
     rows = collection.index.rows_of([path for path, _ in found]).tolist()
@@ -134,7 +143,7 @@ def known_outliers(collection: Collection) -> list[tuple[int, float]]:
     return sorted(scored, key=lambda one: (-one[1], one[0]))
 
 
-def _strangeness(
+def _outlier_scores(
     collection: Collection, rows: np.ndarray, device: str, *, show: bool
 ) -> Float[np.ndarray, " pictures"]:
     """Of the collection's pictures at `rows`, NaN where one can't be read. Each rank looks at its share of them.
@@ -143,17 +152,17 @@ def _strangeness(
     """
     if collection.given:
         first, last = ranks.share(len(rows))
-        scores = strangeness({"vectors": collection.index.vectors(rows[first:last]).numpy()})
+        scores = outlier_scores({"vectors": collection.index.vectors(rows[first:last]).numpy()})
         return ranks.gather(torch.from_numpy(scores)).numpy()
     encoder = collection.encoder(device)
-    place = ranks.device(device)
+    torch_device = ranks.device(device)
     begin, end = ranks.share(len(rows))
     place_of = np.full(len(collection.index), -1)
     place_of[rows[begin:end]] = np.arange(end - begin)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
-        with evaluating(encoder), autocast(place, "auto"):
-            found = encoder.levels(encoder.preprocessing.normalise(images.to(place)))
+        with evaluating(encoder), autocast(torch_device, "auto"):
+            found = encoder.levels(encoder.preprocessing.normalise(images.to(torch_device)))
         return {name: values for name, values in found.items() if name in channels}
 
     channels = encoder.level_channels()
@@ -167,7 +176,7 @@ def _strangeness(
             for number, (name, width) in enumerate(channels.items())
         }
         seen = np.zeros(end - begin, dtype=bool)
-        with ranks.one_fate():
+        with ranks.fail_together():
             for source, theirs, ours in collection.sources():
                 wanted = place_of[ours] >= 0
                 known = dict(zip(theirs[wanted].tolist(), place_of[ours[wanted]].tolist(), strict=True))
@@ -188,5 +197,5 @@ def _strangeness(
         if not ranks.any_rank(bool(seen.any())):
             raise InputError("None of the pictures can be read any more: are they where they were?")
         found = np.full(end - begin, np.nan, np.float32)
-        found[seen] = strangeness(stages if seen.all() else {name: stage[seen] for name, stage in stages.items()})
+        found[seen] = outlier_scores(stages if seen.all() else {name: stage[seen] for name, stage in stages.items()})
         return ranks.gather(torch.from_numpy(found)).numpy()

@@ -46,7 +46,7 @@ def open_vectors(
     table otherwise. column: which one of a Parquet file holds the vectors, where several might. All that needs no
     encoder works on the run; other columns stay in RUN/given.parquet. Vectors that can't be used (NaN, zeros, none) are
     left out, and listed in RUN/quarantine.csv.
-    Raises InputError, with a sentence for a person, for what can't be.
+    Raises InputError for an invalid argument.
 
         open_vectors("vectors.parquet", "runs/opened", "pictures/")
     """

@@ -49,7 +49,7 @@ def report(
 ) -> Path:
     """Write the report of `runs` to the HTML file `out`, which opens without a network.
 
-    train_source: where the training pictures are now, if they were moved. Raises InputError for what can't be.
+    train_source: where the training pictures are now, if they were moved. Raises InputError for an invalid argument.
     """
     if not runs:
         raise InputError("A report needs at least one run folder.")
@@ -142,8 +142,8 @@ def _gallery(
         _, first = np.unique(labels[order], return_index=True)
         chosen = np.concatenate([order[np.sort(first)], np.delete(order, first)])[:QUERIES]
     count = min(NEIGHBOURS, len(rows) - 1)
-    places = torch.from_numpy(chosen)
-    scores, found = top_k(vectors[places], vectors, count, exclude=places)
+    positions = torch.from_numpy(chosen)
+    scores, found = top_k(vectors[positions], vectors, count, exclude=positions)
     gallery = []
     for query, line, cosines in zip(chosen.tolist(), found.tolist(), scores.tolist(), strict=True):
         neighbours = [

@@ -60,7 +60,7 @@ def reproduce(
     table: a key of TABLES; scale: of SCALES. published_optimizer: the paper's SGD in place of the scale's own. out:
     where it goes, by default runs/TABLE-SCALE, with -published where that option changes something. source, test:
     labelled pictures to train on and to be classified; without, the scale's own. overrides: settings of all runs.
-    Raises InputError for what can't be; KeyboardInterrupt where a run was interrupted: call again to go on.
+    Raises InputError for an invalid argument; KeyboardInterrupt where a run was interrupted: call again to go on.
     """
     _check(table, scale, seeds)
     size, name = SCALES[scale], name_of(table, scale, published_optimizer)

@@ -67,16 +67,16 @@ def fit_from_source(
     """
     sample = sample_of(rows, seed)
     start, stop = ranks.share(len(sample))
-    place = next(encoder.parameters()).device
+    device = next(encoder.parameters()).device
     chunks = stream(
         source,
         encoder.preprocessing,
-        lambda pixels: {"pixels": encoder.preprocessing.normalise(pixels.to(place))},
+        lambda pixels: {"pixels": encoder.preprocessing.normalise(pixels.to(device))},
         batch=_BATCH,
         on_unreadable=_skipped,
         rows=sample[start:stop],
     )
-    whitening = fitted(encoder, (values["pixels"].to(place) for _, values in chunks), step, stop - start)
+    whitening = fitted(encoder, (values["pixels"].to(device) for _, values in chunks), step, stop - start)
     ranks.on_main(lambda: whitening.save(run.search_vectors))
     return whitening
 
@@ -85,7 +85,7 @@ def fitted(encoder: Encoder, images: Iterable[Tensor], step: int, count: int) ->
     """The map of an encoder's features of these normalised pictures, `count` in all, this rank's share of them."""
     stages = encoder.search_levels()
     shown = Bar(count, "Fitting search vectors", "pictures", enabled=ranks.is_main())
-    with evaluating(encoder), ranks.one_fate(), shown as bar:
+    with evaluating(encoder), ranks.fail_together(), shown as bar:
         moments = Moments(tuple(stages.values()), next(encoder.parameters()).device)
         for block in images:
             moments.add(encoder.stage_features(block, tuple(stages)))

@@ -85,7 +85,7 @@ def few_labels(
     known = train.some(np.sort(order[held_out:]))
     assert asked.labels is not None and known.labels is not None  # evaluate comes here with labels only
     mode = "test pictures" if test is not None else f"{held_out:,} training pictures that were held out"
-    place = next(encoder.parameters()).device
+    device = next(encoder.parameters()).device
     view = encoder.preprocessing
     augmentation = Augmentation(
         size=view.size,
@@ -106,10 +106,10 @@ def few_labels(
         of.update(np.ascontiguousarray(values, np.int64).tobytes())
     done = _done(kept, of.hexdigest())
     with ExitStack() as opened:
-        pictures = opened.enter_context(open_pictures(training, settings.stored_side, place))
+        pictures = opened.enter_context(open_pictures(training, settings.stored_side, device))
         tests = pictures
         if testing is not None:
-            tests = opened.enter_context(open_pictures(testing, settings.stored_side, place))
+            tests = opened.enter_context(open_pictures(testing, settings.stored_side, device))
         draw_of = _Draws(encoder, fresh, pictures, tests, known, asked, augmentation, precision)
         for share in sorted(shares):
             count = round(share * len(labelled))
@@ -153,13 +153,13 @@ class _Draws:
         shown = _repeated(some, len(names))
         passes = max(1, min(_MOST_PASSES, round(_SPREAD_VIEWS / len(shown))))
         untrained = self.fresh(draw).to(self.pictures.device)
-        for method, start, epochs, places, taught, weights in (
+        for method, start, epochs, positions, taught, weights in (
             ("fine_tuned", self.encoder, None, some, labels, None),
             ("scratch", untrained, None, some, labels, None),
             ("spread_tuned", self.encoder, passes, shown, names[shown], sure[shown]),
         ):
             tuning = FineTuning(self.augmentation, epochs=epochs, precision=self.precision, seed=draw)
-            tuned = tuning.fit(start, self.pictures, instances[places], taught, weights)
+            tuned = tuning.fit(start, self.pictures, instances[positions], taught, weights)
             reached[method] = tuned.accuracy(self.tests, of_tests)
         return reached
 
@@ -193,7 +193,7 @@ def _done(kept: Path, of: str) -> dict[str, dict[str, float]]:
 
 
 def _repeated(by_hand: np.ndarray, count: int) -> Int[np.ndarray, " places"]:
-    """An epoch's places: all pictures, those labelled by hand so often that they are a quarter of it."""
+    """An epoch's positions: all pictures, those labelled by hand so often that they are a quarter of it."""
     others = np.setdiff1d(np.arange(count), by_hand)
     times = max(1, round(_BY_HAND / (1 - _BY_HAND) * len(others) / len(by_hand)))
     return np.concatenate([others, np.tile(by_hand, times)])

@@ -101,11 +101,13 @@ def read_facts(run: RunFolder) -> dict[str, Any]:
 
 def describe_source(source: Any, labels: Any, split: str | None, limit: int | None) -> dict[str, Any]:
     """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again: `given` is null."""
-    place = findable(source)
-    by_name = isinstance(place, str) or (isinstance(place, list) and all(isinstance(part, str) for part in place))
+    location = findable(source)
+    by_name = isinstance(location, str) or (
+        isinstance(location, list) and all(isinstance(part, str) for part in location)
+    )
     given = None
     if by_name:
-        given = without_secrets(place) if isinstance(place, str) else [without_secrets(part) for part in place]
+        given = without_secrets(location) if isinstance(location, str) else [without_secrets(part) for part in location]
     kept_labels = _absolute(labels) if isinstance(labels, str | os.PathLike) else None
     return {"given": given, "labels": kept_labels, "split": split, "limit": limit}
 
@@ -131,7 +133,7 @@ def stamps_in(instances: pa.Table) -> Int[np.ndarray, "rows 2"] | None:
 def changed_rows(
     before: Int[np.ndarray, "rows 2"] | None, now: Int[np.ndarray, "rows 2"] | None
 ) -> Int[np.ndarray, " changed"]:
-    """The places where files have another size or date; sizes alone count where all dates differ, as in a copy."""
+    """The locations where files have another size or date; sizes alone count where all dates differ, as in a copy."""
     if before is None or now is None or before.shape != now.shape:
         return np.zeros(0, np.int64)
     known = (before[:, 0] >= 0) & (now[:, 0] >= 0)
@@ -214,8 +216,8 @@ def findable(source: Any) -> Any:
     return source if names is None else [_absolute(name) for name in names]
 
 
-def _absolute(place: Any) -> str:
-    text = os.fspath(place)
+def _absolute(location: Any) -> str:
+    text = os.fspath(location)
     return text if text in NAMES or "://" in text else os.path.abspath(os.path.expanduser(text))
 
 

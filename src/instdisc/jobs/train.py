@@ -92,9 +92,9 @@ def train(
         itself never sees a label.
     train_source: where the pictures of a run that is resumed are now, if they were moved.
     say: takes each line that tells what was chosen; None = silence. overrides: any field of Settings by name.
-    Raises InputError, with a sentence for a person, for what can't be.
+    Raises InputError for an invalid argument.
     """
-    with ranks.together():
+    with ranks.distributed():
         log: Callable[[str], None] = say if say is not None and ranks.is_main() else _silent
         folder = RunFolder(out)
         if resume == "auto":  # the main rank's word: it makes the folder, and another may look before or after that
@@ -102,16 +102,16 @@ def train(
         check_folder(folder, resume)
         with _alone(folder, resume):
             earlier = Run(folder.path) if resume else None
-            place = findable(source if train_source is None else train_source)
+            torch_device = findable(source if train_source is None else train_source)
             try:
-                opened = _open_in_turn(place, labels=labels, split=split, limit=limit)
+                opened = _open_in_turn(torch_device, labels=labels, split=split, limit=limit)
             except InputError as error:
                 if earlier is None or train_source is not None:
                     raise
                 raise InputError(
-                    f"{error} If the pictures are elsewhere now, name the place with --train-source."
+                    f"{error} If the pictures are elsewhere now, name the new location with --train-source."
                 ) from None
-            start = Start(opened, describe_source(place, labels, split, limit), preset, overrides)
+            start = Start(opened, describe_source(torch_device, labels, split, limit), preset, overrides)
             return train_on(start, folder, earlier, test, device, log)
 
 
@@ -122,13 +122,13 @@ def train_on(
 
     before: the run that goes on; None starts one.
     """
-    place = ranks.device(asked_device)
-    keep_freed_memory(place.type)
+    device = ranks.device(asked_device)
+    keep_freed_memory(device.type)
     earlier = None if before is None else before.facts
     if earlier is not None and "opened" in earlier["chosen"]:
         raise InputError(f"{run.path} was opened and not trained, so there is nothing to resume: start a new run.")
     source = start.source if before is None else _source_of(before, start.source)
-    settings, look = _settled(source, start.recipe, start.overrides, place, run, earlier)
+    settings, look = _settled(source, start.recipe, start.overrides, device, run, earlier)
     if before is not None and (isinstance(source, Gathered) or before.facts["data"].get("purged")):
         if isinstance(source, Gathered):
             log_lines(say, news(run, source))
@@ -141,7 +141,7 @@ def train_on(
     if source.skipped and ranks.is_main():
         quarantine.skip(source.skipped.lines(source.name))
         say(f"Skipped: each is named in {run.quarantine}.")
-    pictures = _opened(source, settings, place, quarantine, earlier)
+    pictures = _opened(source, settings, device, quarantine, earlier)
     say(f"Data: {pictures.why}")
     if before is not None:
         check_instances(run, before.rows, source.rows[pictures.rows] if isinstance(source, Subset) else pictures.rows)
@@ -149,16 +149,16 @@ def train_on(
     # A run of a version without this choice went by pictures.
     order = choose_order(pictures, settings.order, earlier and earlier["chosen"].get("order", Order().facts()))
     if earlier is None:
-        choice = choose_precision(encoder, place, settings.precision, settings.batch)
+        choice = choose_precision(encoder, device, settings.precision, settings.batch)
         precision = choice.precision
         say(f"Precision: {choice.why}")
     else:
         precision = earlier["chosen"]["precision"]
         settings = replace(settings, bank_dtype=earlier["chosen"].get("bank_dtype", settings.bank_dtype))
-    compiled = _compiled(earlier, settings, encoder, place, precision, pictures.count, say)
-    training = Training(run, settings, pictures, encoder, place, precision, order, compiled)
+    compiled = _compiled(earlier, settings, encoder, device, precision, pictures.count, say)
+    training = Training(run, settings, pictures, encoder, device, precision, order, compiled)
     log_training(say, training, order)
-    if place.type == "cpu":
+    if device.type == "cpu":
         for augment in training.augmentations.values():
             augment.prepare(settings.stored_side)
     if start.warm is not None and earlier is None:
@@ -198,7 +198,7 @@ def _settled(
     source: Source,
     recipe: str | Settings,
     overrides: Mapping[str, Any],
-    place: torch.device,
+    device: torch.device,
     run: RunFolder,
     earlier: Mapping[str, Any] | None,
 ) -> tuple[Settings, Look]:
@@ -207,7 +207,9 @@ def _settled(
         have = counted(len(source), "picture")
         raise InputError(f"{source.name} has {have}: at least {FEWEST} are needed to tell apart.")
     look = look_at(source)
-    settings = recipe if isinstance(recipe, Settings) else preset(recipe, DataFacts(len(source), look.side, place.type))
+    settings = (
+        recipe if isinstance(recipe, Settings) else preset(recipe, DataFacts(len(source), look.side, device.type))
+    )
     settings = settings.with_overrides(overrides)
     if earlier is not None:
         before = Settings.from_dict(earlier["settings"])
@@ -224,7 +226,7 @@ def _built(settings: Settings) -> Encoder:
     if encoder.config.dim != settings.dim:  # of head=none
         dim = encoder.config.dim
         raise InputError(
-            f"Without a head {settings.backbone} gives {dim} numbers, not {settings.dim}: set dim to {dim}."
+            f"Without a head {settings.backbone} gives {dim} dimensions, not {settings.dim}: set dim to {dim}."
         )
     try:
         encoder.check_sizes(settings.view_sizes)
@@ -236,7 +238,7 @@ def _built(settings: Settings) -> Encoder:
 def _opened(
     source: Source,
     settings: Settings,
-    place: torch.device,
+    device: torch.device,
     quarantine: Quarantine,
     earlier: Mapping[str, Any] | None,
 ) -> Pictures:
@@ -246,7 +248,7 @@ def _opened(
         return open_pictures(
             source,
             settings.stored_side,
-            place,
+            device,
             storage=storage,
             workers=settings.workers,
             strict=settings.strict,
@@ -308,7 +310,7 @@ def check_folder(run: RunFolder, resume: bool, begun: str = "") -> None:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The run folder {run.path} can't be made ({error.strerror}): choose another place.") from None
+        raise InputError(f"Can't make the run folder {run.path} ({error.strerror}): choose another folder.") from None
 
 
 @contextmanager
@@ -322,7 +324,7 @@ def _alone(run: RunFolder, resume: bool) -> Iterator[None]:
                 if not resume:
                     run.quarantine.unlink(missing_ok=True)
             except OSError as error:
-                sentence = refusal(error) or f"{run.path} can't be written ({error}): choose another place."
+                sentence = refusal(error) or f"{run.path} can't be written ({error}): choose another folder."
             except InputError as error:
                 sentence = str(error)
         sentence = ranks.broadcast_object(sentence)
@@ -344,7 +346,7 @@ def _compiled(
     earlier: dict[str, Any] | None,
     settings: Settings,
     encoder: Encoder,
-    place: torch.device,
+    device: torch.device,
     precision: str,
     count: int,
     say: Callable[[str], None],
@@ -357,6 +359,6 @@ def _compiled(
     steps = round(settings.epochs * count / settings.batch * settings.growth.mean_cost)  # as many of whole views
     batch = max(2, settings.batch * settings.views // (settings.accumulate * ranks.world()))
     seconds, sizes = 60 * (settings.minutes or 0), len(settings.view_sizes)
-    choice = choose_compile(encoder, place, precision, batch, steps, seconds, sizes)
+    choice = choose_compile(encoder, device, precision, batch, steps, seconds, sizes)
     say(f"Encoder: {choice.why}")
     return choice.compiled

@@ -46,15 +46,15 @@ def log_settings(log: Callable[[str], None], settings: Settings) -> None:
 
 def log_training(log: Callable[[str], None], training: Training, order: Order) -> None:
     """Network, bank, augmentation, order and batch statistics."""
-    settings, encoder, place = training.settings, training.encoder, training.device
+    settings, encoder, device = training.settings, training.encoder, training.device
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     log(
-        f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {device_name(place)}"
+        f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {device_name(device)}"
         + (f", on each of {ranks.world()} ranks" if ranks.world() > 1 else "")
-        + f", {settings.dim} numbers a picture."
+        + f", {settings.dim} dimensions."
     )
     log(f"Bank: {training.rows.why}")
-    if place.type == "cpu":
+    if device.type == "cpu":
         log(f"Augmentation: {way_on_cpu()}")
     if order.by == "shards":
         log(f"Order: {order.why}")

@@ -1,6 +1,6 @@
 """t-SNE (openTSNE) in a process of its own: its C++ can't take the one that asks along, whatever it meets.
 
-    points = embed_in_plane(scores, places, start, perplexity=30, tell=print)    # share done, 0 to 1
+    points = embed_in_plane(scores, positions, start, perplexity=30, tell=print)    # share done, 0 to 1
 
 This file must not import torch: the other process has no need of it.
 """
@@ -30,23 +30,24 @@ _SMALL = 1e-4  # spread of the start, as t-SNE's authors have it
 
 def embed_in_plane(
     scores: Float[np.ndarray, "pictures k"],
-    places: Int[np.ndarray, "pictures k"],
+    positions: Int[np.ndarray, "pictures k"],
     start: Float[np.ndarray, "pictures 2"],
     *,
     perplexity: int,
     tell: Callable[[float], None] | None = None,
     show: bool = False,
 ) -> Float[np.ndarray, "pictures 2"]:
-    """Points of which neighbours stand together. scores: cosines with each picture's neighbours, who are `places`.
+    """Points whose neighbours are neighbours among the pictures.
 
-    start: where the points begin, in any scale; all in one place will do. tell: is told the share that is done.
+    scores: cosines with each picture's neighbours, who are `positions`. start: where the points begin, in any scale;
+    all in one position will do. tell: is told the share that is done.
     Raises InputError where openTSNE is missing, or its process ends without an answer.
     """
     if importlib.util.find_spec("openTSNE") is None:
         raise InputError("The map needs openTSNE: pip install 'instdisc[map]'.")
     with tempfile.TemporaryDirectory(prefix="instdisc-map-") as name:
         folder = Path(name)
-        for file, values in (("scores", scores), ("places", places), ("start", start)):
+        for file, values in (("scores", scores), ("places", positions), ("start", start)):
             np.save(folder / f"{file}.npy", values)
         # The same search path as here, set by the process itself: PYTHONPATH would come before the standard library.
         program = f"import sys; sys.path[:] = {sys.path!r}; from instdisc.jobs.tsne import main; main({perplexity})"
@@ -91,12 +92,12 @@ def main(perplexity: int) -> None:
     from openTSNE.affinity import PerplexityBasedNN
     from openTSNE.nearest_neighbors import PrecomputedNeighbors
 
-    scores, places = np.load("scores.npy"), np.load("places.npy")
+    scores, positions = np.load("scores.npy"), np.load("places.npy")
     distances = np.sqrt(np.maximum(2 - 2 * scores.astype(np.float64), 0))
     few = len(scores) < _FEW
     threads = 1 if few else os.cpu_count() or 1
     affinities = PerplexityBasedNN(
-        knn_index=PrecomputedNeighbors(places, distances), perplexity=perplexity, n_jobs=threads
+        knn_index=PrecomputedNeighbors(positions, distances), perplexity=perplexity, n_jobs=threads
     )
     embedding = TSNEEmbedding(
         _spread(np.load("start.npy")),

@@ -47,7 +47,7 @@ class Vectors:
     untrained_features: np.ndarray | None = None  # (n, width) float32, of the stages search vectors are made of
 
     def some(self, which: np.ndarray) -> Vectors:
-        """A choice of these rows, by their places here."""
+        """A choice of these rows, by their positions here."""
         return replace(
             self,
             rows=self.rows[which],
@@ -122,7 +122,7 @@ def collect_vectors(
 
 
 def _kinds(encoder: Encoder, features: int, side: int, with_levels: bool) -> dict[str, int]:
-    """How many numbers a picture has in each kind of vectors. features: of the untrained encoder's stages."""
+    """The dimensions of each kind of vectors. features: of the untrained encoder's stages."""
     dim = encoder.config.dim
     kinds = {_TRAINED: dim, _UNTRAINED: dim, _PIXELS: 3 * side * side, _FEATURES: features}
     if encoder.whitening is not None:
@@ -134,11 +134,11 @@ def _computed(
     encoder: Encoder, fresh: Encoder, stages: tuple[str, ...], side: int, images: Tensor
 ) -> dict[str, Tensor]:
     """All kinds of vectors of some pictures, which stand at the encoder's size."""
-    place = next(encoder.parameters()).device
-    images = images.to(place)
+    device = next(encoder.parameters()).device
+    images = images.to(device)
     normalised = encoder.preprocessing.normalise(images)
     bytes_ = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-    with evaluating(encoder), evaluating(fresh), autocast(place, "auto"):
+    with evaluating(encoder), evaluating(fresh), autocast(device, "auto"):
         found = encoder.levels(normalised, () if encoder.whitening is None else encoder.whitening.facts.stages)
         if encoder.whitening is not None:
             found[_SEARCH] = encoder.whitening.of(found)
@@ -181,5 +181,5 @@ def by_blocks(whitening: Whitening, features: np.ndarray) -> np.ndarray:
 
 def with_bank_rows(train: Vectors, rows: np.ndarray, bank: np.ndarray) -> Vectors:
     """The same with the bank's rows in place of recomputed vectors, for the pictures that have a row."""
-    _, kept, places = np.intersect1d(train.rows, rows, assume_unique=True, return_indices=True)
-    return replace(train.some(kept), trained=bank[places])
+    _, kept, positions = np.intersect1d(train.rows, rows, assume_unique=True, return_indices=True)
+    return replace(train.some(kept), trained=bank[positions])

@@ -2,7 +2,7 @@
 
 graph = spreading_graph(folder, vectors)
 found = vote(rows, vectors, codes, names, graph=graph)      # spread over the graph; without one, weighted kNN
-places = proposals(vectors, codes, 20, graph=graph)
+positions = proposals(vectors, codes, 20, graph=graph)
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Accuracy:
 class Labelled:
     """A label for every picture of the collection. rows: ascending; hand: bool. names: of the classes.
 
-    codes: places in `names`. confidence: 1 by hand; of a spread label its probability among the names given so far, as
-    `search.spreading.calibrated` has it; of a direct vote its share of the votes. accuracy: leave-one-out on those
+    codes: positions in `names`. confidence: 1 by hand; of a spread label its probability among the names given so far,
+    as `search.spreading.calibrated` has it; of a direct vote its share of the votes. accuracy: leave-one-out on those
     labelled by hand, without those that were labelled together.
     """
 
@@ -73,8 +73,8 @@ def spreading_graph(
 
     most: None where more pictures than these would have to be computed. Raises InputError where a vector is not finite.
     """
-    place = ranks.device(device)
-    own = Vectors(len(vectors), lambda places: vectors[torch.from_numpy(places)].to(place))
+    torch_device = ranks.device(device)
+    own = Vectors(len(vectors), lambda positions: vectors[torch.from_numpy(positions)].to(torch_device))
     if most is not None and own.count > most:
         known = read_graph(folder.neighbour_graph, digest_of(own), own.count)
         return None if known is None else known.affinity()
@@ -93,7 +93,7 @@ def vote(
     temperature: float = TEMPERATURE,
     device: str = "auto",
 ) -> Labelled:
-    """A label for every picture. codes: of those given by hand, -1 elsewhere. asked: of which labels by hand the
+    """A label for every picture. codes: of those given by hand, -1 elsewhere. asked: the labels by hand whose
     accuracy is counted, all without: those that many pictures were given at once are no independent test.
 
     graph: the labels spread over it, and a picture that none arrives at has the direct vote. Without: the direct vote
@@ -121,7 +121,7 @@ def proposals(
     device: str = "auto",
     seed: int = 0,
 ) -> Int[np.ndarray, " proposals"]:
-    """What to label next, the most useful first, as places among the vectors. by: as `jobs.label.propose`.
+    """What to label next, the most useful first, as positions among the vectors. by: as `jobs.label.propose`.
 
     graph: for labels that will be spread over it; without, for direct votes.
     """

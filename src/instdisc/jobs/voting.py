@@ -25,7 +25,7 @@ def temperature_of(temperature: float | str, facts: Mapping[str, Any]) -> float:
 
 
 def check_votes(neighbours: int | None, temperature: float, training: Source, *, leave_one_out: bool) -> None:
-    """Refuse a k or a temperature that can't be before everything is embedded, which can take hours."""
+    """Refuse an invalid k or temperature before everything is embedded, which can take hours."""
     KNN(NEIGHBOURS if neighbours is None else neighbours, temperature)
     if neighbours is not None and training.labels is not None:
         most = int((training.labels >= 0).sum()) - leave_one_out

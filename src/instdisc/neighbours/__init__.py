@@ -35,7 +35,7 @@ _SCORES, _BLOCK = 1 << 23, 1 << 14  # scores at once on a CPU; rows of a block e
 _MANY = 100  # candidates a query and block: from here on the float32 product costs less than scoring them singly
 _KEYED_TILE, _LAST_ROW = 1024, 0xFFFF_FFFF
 _NOT_FINITE = "A vector holds NaN or infinity, so that it has no nearest neighbours: leave it out or embed it again."
-_AT_ONCE = 1 << 16  # pairs scored at once: 64 MB of vectors of 128 numbers
+_AT_ONCE = 1 << 16  # pairs scored at once: 64 MB of vectors of 128 dimensions
 
 
 class Nearest:
@@ -68,7 +68,7 @@ class Nearest:
         self._indices = torch.full((len(queries), k), MISSING, dtype=torch.int64, device=queries.device)
         self._seen, self._coarse_from = 0, _PASSED * k
         many = len(queries) >= self._tile and expected >= 5 * self._coarse_from
-        self._coarse = Coarse(self.queries) if many and halves_pay(queries.device) else None
+        self._coarse = Coarse(self.queries) if many and fp16_is_faster(queries.device) else None
 
     @property
     def scores(self) -> Float[Tensor, "queries k"]:
@@ -142,11 +142,11 @@ class Nearest:
         if self.exclude is not None:
             found[self.exclude[tile][query] == column + first] = -torch.inf
         counts = torch.bincount(query, minlength=tile.stop - tile.start)
-        place = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
+        position = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
         scores = found.new_full((len(counts), int(counts.max())), -torch.inf)
         indices = torch.zeros(scores.shape, dtype=torch.int64, device=query.device)
-        scores[query, place] = found
-        indices[query, place] = column + first
+        scores[query, position] = found
+        indices[query, position] = column + first
         self._merge(tile, scores, indices)
 
     def _merge(self, tile: slice, scores: Tensor, indices: Tensor) -> None:
@@ -181,8 +181,8 @@ class Keyed:
                 self._finite &= torch.isfinite(scores[0]).all()  # of a row that is not, every score shows it
                 if self.exclude is not None:
                     own = (self.exclude[tile] - first)[:, None]
-                    place = own.clamp(0, len(rows) - 1)
-                    scores.scatter_(1, place, scores.gather(1, place).masked_fill(own == place, -torch.inf))
+                    position = own.clamp(0, len(rows) - 1)
+                    scores.scatter_(1, position, scores.gather(1, position).masked_fill(own == position, -torch.inf))
                 best = _keys_of(scores, first).topk(min(self._keys.shape[1], len(rows)), dim=1, sorted=False).values
                 self._keys[tile] = torch.cat([self._keys[tile], best], 1).topk(self._keys.shape[1], dim=1).values
 
@@ -268,7 +268,7 @@ class Coarse:
     def candidates(
         self, tile: slice, others: Coarse, floors: Float[Tensor, "tile"]
     ) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"]]:
-        """(place in the tile, row of `others`) of every pair whose float32 product may reach its floor; sorted.
+        """(position in the tile, row of `others`) of every pair whose float32 product may reach its floor; sorted.
 
         None is missing: both factors and the product are each rounded by at most u = 2^-8 of themselves, so that a
         coarse product is off by at most 3.02 u |q| |r|.
@@ -281,8 +281,8 @@ class Coarse:
         bits = low.view(torch.int16).where(low > 0, -(2**15))
         scores = (queries @ others.rows.T).view(torch.int16).unflatten(1, (_SEGMENTS, -1))
         query, segment = (scores.amax(1) >= bits[:, None]).nonzero(as_tuple=True)
-        hit, place = (scores[query, :, segment] >= bits[query, None]).nonzero(as_tuple=True)
-        query, column = query[hit], place * scores.shape[2] + segment[hit]
+        hit, position = (scores[query, :, segment] >= bits[query, None]).nonzero(as_tuple=True)
+        query, column = query[hit], position * scores.shape[2] + segment[hit]
         order = (query * len(others.rows) + column).argsort()
         query, column = query[order], column[order]
         if others.count < len(others.rows):
@@ -319,7 +319,7 @@ def _shared(work: Callable[[int], None], starts: Iterable[int], threads: int) ->
 
 
 @cache
-def halves_pay(device: torch.device) -> bool:
+def fp16_is_faster(device: torch.device) -> bool:
     """Whether products in bfloat16 are far faster than in float32: tried once, on a CPU (a GPU is left as it is)."""
     if device.type != "cpu":
         return False

@@ -8,7 +8,7 @@ import torch
 
 from instdisc.shapes import Float, Int, Tensor
 
-MISSING = -1  # the index of a place that no row has filled yet; its score is -inf
+MISSING = -1  # the index of a position that no row has filled yet; its score is -inf
 
 
 def best_columns(
@@ -46,8 +46,8 @@ def _leading(scores: Float[Tensor, "queries rows"], count: int) -> tuple[Tensor,
     candidates = (chosen[:, None, :] + steps[:, None]).flatten(1)
     rest = torch.arange(groups * size, columns, device=scores.device).expand(len(scores), -1)
     candidates = torch.cat([candidates, rest], dim=1)
-    best, place = scores.gather(1, candidates).topk(count, dim=1)
-    return best, candidates.gather(1, place)
+    best, position = scores.gather(1, candidates).topk(count, dim=1)
+    return best, candidates.gather(1, position)
 
 
 def _first_of_equal(scores: Float[Tensor, "queries rows"], last: Tensor, k: int) -> Int[Tensor, "queries k"]:

@@ -101,7 +101,7 @@ class BatchGroups(Term):
 
     def _first_two(self, owners: Int[Tensor, " views"]) -> tuple[tuple[Tensor, Tensor], Int[Tensor, ""]]:
         """Places of the first and of the second view of each picture, in the order of the first ones, and how many
-        pictures there are: the entries after that are `len(owners)`, which is no place."""
+        pictures there are: the entries after that are `len(owners)`, which is no position."""
         most, views = len(owners) // 2, len(owners)
         ordered, order = owners.sort(stable=True)
         fresh = torch.ones_like(ordered, dtype=torch.bool)
@@ -113,8 +113,8 @@ class BatchGroups(Term):
             self._has_looked = True
             if int(second.sum()) < int(pictures):
                 raise InputError("Groups are told from one view to another: set views to 2 or more.")
-        places = torch.full((2, views + 1), views, device=owners.device)
-        for row, chosen in enumerate((fresh, second)):  # what is not chosen goes to the last place, which is cut off
-            places[row].scatter_(0, torch.where(chosen, group, views), torch.where(chosen, order, views))
-        first, shown = places[0, :most].sort()
-        return (first, places[1, shown]), pictures
+        positions = torch.full((2, views + 1), views, device=owners.device)
+        for row, chosen in enumerate((fresh, second)):  # what is not chosen goes to the last position, which is cut off
+            positions[row].scatter_(0, torch.where(chosen, group, views), torch.where(chosen, order, views))
+        first, shown = positions[0, :most].sort()
+        return (first, positions[1, shown]), pictures

@@ -91,9 +91,9 @@ def table_plot(
     """
     figure = _new_figure(figsize=((10.5 if curves else 6.4), 4.2))
     left, *right = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
-    places = np.arange(len(rows))
+    positions = np.arange(len(rows))
     for number, ((measure, words), colour) in enumerate(zip(measures.items(), _LINES, strict=False)):
-        at = places + 0.16 * (number - (len(measures) - 1) / 2)
+        at = positions + 0.16 * (number - (len(measures) - 1) / 2)
         means = [row[measure]["mean"] for row in rows]
         deviations = [row[measure]["std"] or 0.0 for row in rows]
         left.errorbar(at, means, yerr=deviations, fmt="os"[number % 2], color=colour, capsize=3, label=words)
@@ -103,7 +103,7 @@ def table_plot(
             xs, values = zip(*known, strict=True)
             shape = "os"[number % 2]
             left.plot(xs, values, shape, markerfacecolor="none", color=colour, label=f"{words}, published")
-    left.set_xticks(places, [row["name"] for row in rows], rotation=20, ha="right", fontsize=8)
+    left.set_xticks(positions, [row["name"] for row in rows], rotation=20, ha="right", fontsize=8)
     left.set_ylabel("accuracy, %", fontsize=9)
     left.set_title(title, loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8)

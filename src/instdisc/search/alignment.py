@@ -37,9 +37,9 @@ class Aligned:
     window: Float[Tensor, "pairs 4"]
     score: Float[Tensor, " pairs"]
 
-    def at(self, places: Tensor) -> Aligned:
+    def at(self, positions: Tensor) -> Aligned:
         """Those of some pairs."""
-        return Aligned(self.symmetry[places], self.window[places], self.score[places])
+        return Aligned(self.symmetry[positions], self.window[positions], self.score[positions])
 
     def overlap(self) -> Float[Tensor, " pairs"]:
         """The share of the smaller picture that both show."""
@@ -69,8 +69,8 @@ def _oriented_each(pictures: Tensor, symmetry: Tensor) -> Tensor:
 
 
 def _intervals() -> list[tuple[float, float]]:
-    """(start, length): the whole, and three places each of nine, eight and seven tenths of it."""
-    return [(0.0, 1.0)] + [(place * (1 - size) / 2, size) for size in (0.9, 0.8, 0.7) for place in range(3)]
+    """(start, length): the whole, and three positions each of nine, eight and seven tenths of it."""
+    return [(0.0, 1.0)] + [(position * (1 - size) / 2, size) for size in (0.9, 0.8, 0.7) for position in range(3)]
 
 
 _INTERVALS = _intervals()
@@ -129,8 +129,8 @@ def guessed(first: Tensor, second: Tensor) -> Aligned:
     around = second @ first[:, 0][:, torch.argsort(_PIXELS, dim=1)].transpose(1, 2)  # the first in windows of it
     (one, at), (other, there) = (scores.flatten(1).max(1) for scores in (inside, around))
     larger = other > one
-    place = torch.where(larger, there, at)
-    symmetry, window = place % 8, place // 8
+    position = torch.where(larger, there, at)
+    symmetry, window = position % 8, position // 8
     window = torch.where(larger, torch.argsort(_BEFORE, dim=1)[symmetry, window], window)
     rectangle = _RECTANGLES[window]
     inverse = torch.cat([-rectangle[:, :2] / rectangle[:, 2:], 1 / rectangle[:, 2:]], dim=1)
@@ -171,9 +171,9 @@ def _under(base: Tensor, window: Tensor, side: int) -> tuple[Tensor, Tensor]:
     centre = (torch.arange(side) + 0.5) / side
     across, down = (window[:, axis, None] + window[:, axis + 2, None] * centre for axis in range(2))
     shape = (len(base), side, side)
-    places = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], dim=-1) * 2 - 1
+    positions = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], dim=-1) * 2 - 1
     inside = [((axis > 0) & (axis < 1)).float() for axis in (across, down)]
-    found = grid_sample(base[:, None], places, padding_mode="border", align_corners=False)
+    found = grid_sample(base[:, None], positions, padding_mode="border", align_corners=False)
     return found[:, 0], inside[1][:, :, None] * inside[0][:, None]
 
 
@@ -232,8 +232,8 @@ def colour_change(
 ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
     """How far colour thumbnails (pairs, 3, side, side) differ, in grey levels: their tints, pixel by pixel; the whole.
 
-    A tint is a colour less its brightness: the root mean square of the differences, of which half of what all pixels
-    have in common. The whole: the largest difference of brightness, contrast, tint and saturation on average.
+    A tint is a colour less its brightness: the root mean square of the differences, and half of what all pixels have
+    in common. The whole: the largest difference of brightness, contrast, tint and saturation on average.
     """
     side = first.shape[-1]
     count = _under(first[:, 0], aligned.window, side)[1].flatten(1)

@@ -2,7 +2,7 @@
 
     graph = Graph(vectors)
     graph.recall                                          # of the ten nearest, against exact search
-    scores, places = graph.search(queries, 20)
+    scores, positions = graph.search(queries, 20)
     pairs = graph.similar_pairs(0.95)
 
 The graph holds the vectors in float16. Building it costs more than an exact search for thousands of queries: it pays
@@ -96,9 +96,9 @@ class Graph:
     def search(
         self, queries: Float[Tensor, "queries dim"], neighbours: int, *, exclude: np.ndarray | None = None
     ) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
-        """For each query the places of `neighbours` vectors with a high cosine, and it in float32; best first.
+        """For each query the positions of `neighbours` vectors with a high cosine, and it in float32; best first.
 
-        exclude: one place a query that is never an answer, -1 for none. Where the graph finds too few, exactly.
+        exclude: one position a query that is never an answer, -1 for none. Where the graph finds too few, exactly.
         Raises InputError where fewer than `neighbours` vectors are to choose from.
         """
         own = np.full(len(queries), -1) if exclude is None else np.asarray(exclude)
@@ -111,7 +111,7 @@ class Graph:
         wanted = min(neighbours + max(neighbours // 2, 16) + min(self.lost, _MOST_MORE), len(self.links))
         self.links.expansion_search = max(self.breadth, wanted)
         scores = torch.empty(len(queries), neighbours)
-        places = torch.empty(len(queries), neighbours, dtype=torch.int64)
+        positions = torch.empty(len(queries), neighbours, dtype=torch.int64)
         for start in range(0, len(queries), _AT_ONCE):
             part = queries[start : start + _AT_ONCE].cpu().float()
             here = slice(start, start + len(part))
@@ -126,25 +126,25 @@ class Graph:
             exact = torch.einsum("qd,qkd->qk", part, rows)
             exact[none | torch.from_numpy(near == own[here, None])] = -torch.inf
             scores[here], order = exact.topk(neighbours, dim=1)
-            places[here] = torch.from_numpy(near).gather(1, order)
+            positions[here] = torch.from_numpy(near).gather(1, order)
         short = torch.isneginf(scores[:, -1]).nonzero().squeeze(1)
         if len(short):
-            scores[short], places[short] = self._exact(queries[short], neighbours, own[short.numpy()])
-        return scores, places
+            scores[short], positions[short] = self._exact(queries[short], neighbours, own[short.numpy()])
+        return scores, positions
 
     def neighbours_of_all(
         self, neighbours: int, *, show: bool = False
     ) -> tuple[Float[np.ndarray, "count k"], Int[np.ndarray, "count k"]]:
         """As `pairs.neighbours_of_all`."""
         scores = np.empty((self._vectors.count, neighbours), np.float32)
-        places = np.empty((self._vectors.count, neighbours), np.int64)
+        positions = np.empty((self._vectors.count, neighbours), np.int64)
         with Bar(self._vectors.count, "Asking for neighbours", "pictures", enabled=show) as bar:
             for start in range(0, self._vectors.count, _AT_ONCE):
                 own = np.arange(start, min(start + _AT_ONCE, self._vectors.count))
                 found = self.search(self._vectors.pick(own), neighbours, exclude=own)
-                scores[own], places[own] = found[0].numpy(), found[1].numpy()
+                scores[own], positions[own] = found[0].numpy(), found[1].numpy()
                 bar.advance(len(own))
-        return scores, places
+        return scores, positions
 
     def similar_pairs(
         self, threshold: float, *, against: Vectors | None = None, most: int = 5_000_000, show: bool = False
@@ -162,12 +162,12 @@ class Graph:
                 neighbours = min(16, limit)
                 while len(left) and neighbours:
                     own = left if against is None else None
-                    scores, places = (one.numpy() for one in self.search(others.pick(left), neighbours, exclude=own))
+                    scores, positions = (one.numpy() for one in self.search(others.pick(left), neighbours, exclude=own))
                     more = scores[:, -1] >= threshold if neighbours < limit else np.zeros(len(left), bool)
-                    query, place = np.nonzero((scores >= threshold) & ~more[:, None])
-                    firsts.append(places[query, place])
+                    query, position = np.nonzero((scores >= threshold) & ~more[:, None])
+                    firsts.append(positions[query, position])
                     seconds.append(left[query])
-                    values.append(scores[query, place])
+                    values.append(scores[query, position])
                     kept += len(query)
                     if kept + int(more.sum()) * neighbours > 2 * most:
                         raise InputError(

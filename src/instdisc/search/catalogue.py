@@ -1,4 +1,4 @@
-"""What is known of the pictures of a collection without their vectors: ids, places, labels, tags, what was removed.
+"""What is known of the pictures of a collection without their vectors: ids, positions, labels, tags, what was removed.
 
     catalogue = Catalogue(pictures, labels=codes, label_names=names)
     catalogue.entries(np.flatnonzero(catalogue.matching(where="2024/*")))
@@ -35,7 +35,7 @@ class Entry:
 class Catalogue:
     """pictures: columns id and location, one line a row. `Index` is one with vectors.
 
-    labels: int64 (rows,), the place in `label_names`, -1 for none. removed: bool (rows,). tags: name -> its rows.
+    labels: int64 (rows,), the position in `label_names`, -1 for none. removed: bool (rows,). tags: name -> its rows.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Catalogue:
 
     def rows_of(self, locations: Sequence[str]) -> Int[np.ndarray, " asked"]:
         """The row of the picture at each path or URL, the last where there are several; -1 where none is left."""
-        places = {location: place for place, location in enumerate(dict.fromkeys(locations))}
-        wanted = pa.array([os.fsencode(one) for one in places], pa.large_binary())
+        positions = {location: position for position, location in enumerate(dict.fromkeys(locations))}
+        wanted = pa.array([os.fsencode(one) for one in positions], pa.large_binary())
         found = pc.index_in(pc.cast(self.pictures["location"], pa.large_binary()), value_set=wanted)
         rows = np.flatnonzero(pc.is_valid(found).to_numpy(zero_copy_only=False) & ~self.removed)
-        last = np.full(len(places), -1)
+        last = np.full(len(positions), -1)
         last[found.take(pa.array(rows)).to_numpy().astype(np.int64)] = rows  # ascending: a later row wins
-        return last[[places[location] for location in locations]]
+        return last[[positions[location] for location in locations]]
 
     def rows_named(
         self, names: Sequence[str], folders: Sequence[str | os.PathLike[str]] = (".",)

@@ -51,7 +51,7 @@ class Limits:
     tint: float = 25.0
 
 
-Contents = Callable[[int], Any]  # what a source gives for the picture at a place; UnreadableError where it can't
+Contents = Callable[[int], Any]  # what a source gives for the picture at a position; UnreadableError where it can't
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,19 @@ class Proof:
 
 @dataclass(frozen=True)
 class Group:
-    """best: the place of the picture to keep; copies: (place, the proof against the best), the most certain first."""
+    """best: the position of the picture to keep; copies: (position, proof against the best), the most certain first."""
 
     best: int
     copies: list[tuple[int, Proof]]
 
 
-Proven = dict[tuple[int, int], Proof]  # (place, place) -> why; the lower place first, within one collection
+Proven = dict[tuple[int, int], Proof]  # (position, position) -> why; the lower position first, within one collection
 
 
 class Finder:
     """Proofs among the pictures of a collection, or between it and others.
 
-    contents(place): of the collection's own pictures, for a last look at more pixels; theirs: of the others.
+    contents(position): of the collection's own pictures, for a last look at more pixels; theirs: of the others.
     """
 
     def __init__(
@@ -104,22 +104,22 @@ class Finder:
         self._tried = np.zeros(0, np.int64)  # keys of pairs, ascending
         self._patches = _all_patches(own)
         self._their_patches = self._patches if others is None else _all_patches(self.others)
-        self._large = lru_cache(maxsize=512)(lambda place: _large(contents, place))
+        self._large = lru_cache(maxsize=512)(lambda position: _large(contents, position))
         self._their_large = (
-            self._large if theirs is None else lru_cache(maxsize=512)(lambda place: _large(theirs, place))
+            self._large if theirs is None else lru_cache(maxsize=512)(lambda position: _large(theirs, position))
         )
 
     def within(self, proposed: Int[np.ndarray, "pairs 2"] | None = None) -> Proven:
         """All proofs found within the collection, between one picture of each kind of file and the others of it too.
 
-        proposed: pairs of places that are compared beside those whose signatures are alike.
+        proposed: pairs of positions that are compared beside those whose signatures are alike.
         """
         proven: Proven = {}
         first = _first_of_each(self.own.records["digest"])
-        places = self.own.readable()
-        for place in places[first[places] != places].tolist():
-            proven[int(first[place]), place] = Proof(SAME_FILE, (), 1.0)
-        active = places[first[places] == places]
+        positions = self.own.readable()
+        for position in positions[first[positions] != positions].tolist():
+            proven[int(first[position]), position] = Proof(SAME_FILE, (), 1.0)
+        active = positions[first[positions] == positions]
         pairs = np.zeros((0, 2), np.int64) if proposed is None else first[proposed]
         for _ in range(_PASSES):
             if len(active) < 2:
@@ -132,18 +132,20 @@ class Finder:
             if not same.all(axis=1).any():  # else a picture may have more copies than were looked at
                 break
             copies = {other for _, other in found}
-            active = active[[place not in copies for place in active.tolist()]]
+            active = active[[position not in copies for position in active.tolist()]]
             pairs = pairs[:0]
         return proven
 
     def across(self, proposed: Int[np.ndarray, "pairs 2"] | None = None) -> Proven:
-        """(place here, place there) -> proof, for the others' pictures."""
+        """(position here, position there) -> proof, for the others' pictures."""
         here, there = self.own.readable(), self.others.readable()
         proven: Proven = {}
-        known = {digest.tobytes(): place for place, digest in zip(here, self.own.records["digest"][here], strict=True)}
-        for place, digest in zip(there.tolist(), self.others.records["digest"][there], strict=True):
+        known = {
+            digest.tobytes(): position for position, digest in zip(here, self.own.records["digest"][here], strict=True)
+        }
+        for position, digest in zip(there.tolist(), self.others.records["digest"][there], strict=True):
             if digest.tobytes() in known:
-                proven[int(known[digest.tobytes()]), place] = Proof(SAME_FILE, (), 1.0)
+                proven[int(known[digest.tobytes()]), position] = Proof(SAME_FILE, (), 1.0)
         if not len(here) or not len(there):
             return proven
         signatures = Signatures(self.own, self.others)
@@ -153,16 +155,16 @@ class Finder:
         pairs = np.stack([here[nearest.indices.numpy()].ravel(), np.repeat(there, nearest.indices.shape[1])], axis=1)
         return self.verify(pairs if proposed is None else np.concatenate([proposed, pairs])) | proven
 
-    def _alike(self, places: Int[np.ndarray, " active"]) -> Int[np.ndarray, "active k 2"]:
+    def _alike(self, positions: Int[np.ndarray, " active"]) -> Int[np.ndarray, "active k 2"]:
         """Each picture with those whose signatures are nearest. Of several processes the main one alone is here."""
-        signatures, count = Signatures(self.own).of(self.own, places), len(places)
+        signatures, count = Signatures(self.own).of(self.own, positions), len(positions)
         found = Nearest(signatures, min(PROPOSED, count - 1), torch.arange(count), expected=count)
         with Bar(count, "Comparing thumbnails", "pictures", enabled=self._show) as bar:
             for start in range(0, count, _CHUNK):
                 found.add(signatures[start : start + _CHUNK], start)
                 bar.advance(min(_CHUNK, count - start))
         nearest = found.indices.numpy()
-        return np.stack([np.broadcast_to(places[:, None], nearest.shape), places[nearest]], axis=2)
+        return np.stack([np.broadcast_to(positions[:, None], nearest.shape), positions[nearest]], axis=2)
 
     def verify(self, pairs: Int[np.ndarray, "pairs 2"], *, last: bool = False) -> Proven:
         """The proofs of those of these pairs that are the same picture. last: nobody will ask for these again."""
@@ -198,13 +200,13 @@ class Finder:
 
     def _same_of_side(self, pairs: Int[np.ndarray, "pairs 2"], aligned: Aligned, side: int) -> Proven:
         """side: of the thumbnails that are compared, no larger than the pictures are."""
-        places = _flat(aligned.score >= _FIRST_LOOK)
-        pairs, aligned = pairs[places.numpy()], aligned.at(places)
+        positions = _flat(aligned.score >= _FIRST_LOOK)
+        pairs, aligned = pairs[positions.numpy()], aligned.at(positions)
         for finer, steps, least in _LOOKS if side >= _SMALLEST else ():
             if finer <= side and len(pairs):
                 aligned = refined(*self._grey(pairs), aligned, finer, steps)
-                places = _flat((aligned.score >= least) & _plausible(aligned))
-                pairs, aligned = pairs[places.numpy()], aligned.at(places)
+                positions = _flat((aligned.score >= least) & _plausible(aligned))
+                pairs, aligned = pairs[positions.numpy()], aligned.at(positions)
         if not len(pairs):
             return {}
         if side < _SMALLEST:
@@ -269,7 +271,7 @@ class Finder:
             while len(left) > 1:
                 best = left.pop(0)
                 found_now = self._proofs(best, left, first)
-                left = [place for place in left if place not in found_now]
+                left = [position for position in left if position not in found_now]
                 if found_now:
                     copies = sorted(found_now.items(), key=lambda one: (-one[1].certainty, one[0]))
                     found.append(Group(best, copies))
@@ -277,15 +279,15 @@ class Finder:
 
     def _proofs(self, best: int, others: Sequence[int], first: np.ndarray) -> dict[int, Proof]:
         """Of these pictures those that are proven to be copies of the best one."""
-        pairs = np.sort([(first[best], first[place]) for place in others], axis=1)
+        pairs = np.sort([(first[best], first[position]) for position in others], axis=1)
         found = {pair: self._found[pair] for pair in map(tuple, pairs.tolist()) if pair in self._found}
         if missing := [pair for pair in pairs.tolist() if pair[0] != pair[1] and tuple(pair) not in found]:
             found |= self.verify(np.array(missing), last=True)
         answer = {}
-        for place, (one, other) in zip(others, pairs.tolist(), strict=True):
+        for position, (one, other) in zip(others, pairs.tolist(), strict=True):
             proof = Proof(SAME_FILE, (), 1.0) if one == other else found.get((one, other))
             if proof is not None:
-                answer[place] = proof
+                answer[position] = proof
         return answer
 
 
@@ -311,9 +313,9 @@ def _all_patches(stored: Fingerprints) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, 1, 1, dtype=torch.int8)
 
 
-def _large(contents: Contents, place: int) -> Float[Tensor, "1 side side"] | None:
+def _large(contents: Contents, position: int) -> Float[Tensor, "1 side side"] | None:
     try:
-        return torch.from_numpy(grey_of(decode_stored(contents(place), _LARGE[0])[0]))[None]
+        return torch.from_numpy(grey_of(decode_stored(contents(position), _LARGE[0])[0]))[None]
     except UnreadableError:
         return None
 
@@ -332,16 +334,16 @@ def _components(proven: Proven) -> list[list[int]]:
     """Places that are linked by proofs, ascending."""
     root: dict[int, int] = {}
 
-    def find(place: int) -> int:
-        while root.setdefault(place, place) != place:
-            root[place] = root[root[place]]
-            place = root[place]
-        return place
+    def find(position: int) -> int:
+        while root.setdefault(position, position) != position:
+            root[position] = root[root[position]]
+            position = root[position]
+        return position
 
     for one, other in proven:
         low, high = sorted((find(one), find(other)))
         root[high] = low
     together: dict[int, list[int]] = {}
-    for place in sorted(root):
-        together.setdefault(find(place), []).append(place)
+    for position in sorted(root):
+        together.setdefault(find(position), []).append(position)
     return list(together.values())

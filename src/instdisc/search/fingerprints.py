@@ -45,7 +45,7 @@ RECORD = np.dtype(
         ("colour", "u1", (COLOUR_SIDE, COLOUR_SIDE, 3)),
     ]
 )
-Contents = Iterator[tuple[int, Any]]  # (place, what a source gives, or an UnreadableError)
+Contents = Iterator[tuple[int, Any]]  # (position, what a source gives, or an UnreadableError)
 _CHUNK = 4_096
 _MOST_THREADS = 8
 _SAMPLED = 50_000  # pictures by which signatures are scaled
@@ -63,16 +63,16 @@ class Fingerprints:
         return len(self.records)
 
     def readable(self) -> Int[np.ndarray, " readable"]:
-        """The places of the pictures that could be read."""
+        """The positions of the pictures that could be read."""
         return np.flatnonzero(self.records["state"] == READ)
 
-    def grey(self, places: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures side side"]:
+    def grey(self, positions: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures side side"]:
         """Thumbnails, 0..255."""
-        return torch.from_numpy(self.records["grey"][places]).float()
+        return torch.from_numpy(self.records["grey"][positions]).float()
 
-    def colour(self, places: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures 3 small small"]:
+    def colour(self, positions: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures 3 small small"]:
         """Colour thumbnails, 0..255."""
-        return torch.from_numpy(self.records["colour"][places]).float().permute(0, 3, 1, 2)
+        return torch.from_numpy(self.records["colour"][positions]).float().permute(0, 3, 1, 2)
 
 
 def stored_fingerprints(
@@ -80,8 +80,8 @@ def stored_fingerprints(
 ) -> Fingerprints:
     """The fingerprints of the pictures with these marks: from `file` where they stand there, else made and kept.
 
-    read(places): the contents of the pictures at these places, ascending. Raises InputError where the file can't be
-    written.
+    read(positions): the contents of the pictures at these positions, ascending. Raises InputError where the file
+    can't be written.
     """
     old = _open(file)
     if old is not None and np.array_equal(old["mark"], marks) and (old["state"] == READ).all():
@@ -94,8 +94,8 @@ def stored_fingerprints(
             todo = _taken_over(new, old, marks)
             try:
                 with Bar(len(todo), "Making thumbnails", "pictures", enabled=show) as bar:
-                    for place, record in _computed(read(todo), marks):
-                        new[place] = record
+                    for position, record in _computed(read(todo), marks):
+                        new[position] = record
                         bar.advance()
             finally:
                 new.flush()
@@ -113,13 +113,13 @@ def marks_of(ids: Sequence[bytes], locations: Sequence[bytes]) -> UInt8[np.ndarr
     """A mark for each picture, another one once its file has another size or date."""
     stats: dict[bytes, bytes] = {}
     marks = np.empty((len(ids), 16), np.uint8)
-    for place, (identifier, location) in enumerate(zip(ids, locations, strict=True)):
+    for position, (identifier, location) in enumerate(zip(ids, locations, strict=True)):
         found = _stamp(location)
         if found is None:  # it stands in another file: shard.tar#0017
             holder = location.rpartition(b"#")[0]
             found = stats[holder] if holder in stats else stats.setdefault(holder, _stamp(holder) or b"")
         digest = hashlib.blake2b(b"\0".join((identifier, location, found)), digest_size=16).digest()
-        marks[place] = np.frombuffer(digest, np.uint8)
+        marks[position] = np.frombuffer(digest, np.uint8)
     return marks
 
 
@@ -141,28 +141,28 @@ def _open(file: Path) -> np.ndarray | None:
 
 
 def _taken_over(new: np.ndarray, old: np.ndarray | None, marks: np.ndarray) -> Int[np.ndarray, " todo"]:
-    """Copy what is known already; the places of the others."""
+    """Copy what is known already; the positions of the others."""
     if old is None or not len(old):
         return np.arange(len(marks))
     known, wanted = (np.ascontiguousarray(one).view("V16").ravel() for one in (old["mark"], marks))
     order = np.argsort(known)
     found = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
     there = (known[found] == wanted) & (old["state"][found] == READ)
-    places = np.flatnonzero(there)
-    for start in range(0, len(places), _CHUNK):
-        some = places[start : start + _CHUNK]
+    positions = np.flatnonzero(there)
+    for start in range(0, len(positions), _CHUNK):
+        some = positions[start : start + _CHUNK]
         new[some] = old[found[some]]
     return np.flatnonzero(~there)
 
 
 def _computed(contents: Contents, marks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(place, its record): read here, decoded by threads."""
+    """(position, its record): read here, decoded by threads."""
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
     waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for place, content in contents:
-                waiting.append((place, pool.submit(_record, content, marks[place])))
+            for position, content in contents:
+                waiting.append((position, pool.submit(_record, content, marks[position])))
                 while len(waiting) > 8 * threads:
                     done, future = waiting.popleft()
                     yield done, future.result()
@@ -226,8 +226,8 @@ class Signatures:
         random = np.random.default_rng(0)
         parts = []
         for stored in sample:
-            places = stored.readable()
-            some = np.sort(random.permutation(places)[: _SAMPLED // len(sample)])
+            positions = stored.readable()
+            some = np.sort(random.permutation(positions)[: _SAMPLED // len(sample)])
             parts += [_features(stored, some[start : start + _CHUNK]) for start in range(0, len(some), _CHUNK)]
         sizes, tints = (torch.cat(columns) for columns in zip(*parts, strict=True))
         self._sizes = sizes.mean(0), _floored(sizes.std(0, correction=0))
@@ -237,11 +237,11 @@ class Signatures:
         values, vectors = values[-64:], vectors[:, -64:]
         self._scaled = (vectors / _floored(values.clamp_min(0).sqrt(), 0.01)).float()
 
-    def of(self, stored: Fingerprints, places: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures dim"]:
+    def of(self, stored: Fingerprints, positions: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures dim"]:
         """The signatures of some pictures."""
         parts = []
-        for start in range(0, len(places), _CHUNK):
-            sizes, tints = _features(stored, places[start : start + _CHUNK])
+        for start in range(0, len(positions), _CHUNK):
+            sizes, tints = _features(stored, positions[start : start + _CHUNK])
             halves = ((sizes - self._sizes[0]) / self._sizes[1], (tints - self._tints) @ self._scaled)
             parts.append(torch.cat([torch.nn.functional.normalize(half, dim=1) for half in halves], dim=1))
         return torch.nn.functional.normalize(torch.cat(parts), dim=1)
@@ -252,8 +252,8 @@ def _floored(values: Tensor, share: float = 0.05) -> Tensor:
     return values.clamp_min(max(share * float(values.max()), 1e-6))
 
 
-def _features(stored: Fingerprints, places: np.ndarray) -> tuple[Tensor, Tensor]:
-    return _frequencies(stored.grey(places)), _tints(stored.colour(places))
+def _features(stored: Fingerprints, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+    return _frequencies(stored.grey(positions)), _tints(stored.colour(positions))
 
 
 _WAVES = torch.from_numpy(dct(np.eye(SIDE), axis=0, norm="ortho")[:_LOW].astype(np.float32))

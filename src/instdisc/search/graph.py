@@ -79,10 +79,10 @@ def nearest_graph(vectors: Vectors, neighbours: int = NEIGHBOURS, *, show: bool 
         nothing = np.zeros((vectors.count, 0))
         return NeighbourGraph(nothing.astype(np.float32), nothing.astype(np.int32))
     if vectors.count > EXACT_UP_TO and find_spec("usearch") is not None:
-        scores, places = Graph(vectors, show=show).neighbours_of_all(k, show=show)
+        scores, positions = Graph(vectors, show=show).neighbours_of_all(k, show=show)
     else:
-        scores, places = neighbours_of_all(vectors, k, show=show)
-    return NeighbourGraph(scores, places.astype(np.int32))
+        scores, positions = neighbours_of_all(vectors, k, show=show)
+    return NeighbourGraph(scores, positions.astype(np.int32))
 
 
 def stored_graph(file: Path, vectors: Vectors, *, show: bool = False) -> NeighbourGraph:
@@ -91,7 +91,7 @@ def stored_graph(file: Path, vectors: Vectors, *, show: bool = False) -> Neighbo
     Where it can't be written, as on a read-only disk, it is computed each time. Examples:
 
         graph = stored_graph(Path("runs/mine/index/graph.safetensors"), Vectors.of(torch.eye(20)))
-        graph.places.shape                                     # (20, 10)
+        graph.positions.shape                                     # (20, 10)
     """
     digest = digest_of(vectors)
     graph = read_graph(file, digest, vectors.count)

@@ -15,7 +15,7 @@ from instdisc.search.pairs import Pairs
 
 @dataclass(frozen=True)
 class Group:
-    """members: ascending places. worst: the two members that are least alike; score: their cosine."""
+    """members: ascending positions. worst: the two members that are least alike; score: their cosine."""
 
     members: tuple[int, ...]
     worst: tuple[int, int]

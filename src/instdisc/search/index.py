@@ -73,7 +73,7 @@ class Index(Catalogue):
     def present(self, device: torch.device | str = "cpu") -> tuple[Int[np.ndarray, " there"], Vectors]:
         """The rows that are there, and their vectors, read to this device."""
         rows = np.flatnonzero(~self.removed)
-        return rows, Vectors(len(rows), lambda places: self.vectors(rows[places]).to(device))
+        return rows, Vectors(len(rows), lambda positions: self.vectors(rows[positions]).to(device))
 
     def search(
         self,
@@ -97,7 +97,7 @@ class Index(Catalogue):
         if exclude is not None:
             asked = np.flatnonzero(exclude >= 0)
             here = asked[among[exclude[asked]]]
-            own[here] = (np.cumsum(among) - 1)[exclude[here]]  # its place among the rows that are looked through
+            own[here] = (np.cumsum(among) - 1)[exclude[here]]  # its position among the rows that are looked through
             most -= bool(len(here))
         if not 1 <= neighbours <= most:
             raise InputError(
@@ -110,18 +110,20 @@ class Index(Catalogue):
         mine = among.copy()
         mine[:begin] = mine[end:] = False
         first = int(among[:begin].sum())
-        with ranks.one_fate():
+        with ranks.fail_together():
             nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
             for block in self._blocks(mine, _BLOCK):
                 nearest.add(block, first)
                 first += len(block)
-        scores, places = nearest.scores.cpu(), nearest.indices.cpu()
+        scores, positions = nearest.scores.cpu(), nearest.indices.cpu()
         if ranks.world() > 1:
             # Ranks hold ascending rows, so that candidates that stand rank after rank keep the rule for ties.
             counts = [len(queries)] * ranks.world()
-            scores, places = (torch.cat(ranks.gather(one, counts).split(counts), dim=1) for one in (scores, places))
-            scores, places = merge(scores, places, neighbours)
-        return scores, torch.from_numpy(np.flatnonzero(among))[places]
+            scores, positions = (
+                torch.cat(ranks.gather(one, counts).split(counts), dim=1) for one in (scores, positions)
+            )
+            scores, positions = merge(scores, positions, neighbours)
+        return scores, torch.from_numpy(np.flatnonzero(among))[positions]
 
     def approximate(self, recall: float = RECALL, *, stored: tuple[Path, MadeOf] | None = None) -> float:
         """From now on, let an HNSW graph (search/approximate.py) answer; the recall@10 that was measured.
@@ -144,9 +146,9 @@ class Index(Catalogue):
         rows, graph = self._graph
         allowed = torch.from_numpy(among[rows])
         wanted = min(neighbours + int((~allowed).sum()) + (exclude is not None), len(rows))
-        scores, places = graph.search(queries, wanted)
-        scores[~allowed[places]] = -torch.inf
-        found = torch.from_numpy(rows)[places]
+        scores, positions = graph.search(queries, wanted)
+        scores[~allowed[positions]] = -torch.inf
+        found = torch.from_numpy(rows)[positions]
         if exclude is not None:
             scores[found == torch.from_numpy(exclude)[:, None]] = -torch.inf
         scores, order = torch.sort(scores, dim=1, descending=True, stable=True)

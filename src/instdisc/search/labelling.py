@@ -1,8 +1,8 @@
 """What to label next: the pictures that cover the collection best, and those that the votes are least sure of.
 
-    places = least_covered(vectors, labelled, 20)                 # a choice from all over the collection
-    places = least_reached(affinity, labelled, 20)                # the same, along the edges of the neighbour graph
-    places = least_certain(votes, vectors, labelled, 20)          # where the classes meet
+    positions = least_covered(vectors, labelled, 20)                 # a choice from all over the collection
+    positions = least_reached(affinity, labelled, 20)                # the same, along the edges of the neighbour graph
+    positions = least_certain(votes, vectors, labelled, 20)          # where the classes meet
 
 The first two want no label at all; the third needs votes of a classifier, as of weighted kNN.
 """

@@ -2,7 +2,7 @@
 
     pairs = similar_pairs(own, 0.95)                      # each pair once
     pairs = similar_pairs(own, 0.95, against=test)        # between two sets
-    scores, places = neighbours_of_all(own, 10)
+    scores, positions = neighbours_of_all(own, 10)
 
 Every pair is looked at once by a matrix product: n (n - 1) / 2 of them. Nothing is approximate. The ranks of a run that
 hold the same vectors share the pairs evenly; every one of them has the whole answer, which is that of one process.
@@ -19,7 +19,7 @@ import torch
 
 from instdisc import ranks
 from instdisc.errors import InputError
-from instdisc.neighbours import Coarse, Nearest, full_precision, halves_pay, pair_scores
+from instdisc.neighbours import Coarse, Nearest, fp16_is_faster, full_precision, pair_scores
 from instdisc.progress import Bar
 from instdisc.shapes import Float, Int, Tensor
 
@@ -28,7 +28,7 @@ _QUERIES, _ROWS, _TILE = 65_536, 16_384, 256
 
 @dataclass(frozen=True)
 class Vectors:
-    """count unit vectors; pick(places): some of them, float32 (places, dim), on the device that compares."""
+    """count unit vectors; pick(positions): some of them, float32 (positions, dim), on the device that compares."""
 
     count: int
     pick: Callable[[np.ndarray], Tensor]
@@ -36,11 +36,11 @@ class Vectors:
     @classmethod
     def of(cls, rows: Float[Tensor, "rows dim"]) -> Vectors:
         """Those of a tensor of any floating type."""
-        return cls(len(rows), lambda places: rows[torch.from_numpy(places).to(rows.device)].to(torch.float32))
+        return cls(len(rows), lambda positions: rows[torch.from_numpy(positions).to(rows.device)].to(torch.float32))
 
-    def some(self, places: Int[np.ndarray, " some"]) -> Vectors:
+    def some(self, positions: Int[np.ndarray, " some"]) -> Vectors:
         """A choice of these, in the given order."""
-        return Vectors(len(places), lambda chosen: self.pick(places[chosen]))
+        return Vectors(len(positions), lambda chosen: self.pick(positions[chosen]))
 
     def read(self, start: int, stop: int) -> Float[Tensor, "rows dim"]:
         """Those from `start` to before `stop`."""
@@ -49,7 +49,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Pairs:
-    """first, second: int64 (pairs,), places in their sets, first < second within one set; scores: float32 (pairs,).
+    """first, second: int64 (pairs,), positions in their sets, first < second within one set; scores: float32 (pairs,).
 
     The most similar first; equal scores by `first`, then by `second`.
     """
@@ -78,12 +78,12 @@ def similar_pairs(
     begin, end = _share_of_triangle(own.count) if within else ranks.share(own.count)
     total = (end - begin) * (2 * own.count - begin - end + 1) // 2 if within else (end - begin) * others.count
     show = show and ranks.is_main()
-    with ranks.one_fate(), torch.no_grad(), Bar(total, "Comparing pictures", "pairs", enabled=show) as bar:
+    with ranks.fail_together(), torch.no_grad(), Bar(total, "Comparing pictures", "pairs", enabled=show) as bar:
         for start in range(begin, end, _QUERIES):
             stop = min(start + _QUERIES, end)
             queries = own.read(start, stop)
             coarse = Coarse(queries)  # refuses what is not finite
-            fast = halves_pay(queries.device)
+            fast = fp16_is_faster(queries.device)
             for first in range(start if within else 0, others.count, _ROWS):
                 last = min(first + _ROWS, others.count)
                 rows = others.read(first, last)
@@ -141,7 +141,7 @@ def in_order(
 def neighbours_of_all(
     own: Vectors, neighbours: int, *, show: bool = False
 ) -> tuple[Float[np.ndarray, "count k"], Int[np.ndarray, "count k"]]:
-    """For every vector the `neighbours` others with the highest cosine: scores (float32) and places, best first.
+    """For every vector the `neighbours` others with the highest cosine: scores (float32) and positions, best first.
 
     Raises InputError where there are not so many others. Memory beside the result: 65,536 vectors twice.
     """
@@ -151,9 +151,9 @@ def neighbours_of_all(
             f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
         )
     begin, end = ranks.share(own.count)
-    scores, places = torch.empty(end - begin, neighbours), torch.empty((end - begin, neighbours), dtype=torch.int64)
+    scores, positions = torch.empty(end - begin, neighbours), torch.empty((end - begin, neighbours), dtype=torch.int64)
     show = show and ranks.is_main()
-    with ranks.one_fate(), Bar((end - begin) * own.count, "Comparing pictures", "pairs", enabled=show) as bar:
+    with ranks.fail_together(), Bar((end - begin) * own.count, "Comparing pictures", "pairs", enabled=show) as bar:
         for start in range(begin, end, _QUERIES):
             stop = min(start + _QUERIES, end)
             nearest = Nearest(own.read(start, stop), neighbours, torch.arange(start, stop), expected=own.count)
@@ -162,5 +162,5 @@ def neighbours_of_all(
                 nearest.add(own.read(first, last), first)
                 bar.advance((stop - start) * (last - first))
             part = slice(start - begin, stop - begin)
-            scores[part], places[part] = nearest.scores.cpu(), nearest.indices.cpu()
-    return ranks.gather(scores).numpy(), ranks.gather(places).numpy()
+            scores[part], positions[part] = nearest.scores.cpu(), nearest.indices.cpu()
+    return ranks.gather(scores).numpy(), ranks.gather(positions).numpy()

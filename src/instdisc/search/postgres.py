@@ -8,7 +8,7 @@
     instdisc_<key>         row, id, path, label, tags text[], vector vector(dim), digest; an HNSW index over vector
 
 Names that are no UTF-8 are stored with U+FFFD in the place of such bytes. Who pushes and who asks must agree on the
-encoder: `step` says of which checkpoint the vectors are, `whitening` of which map where they are search vectors.
+encoder: `step` names the vectors' checkpoint, `whitening` their map where they are search vectors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from instdisc.search.index import Index
 from instdisc.shapes import Float
 
 _BLOCK = 4_096
-_MOST_INDEXED = 2_000  # numbers in a vector: pgvector's limit for HNSW
+_MOST_INDEXED = 2_000  # dimensions: pgvector's limit for HNSW
 _BREADTH = 100
 # The tables of versions without search vectors lack the column.
 _WITH_WHITENING = "ALTER TABLE instdisc_collections ADD COLUMN IF NOT EXISTS whitening text NOT NULL DEFAULT ''"
@@ -147,7 +147,7 @@ class Postgres:
         return Synced(added, changed, len(before))
 
     def made_by(self, key: str) -> tuple[int, str] | None:
-        """Of which checkpoint and map the vectors are, as `sync` took them; None where they were never pushed."""
+        """The checkpoint and the map of the vectors, as `sync` took them; None where they were never pushed."""
         with self._told():
             if self._run("SELECT to_regclass('instdisc_collections')").fetchone()[0] is None:
                 return None

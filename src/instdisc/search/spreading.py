@@ -79,8 +79,8 @@ def spread_labels(
         flow = solve(affinity, sources, alpha=alpha, tolerance=tolerance)
         mass[columns] = flow.sum(axis=0, dtype=np.float64)
         from_own[inside] = flow[labelled[inside], groups[inside] - first]
-        for place, code in enumerate(class_of[columns]):
-            scores[:, code] += flow[:, place]
+        for position, code in enumerate(class_of[columns]):
+            scores[:, code] += flow[:, position]
     np.add.at(totals, class_of, mass)
     at_labels[:] = scores[labelled]
     rows = np.arange(len(labelled))
@@ -122,9 +122,9 @@ def calibrated(spread: Spread, codes: Int[np.ndarray, " pictures"]) -> Float[np.
     others, have their labels with the highest likelihood, with a prior around what is usual: one number, so that
     the best class of a picture stays the best. What it aims at: on pictures like those labelled, of the votes that are
     90 % sure about nine in ten are right. Measured, that holds on digits; where vectors are weak it promises too much.
-    What it can't: know a class that has no label yet, or a collection of which the labelled pictures are no fair
-    picture, as proposals are not; a class with one label tells nothing here, and with fewer than some thirty labels the
-    usual power is most of the answer. A picture that no label arrives at has equal shares.
+    What it can't: know a class that has no label yet, or a collection that the labelled pictures are no fair
+    sample of, as proposals are not; a class with one label tells nothing here, and with fewer than some thirty labels
+    the usual power is most of the answer. A picture that no label arrives at has equal shares.
     """
     own = codes[codes >= 0]
     again = np.bincount(own)[own] > 1  # without a second label of the class the right name can't be found

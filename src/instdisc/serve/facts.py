@@ -60,7 +60,7 @@ class Undone:
 
 @dataclass(frozen=True)
 class Suggestions:
-    """What the labels by hand say of every row: codes (places in names, -1 for removed), confidence, hand (bool)."""
+    """What the labels by hand say of every row: codes (positions in names, -1 for removed), confidence, hand (bool)."""
 
     names: list[str]
     codes: np.ndarray

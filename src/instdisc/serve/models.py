@@ -114,7 +114,7 @@ class Copies(BaseModel):
 
 
 class Duplicates(BaseModel):
-    """The most certain groups first. copies: pictures that could go, of all groups."""
+    """The most certain groups first. copies: pictures to remove, of all groups."""
 
     total: int
     copies: int
@@ -139,11 +139,11 @@ class Groups(BaseModel):
 class Outliers(BaseModel):
     """The least like any other first.
 
-    by: strangeness (score: higher is stranger), where `instdisc outliers` has computed it, else similarity (score: mean
-    cosine with the ten nearest others, lower is stranger).
+    by: outlier_score (higher is more unusual), where `instdisc outliers` has computed it, else similarity (score: mean
+    cosine with the ten nearest others, lower is more unusual).
     """
 
-    by: Literal["strangeness", "similarity"]
+    by: Literal["outlier_score", "similarity"]
     pictures: list[Found]
 
 
@@ -221,7 +221,7 @@ class Undone(BaseModel):
 
 
 class Proposal(Picture):
-    """guess: what the votes say, with their share; "" where nothing is labelled yet."""
+    """guess: the suggested label, with its share of the votes; "" where nothing is labelled yet."""
 
     guess: Name
     confidence: float
@@ -275,7 +275,7 @@ class MapState(BaseModel):
 
 
 class Colours(BaseModel):
-    """A code for each point of the map, in its order: the place in `names`; -1 for none.
+    """A code for each point of the map, in its order: the position in `names`; -1 for none.
 
     others: how many names the last one stands for, where there are too many to tell apart; 0: for itself. none: what
     -1 means, "" where no point has it. note: why there are no names.
@@ -289,7 +289,7 @@ class Colours(BaseModel):
 
 
 class Region(BaseModel):
-    """A place of the map (x and y in 0..1, as its points are) where nearly all pictures, `count`, have this name."""
+    """A position of the map (x and y in 0..1, as its points are) where nearly all pictures, `count`, have this name."""
 
     name: Name
     x: float

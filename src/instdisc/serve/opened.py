@@ -74,7 +74,7 @@ class Opened:
         say(f"Search is approximate from now on: {100 * recall:.1f} % of the ten nearest are found.")
 
     def known_outliers(self) -> list[tuple[int, float]]:
-        """(row, strangeness), the strangest first; empty where that was never computed."""
+        """(row, outlier score), the highest first; empty where that was never computed."""
         return known_outliers(self.collection)
 
     def copies(self) -> list[list[CopyFacts]]:
@@ -170,7 +170,7 @@ class Opened:
         return Done(act.name, act.text)
 
     def suggestions(self) -> Suggestions | None:
-        """What the votes say of every picture; None where nothing is labelled by hand."""
+        """What is suggested for every picture; None where nothing is labelled by hand."""
         voted = self._votes()
         if voted is None:
             return None

@@ -1,4 +1,4 @@
-"""Names of regions of the map: what nearly all pictures of a place are called; none where they are called otherwise.
+"""Names of regions of the map: what nearly all pictures of a position are called; none where they are called otherwise.
 
 This file must not import torch, nor what imports it: the page answers while torch is being loaded.
 """
@@ -37,7 +37,7 @@ def called(opened: Opened, folders: tuple[list[str], np.ndarray]) -> tuple[list[
 
 
 def regions(points: np.ndarray, codes: np.ndarray, names: Sequence[str]) -> list[Region]:
-    """The regions, the largest first. points: (n, 2) in 0..1; codes (n,): places in names, -1 for none.
+    """The regions, the largest first. points: (n, 2) in 0..1; codes (n,): positions in names, -1 for none.
 
     A region is connected cells of a grid where at least 70 % of the pictures, those of the cells around included, have
     one name. There is none where all pictures have the same.
@@ -65,6 +65,6 @@ def regions(points: np.ndarray, codes: np.ndarray, names: Sequence[str]) -> list
         for size, part in sizes[:_TWICE]:
             if size >= max(_LEAST, _SHARE * len(codes)):
                 y, x = np.unravel_index(np.argmax(np.where(parts == part, around(own), -1)), own.shape)
-                place = {"x": (x + 0.5) / _SIDE, "y": (y + 0.5) / _SIDE}
-                found.append(Region(name=names[code], count=int(size), **place))
+                position = {"x": (x + 0.5) / _SIDE, "y": (y + 0.5) / _SIDE}
+                found.append(Region(name=names[code], count=int(size), **position))
     return sorted(found, key=lambda region: -region.count)[:_MOST]

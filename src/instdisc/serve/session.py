@@ -33,7 +33,7 @@ THUMB, FULL = 224, 1_024  # pixels of the longer side; screens have up to two fo
 CLUSTERS, _CLUSTERED = 12, 50_000  # colours that can be told apart; vectors at once
 _OPENING_SECONDS = 60.0
 _IN_LINE = 3  # different comparisons of all with all that are computed or wait for it
-_UPLOADS = 64  # of which vector and small picture are kept
+_UPLOADS = 64  # the latest: their vectors and small pictures are stored
 Kept = TypeVar("Kept")
 
 
@@ -55,7 +55,7 @@ class Session:
         self.look_alikes = self._once(self._look_alikes, 4)
         self.folders = lru_cache(maxsize=1)(lambda: folders_of(self.opened.index))
         self.clusters = self._once(self._clusters, 1)
-        self.lonely = self._once(self._lonely, 1)
+        self.isolated = self._once(self._isolated, 1)
         self._proposed = self._once(lambda count, by, version: self.opened.proposals(count, by), 2)
 
     @property
@@ -136,7 +136,7 @@ class Session:
         return next((name for name in names if readable(name) == given), given)
 
     def proposed(self, rows: Sequence[int]) -> list[Proposal]:
-        """What is known of some pictures, with what the votes say of them."""
+        """What is known of some pictures, with what is suggested for them."""
         found = self.opened.suggestions()
         guesses = [("", 0.0)] * len(rows)
         if found is not None:
@@ -160,7 +160,7 @@ class Session:
         """The unit vector (a tensor) and the picture that go by this name."""
         with self._lock:
             if name not in self._uploads:
-                raise HTTPException(404, "This query picture is not kept any more: drop it on the page again.")
+                raise HTTPException(404, "This search picture has expired: choose it again.")
             self._uploads.move_to_end(name)
             return self._uploads[name]
 
@@ -213,7 +213,7 @@ class Session:
         return self._proposed(count, by, self.opened.version)
 
     def gone(self) -> frozenset[int]:
-        """Rows of the copies that could go; none where nothing can be proven, as where the pictures are not there."""
+        """Rows of the copies to remove; none where nothing can be proven, as where the pictures are not there."""
         try:
             return frozenset(one.row for group in self.copies() for one in group[1:])
         except InputError:
@@ -254,7 +254,7 @@ class Session:
         codes[rows] = np.argsort(np.argsort(-sizes, kind="stable"))[codes[rows]]
         return codes
 
-    def _lonely(self) -> list[tuple[int, float]]:
+    def _isolated(self) -> list[tuple[int, float]]:
         """Rows and their mean similarity, the most unlike first."""
         from instdisc.search.pairs import neighbours_of_all
 

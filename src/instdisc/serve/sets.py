@@ -46,12 +46,12 @@ class Wanted:
 
 
 def suggested(found: Suggestions) -> np.ndarray:
-    """bool (rows,): what the votes say of a picture that is not labelled by hand, and are sure enough of."""
+    """bool (rows,): what is suggested for a picture that is not labelled by hand, and is sure enough."""
     return (found.codes >= 0) & ~found.hand & (found.confidence >= SURE)
 
 
 def folders_of(index: Index) -> tuple[list[str], np.ndarray]:
-    """The names of the folders, in order, and for each row the place of its own; -1 for a picture that is in none."""
+    """The names of the folders, in order, and for each row the position of its own; -1 for a picture in none."""
     inside = [entry.id.rpartition("/")[0] for entry in index.entries(range(len(index)))]
     names, codes = np.unique(np.array(inside, dtype=object), return_inverse=True)
     without = int(len(names) > 0 and names[0] == "")

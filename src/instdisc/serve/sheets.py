@@ -48,7 +48,7 @@ def stretched(points: np.ndarray) -> np.ndarray:
 
 
 def standing(points: np.ndarray, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
-    """(cells, places): the cells of a part that have points, in order, and the place in `points` of the one for each.
+    """(cells, positions): the cells of a part that have points, in order, and the position in `points` of each.
 
     points: stretched. Of points as near to a centre as each other the first stands for the cell.
 
@@ -71,7 +71,7 @@ def standing(points: np.ndarray, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
 class Sheets:
     """Sheets of the tiles of a collection; tiles that were made once are kept.
 
-    picture(row, at_least): pixels (height, width, 3) uint8, of which the shorter side may be that small.
+    picture(row, at_least): pixels (height, width, 3) uint8, the shorter side `at_least` pixels if the picture has them.
     """
 
     def __init__(self, picture: Callable[[int, int], np.ndarray]) -> None:
@@ -80,20 +80,20 @@ class Sheets:
         self._workers = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="tiles")
 
     def sheet(self, rows: np.ndarray, points: np.ndarray, cut: Cut) -> bytes:
-        """The tiles of a part, 32 a line, as JPEG; then int32: its cells, their points (places in `points`), how many.
+        """The tiles of a part, 32 a line, as JPEG; then int32: its cells, their positions in `points`, how many.
 
         rows: of the pictures at `points` (n, 2), which are stretched.
         """
         side = _LARGE if cut.columns * cut.rows <= _FEW else _SMALL
-        cells, places = standing(points, cut)
+        cells, positions = standing(points, cut)
         pixels = np.full((max(1, -(-len(cells) // ACROSS)) * side, ACROSS * side, 3), _BLANK, np.uint8)
-        tiles = self._workers.map(self._tile, rows[places].tolist(), [side] * len(cells))
+        tiles = self._workers.map(self._tile, rows[positions].tolist(), [side] * len(cells))
         for number, tile in enumerate(tiles):
             y, x = (side * one for one in divmod(number, ACROSS))
             pixels[y : y + side, x : x + side] = tile
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "JPEG", quality=82, subsampling=0)  # no colour runs into the next tile
-        return out.getvalue() + np.concatenate([cells, places, [len(cells)]]).astype("<i4").tobytes()
+        return out.getvalue() + np.concatenate([cells, positions, [len(cells)]]).astype("<i4").tobytes()
 
     def _make_tile(self, row: int, side: int) -> np.ndarray:
         """The middle of a picture, as the grid shows it; grey where the picture can't be read."""
@@ -108,5 +108,5 @@ class Sheets:
 
 
 def version_of(rows: np.ndarray, points: np.ndarray) -> str:
-    """Another one for other pictures, or other places of them."""
+    """Another one for other pictures, or other positions of them."""
     return f"{zlib.crc32(points.tobytes(), zlib.crc32(rows.astype('<i8').tobytes())):08x}"

@@ -50,7 +50,7 @@ class Settings:
     hidden: int | None = None
     """Width of the MLP's hidden layer; none: as many as the features."""
     dim: int = 128
-    """Numbers of an embedding, and of a row of the bank."""
+    """Dimensions of an embedding, and of a row of the bank."""
     size: int = 32
     """Side of a picture as the network sees it, pixels."""
     stored: int | None = None
@@ -211,7 +211,7 @@ class Settings:
 
     def _check(self, holds: bool, rule: str) -> None:
         if not holds:
-            raise InputError(f"These settings can't be: {rule}.")
+            raise InputError(f"Invalid settings: {rule}.")
 
     @property
     def stored_side(self) -> int:
@@ -288,7 +288,7 @@ class Settings:
         return {self.objective: own, "views": self.view_share, "groups": self.group_weight, "proximal": 1.0}
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Settings:
-        """The same with some fields replaced by name. Raises InputError for a name or a value that can't be."""
+        """The same with some fields replaced by name. Raises InputError for an unknown name or an invalid value."""
         known = [field.name for field in fields(self)]
         hints = get_type_hints(Settings)
         values: dict[str, Any] = {}

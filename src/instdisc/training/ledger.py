@@ -79,8 +79,8 @@ class Ledger:
 
     def _enter(self, steps: list[int], numbers: list[float]) -> None:
         names = list(self._training.terms)
-        for place, step in enumerate(steps):
-            self._last = dict(zip(names, numbers[place * len(names) : (place + 1) * len(names)], strict=True))
+        for position, step in enumerate(steps):
+            self._last = dict(zip(names, numbers[position * len(names) : (position + 1) * len(names)], strict=True))
             self._training.metrics.add(self._last)
             if not all(math.isfinite(value) for value in self._last.values()):
                 self._raise(step, self._last)

@@ -83,7 +83,7 @@ def grey(planes: Float[Tensor, "3 batch height width"], wanted: Bool[Tensor, " b
     torch.lerp(planes, luma(planes), wanted[:, None, None].to(planes.dtype), out=planes)
 
 
-# An operation's number is its place here, as in torchvision's ColorJitter; the number past the end means "nothing".
+# An operation's number is its position here, as in torchvision's ColorJitter; the number past the end means "nothing".
 OPERATIONS: tuple[Callable[[Tensor, Tensor], None], ...] = (brightness, contrast, saturation, hue)
 NOTHING = len(OPERATIONS)
 
@@ -105,18 +105,18 @@ def jitter(
     if planes.device.type != "cpu":
         return _jitter_all(planes, factors, order)
     counts = (order[:, :, None] == torch.arange(NOTHING + 1, device=order.device)).sum(0).tolist()
-    places = None
+    positions = None
     for stage, groups in enumerate(counts):
         if sum(count > 0 for count in groups) > 1:
             sorting = torch.argsort(order[:, stage])
             planes, factors, order = planes.index_select(1, sorting), factors[sorting], order[sorting]
-            places = sorting if places is None else places[sorting]
+            positions = sorting if positions is None else positions[sorting]
         stop = 0
         for number, count in enumerate(groups):
             start, stop = stop, stop + count
             if count and number != NOTHING:
                 OPERATIONS[number](planes[:, start:stop], factors[start:stop, number])
-    return planes if places is None else planes.index_select(1, torch.argsort(places))
+    return planes if positions is None else planes.index_select(1, torch.argsort(positions))
 
 
 def _jitter_all(
@@ -127,7 +127,7 @@ def _jitter_all(
     """The same on a device, where the host would have to wait for the sizes of groups.
 
     At each stage all pictures undergo the same work. Brightness, contrast and saturation are one formula in three
-    factors, x ← clamp(f·x + a·mean of the grey + b·grey), of which (1, 0, 0) leaves a picture alone; the hue of all is
+    factors, x ← clamp(f·x + a·mean of the grey + b·grey): (1, 0, 0) leaves a picture alone; the hue of all is
     turned, and taken where it is wanted.
     """
     for stage in range(order.shape[1]):

@@ -230,10 +230,20 @@ def _from_planes(
     out: _Floats,
 ) -> None:
     """Pictures `start` to `stop` of (3, batch, size, size) through `planes` into `out` (batch, pixels, 3)."""
-    for place in range(start, stop):
+    for position in range(start, stop):
         for channel in range(3):
-            planes[channel] = pictures[channel, place]
-        _finish(planes, factors[place], order[place], grey[place], sigma[place], taps, scale, offset, out[place])
+            planes[channel] = pictures[channel, position]
+        _finish(
+            planes,
+            factors[position],
+            order[position],
+            grey[position],
+            sigma[position],
+            taps,
+            scale,
+            offset,
+            out[position],
+        )
 
 
 def augmented(
@@ -257,10 +267,19 @@ def augmented(
 
     def one_by_one(start: int, stop: int) -> None:
         planes = np.empty((3, size, size), np.float32)
-        for place in range(start, stop):
-            pixels = cut(images[place], boxes[place], size).permute(1, 2, 0).contiguous().numpy()
-            words = (factors[place], order[place], grey[place], sigma[place], taps, scale, offset, out[place])
-            _from_bytes(pixels, mirrored[place], planes, *words)
+        for position in range(start, stop):
+            pixels = cut(images[position], boxes[position], size).permute(1, 2, 0).contiguous().numpy()
+            words = (
+                factors[position],
+                order[position],
+                grey[position],
+                sigma[position],
+                taps,
+                scale,
+                offset,
+                out[position],
+            )
+            _from_bytes(pixels, mirrored[position], planes, *words)
 
     if by_kernel(images, size):
         boxes, mirrored = draws.boxes.tolist(), draws.flip.numpy()

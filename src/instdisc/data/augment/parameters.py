@@ -27,7 +27,7 @@ from instdisc.transfer import constant
 
 # Tries at a box that fits before the central box is taken: torchvision's number.
 ATTEMPTS = 10
-# Columns of uniform numbers: an area and a ratio for each attempt, then the box's place.
+# Columns of uniform numbers: an area and a ratio for each attempt, then the box's position.
 BOX_COLUMNS = 2 * ATTEMPTS + 2
 ORDERS = tuple(itertools.permutations(range(NOTHING)))
 
@@ -91,9 +91,9 @@ def draw_boxes(
     chosen = torch.where(central, ATTEMPTS, chosen)
     wide, tall = wide.gather(1, chosen).long(), tall.gather(1, chosen).long()
 
-    place = numbers[:, 2 * ATTEMPTS : BOX_COLUMNS]
+    position = numbers[:, 2 * ATTEMPTS : BOX_COLUMNS]
     room = torch.cat([height - tall, width - wide], 1)
-    drawn = torch.minimum((place * (room + 1)).long(), room)  # the product can round up to room + 1
+    drawn = torch.minimum((position * (room + 1)).long(), room)  # the product can round up to room + 1
     return torch.cat([torch.where(central, room // 2, drawn), tall, wide], 1)
 
 

@@ -133,7 +133,7 @@ def _one_by_one(
 ) -> Float[Tensor, "3 batch {size} {size}"]:
     """Picture by picture through torch's uint8 kernel, which is fastest on channels_last pictures."""
     planes = torch.empty(3, images.shape[0], size, size)
-    for place, (box, mirrored) in enumerate(zip(boxes.tolist(), flip.tolist(), strict=True)):
-        pixels = cut(images[place], box, size)
-        planes[:, place].copy_(pixels.flip(2) if mirrored else pixels)
+    for position, (box, mirrored) in enumerate(zip(boxes.tolist(), flip.tolist(), strict=True)):
+        pixels = cut(images[position], box, size)
+        planes[:, position].copy_(pixels.flip(2) if mirrored else pixels)
     return planes.mul_(1 / 255)

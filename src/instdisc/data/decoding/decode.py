@@ -185,10 +185,10 @@ def _file_of(picture: Image.Image) -> bytes | None:
     file = getattr(picture, "fp", None)
     if not isinstance(picture, ImageFile.ImageFile) or not picture.tile or picture.tell() or file is None:
         return None
-    place = file.tell()
+    position = file.tell()
     file.seek(0)
     content = bytes(file.read())
-    file.seek(place)
+    file.seek(position)
     format = format_of(content)
     return content if format is not None and not format.refusal else None
 

@@ -1,6 +1,6 @@
 """AVIF by Pillow, HEIC by the optional package pillow-heif: their readers, on one thread each.
 
-Both take as many threads as there are cores, of which decoding has its own; and in the process for uploads it may
+Both take as many threads as there are cores, but decoding has threads of its own; and in the process for uploads it may
 start none. They are imported when the first such file comes.
 """
 

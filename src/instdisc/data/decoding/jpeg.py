@@ -70,14 +70,14 @@ def with_end(jpeg: bytes) -> bytes | None:
         if code in (0, _END):
             return None
         if code in _FRAMES:
-            final |= {body[6 + 3 * place]: set() for place in range(body[5])}
+            final |= {body[6 + 3 * position]: set() for position in range(body[5])}
         if code == _SCAN:
-            colours = [body[1 + 2 * place] for place in range(body[0])]
+            colours = [body[1 + 2 * position] for position in range(body[0])]
             first, last, bits = body[1 + 2 * len(colours) :][:3]
             for colour in colours:
                 if not bits & 15:  # no bits of these values are left for a later scan
                     final.setdefault(colour, set()).update(range(first, last + 1))
-    whole = final and all(len(places) == _COEFFICIENTS for places in final.values())
+    whole = final and all(len(positions) == _COEFFICIENTS for positions in final.values())
     return jpeg + b"\xff\xd9" if whole else None
 
 

@@ -160,15 +160,15 @@ class _Kind:
         tags = self.tags
         width, height, rows = tags.get(_WIDTH), tags.get(_HEIGHT), tags.get(_ROWS, 2**32 - 1)
         known = self.photometric in _PHOTOMETRICS and self.format in _FORMATS and 1 <= self.bits <= 128
-        places = tags.get(_STRIPS, tags.get(_TILES, ()))
+        positions = tags.get(_STRIPS, tags.get(_TILES, ()))
         high, wide = (rows, width) if _STRIPS in tags else (tags.get(_TILE_HEIGHT), tags.get(_TILE_WIDTH))
         numbers = (width, height, high, wide)
-        if not known or not places or not all(isinstance(one, int) and one > 0 for one in numbers):
+        if not known or not positions or not all(isinstance(one, int) and one > 0 for one in numbers):
             raise UnreadableError("the TIFF is damaged or cut short")
         needed = -(-height // high) * -(-width // wide) * (self.count if self.planes == 2 else 1)
-        if len(places) < needed:
+        if len(positions) < needed:
             raise UnreadableError("the TIFF is damaged or cut short: parts of it are not listed")
-        if not all(places[:needed]):
+        if not all(positions[:needed]):
             raise not_read("TIFF", "parts of it were never written (sparse)", "a whole one")
 
     def _is_read(self) -> bool:

@@ -264,15 +264,15 @@ class ByWorkers(Pictures):
             instances, pixels = instances[kept], pixels[kept]
         read = np.concatenate([part.rows for part in fetched])
         ascending = np.argsort(read, kind="stable")
-        places = ascending[np.searchsorted(read, self.rows[instances], sorter=ascending)]
-        aspects = np.concatenate([part.aspects for part in fetched])[places]
+        positions = ascending[np.searchsorted(read, self.rows[instances], sorter=ascending)]
+        aspects = np.concatenate([part.aspects for part in fetched])[positions]
         images = torch.from_numpy(pixels)
         # Page-locked memory is what lets a copy to a GPU run beside its work.
         return _Loaded(instances, images.pin_memory() if self.device.type == "cuda" else images, aspects, unreadable)
 
 
 def report_unreadable(source: Source, unreadable: dict[int, str], quarantine: Quarantine) -> None:
-    """Put rows on the list by id and place. Raises InputError under `strict`."""
+    """Put rows on the list by id and location. Raises InputError under `strict`."""
     for row, reason in unreadable.items():
         quarantine.add(source.identifier(row), source.location(row), reason)
 

@@ -56,7 +56,7 @@ class PixelCache:
 
     @classmethod
     def of(cls, source: Source, folder: Path, size: int) -> PixelCache:
-        """The cache of a source: of files by their names and place, of anything else by `fingerprint_of`."""
+        """The cache of a source: of files by their names and location, of anything else by `fingerprint_of`."""
         stamps = source.stamps()
         if stamps is None:
             return cls(folder, fingerprint_of(source), len(source), size)

@@ -72,7 +72,7 @@ def choose_order(pictures: Pictures, asked: str = "auto", kept: Any = None) -> O
     """The order that is asked for, the same on all ranks. "auto": what the storage is quick at.
 
     kept: the facts of the order of a run that is resumed. Raises InputError where shards are asked for and there are
-    none, and for facts that can't be.
+    none, and for invalid facts.
     """
     groups = pictures.groups()
     if kept is not None:

@@ -228,7 +228,7 @@ class _Child:
                 trouble.note(*answer["asked_again"])
                 answer = json.loads(_receive(self.incoming))
         except (OSError, EOFError, ValueError) as error:
-            raise InputError(self._obituary(rows)) from error
+            raise InputError(self._crash_report(rows)) from error
         if "refused" in answer:
             raise InputError(answer["refused"])
         if "error" in answer:
@@ -238,7 +238,7 @@ class _Child:
             np.array(answer["rows"], np.int64), np.array(answer["aspects"], np.float32), unreadable, room.pixels
         )
 
-    def _obituary(self, rows: np.ndarray) -> str:
+    def _crash_report(self, rows: np.ndarray) -> str:
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -311,7 +311,7 @@ def main() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         source, size, shared = None, 0, None
         # The parent tells the person, once for all its processes.
-        trouble.pass_to = lambda place, why: _send(outgoing, json.dumps({"asked_again": [place, why]}).encode())
+        trouble.pass_to = lambda location, why: _send(outgoing, json.dumps({"asked_again": [location, why]}).encode())
         while True:
             message = _receive(incoming)
             try:

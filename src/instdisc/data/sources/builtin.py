@@ -69,7 +69,7 @@ def _download(name: str, make: Callable[[str], Any]) -> Any:
         ) from error
 
 
-# name -> its splits, of which the first is opened where none is asked for, and what loads one
+# name -> its splits (the first is the default), and what loads one
 NAMES: dict[str, tuple[tuple[str, ...], Load]] = {
     "digits": ((), _digits),
     "cifar10": (("train", "test"), _cifar("cifar10")),

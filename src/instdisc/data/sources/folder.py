@@ -65,12 +65,12 @@ _LISTED = _SCHEMA.append(pa.field("node", pa.int64())).append(pa.field("link", p
 _LABEL, _KIND = _SCHEMA.get_field_index("label"), _SCHEMA.get_field_index("kind")
 _ARCHIVES = {"parquet": "Parquet files", "tar": "tar shards"}
 _LARGEST = 2**30  # bytes; what is larger is no picture, and would only fill the memory
-_AT_ONCE = 16  # requests under way to a remote place
+_AT_ONCE = 16  # requests under way to a remote location
 
 
 def open_folders(name: str, folders: Sequence[str], index_folder: Path | None, limit: int | None) -> FileSource:
     """Scan one folder or several (again), and open what they hold. Raises InputError for a folder that is not there."""
-    roots = [place.rstrip("/") or "/" if is_url(place) else os.path.abspath(place) for place in folders]
+    roots = [location.rstrip("/") or "/" if is_url(location) else os.path.abspath(location) for location in folders]
     names = [b""] if len(roots) == 1 else [os.fsencode(root) + b"/" for root in short_names(roots)]
     path = index_file(index_folder, "folder", roots)
     found = Columns(_LISTED)
@@ -109,16 +109,16 @@ def open_folders(name: str, folders: Sequence[str], index_folder: Path | None, l
     return FileSource(name, path, roots, names, limit)
 
 
-def open_files(name: str, places: Sequence[str], index_folder: Path | None, limit: int | None) -> FileSource:
+def open_files(name: str, locations: Sequence[str], index_folder: Path | None, limit: int | None) -> FileSource:
     """Picture files named one by one, in the order given; the id is the path as given.
 
     Raises InputError when none is there, or one is given twice.
     """
-    if not any(is_url(place) or os.path.exists(place) for place in places):
+    if not any(is_url(location) or os.path.exists(location) for location in locations):
         raise InputError(f"{name} does not exist: check the path.")
     found = Columns(_SCHEMA)
-    for place in places:
-        found.add(os.fsencode(place), -1, 0, 0, -1, PICTURE)
+    for location in locations:
+        found.add(os.fsencode(location), -1, 0, 0, -1, PICTURE)
     table = found.table()
     if pc.count_distinct(table["id"]).as_py() < len(table):
         raise InputError(f"{name} names a file twice: give each picture once.")
@@ -147,8 +147,8 @@ class FileSource(Source):
 
     def locations(self, start: int, stop: int) -> list[bytes]:
         return [
-            os.fsencode(without_secrets(os.fsdecode(place))) if b"://" in place else place
-            for place in self._addresses(start, stop)
+            os.fsencode(without_secrets(os.fsdecode(location))) if b"://" in location else location
+            for location in self._addresses(start, stop)
         ]
 
     def _addresses(self, start: int, stop: int) -> list[bytes]:
@@ -161,17 +161,17 @@ class FileSource(Source):
         table = self._index.table.slice(0, len(self))
         found = np.stack([table["size"].to_numpy(), table["version"].to_numpy()], axis=1)
         for row in np.flatnonzero(found[:, 0] < 0):  # a file that was named by itself, which no scan has looked at
-            place = os.fsdecode(self._addresses(int(row), int(row) + 1)[0])
-            if not is_url(place) and os.path.exists(place):
-                found[row] = describe(place)
+            location = os.fsdecode(self._addresses(int(row), int(row) + 1)[0])
+            if not is_url(location) and os.path.exists(location):
+                found[row] = describe(location)
         return found
 
     def read(self, row: int) -> Content:
-        place = os.fsdecode(self._addresses(row, row + 1)[0])
+        location = os.fsdecode(self._addresses(row, row + 1)[0])
         try:
-            if not is_url(place):
-                return _read_local(place)
-            return read_bytes(place)
+            if not is_url(location):
+                return _read_local(location)
+            return read_bytes(location)
         except FileNotFoundError as error:
             raise UnreadableError("the file is not there any more") from error
         except OSError as error:
@@ -223,8 +223,8 @@ class FileSource(Source):
         taken = next(kind for kind, name in _ARCHIVES.items() if name == archives)
         found.counts.pop(taken)
         beside = self._index.table.slice(0, min(MOST_NAMED, int(self._index.facts["pictures"])))
-        places = map(os.fsdecode, _places(beside, self._roots, self._names))
-        found.add("beside", places, int(self._index.facts["pictures"]))
+        locations = map(os.fsdecode, _places(beside, self._roots, self._names))
+        found.add("beside", locations, int(self._index.facts["pictures"]))
         return found
 
 
@@ -241,8 +241,8 @@ def _place(entry: bytes, root: str, name: bytes) -> bytes:
     return os.path.join(os.fsencode(root), below) if not is_url(root) else os.fsencode(root) + b"/" + below
 
 
-def _read_local(place: str) -> bytes:
-    with open(place, "rb") as file:
+def _read_local(location: str) -> bytes:
+    with open(location, "rb") as file:
         status = os.fstat(file.fileno())
         if status.st_size > _LARGEST:
             raise UnreadableError(f"the file has {status.st_size:,} bytes, and more than {_LARGEST:,} are not read")
@@ -271,15 +271,17 @@ def _judge(table: pa.Table, roots: Sequence[str], names: Sequence[bytes], before
     told: list[str | None] = [None] * len(asked)
     if before is not None and facts_of(before).get("reads") == list(kinds_read()):
         told = _as_before(table.take(pa.array(asked)), before)
-    unknown = [place for place, kind in enumerate(told) if kind is None]
+    unknown = [location for location, kind in enumerate(told) if kind is None]
     pieces = list(chunks(len(unknown), 256))
     with ThreadPoolExecutor(8) as pool:  # on a network disk the time goes into waiting
 
         def look(piece: tuple[int, int]) -> None:
-            places = unknown[piece[0] : piece[1]]
-            rows = table.take(pa.array(asked[places]))
-            for place, path, kind in zip(places, _places(rows, roots, names), rows["kind"].to_pylist(), strict=True):
-                told[place] = kind_of_content(kind, _head(path))
+            locations = unknown[piece[0] : piece[1]]
+            rows = table.take(pa.array(asked[locations]))
+            for location, path, kind in zip(
+                locations, _places(rows, roots, names), rows["kind"].to_pylist(), strict=True
+            ):
+                told[location] = kind_of_content(kind, _head(path))
 
         for _ in track(pool.map(look, pieces), total=len(pieces), description="Looking into files"):
             pass

@@ -41,7 +41,7 @@ class Known:
         return cls(*(pc.cast(table[name], pa.large_binary()) for name in ("id", own, "location")))
 
     def take(self, rows: np.ndarray) -> Known:
-        """Some rows; -1: a picture of which nothing is known."""
+        """Some rows; -1: a picture that nothing is known about."""
         chosen = pa.array(rows, mask=rows < 0)
         return Known(*(column.take(chosen).fill_null(b"") for column in (self.ids, self.own, self.locations)))
 
@@ -49,7 +49,7 @@ class Known:
 class Gathered(Source):
     """Row i is row rows[i] of parts[part[i]], or nowhere any more where that is -1; its id is kept.
 
-    parts: None for one that can't be opened now, of which all rows must be -1.
+    parts: None for one that can't be opened now, whose rows must all be -1.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class Gathered(Source):
 
     def locations(self, start: int, stop: int) -> list[bytes]:
         found = self.known.locations.slice(start, stop - start).to_pylist()
-        for source, places, rows in self._by_part(np.arange(start, stop)):
-            for place, location in zip(places.tolist(), _names(source.locations, rows), strict=True):
-                found[place - start] = location
+        for source, positions, rows in self._by_part(np.arange(start, stop)):
+            for position, location in zip(positions.tolist(), _names(source.locations, rows), strict=True):
+                found[position - start] = location
         return found
 
     def stamps(self) -> Int64[np.ndarray, "rows 2"] | None:
         answer, some = np.full((len(self), 2), -1, np.int64), False
-        for source, places, rows in self._by_part(np.arange(len(self))):
+        for source, positions, rows in self._by_part(np.arange(len(self))):
             found = source.stamps()
             if found is not None:
-                answer[places], some = found[rows], True
+                answer[positions], some = found[rows], True
         return answer if some else None
 
     def read(self, row: int) -> Content:
@@ -90,8 +90,8 @@ class Gathered(Source):
         wanted = np.arange(len(self)) if rows is None else np.asarray(rows)
         for start in range(0, len(wanted), _AT_ONCE):  # in each part in its own order, and handed on in ours
             some, found = wanted[start : start + _AT_ONCE], dict[int, Content]()
-            for source, places, theirs in self._by_part(some):
-                back = dict(zip(theirs.tolist(), places.tolist(), strict=True))
+            for source, positions, theirs in self._by_part(some):
+                back = dict(zip(theirs.tolist(), positions.tolist(), strict=True))
                 found |= {back[row]: content for row, content in source.iterate(theirs)}
             for row in some.tolist():
                 yield row, found.pop(row, UnreadableError(GONE))
@@ -117,14 +117,14 @@ class Gathered(Source):
 
     def _own_labels(self) -> Encoded | None:
         codes, names = np.full(len(self), -1), list[str]()
-        for source, places, rows in self._by_part(np.arange(len(self))):
+        for source, positions, rows in self._by_part(np.arange(len(self))):
             if source.labels is None or source.label_names is None:
                 if source.labels_problem is not None:
                     raise LabelsError(source.labels_problem)
                 continue
             names += [name for name in source.label_names if name not in names]
             numbers = np.array([*(names.index(name) for name in source.label_names), -1])  # the last: no label
-            codes[places] = numbers[source.labels[rows]]
+            codes[positions] = numbers[source.labels[rows]]
         return (codes, names) if names else None
 
 

@@ -102,10 +102,10 @@ class GivenSource(Source):
         named = self._names("location", start, stop)
         if self._pictures is None:
             return named
-        places = self._rows[start:stop].tolist()
+        positions = self._rows[start:stop].tolist()
         return [
             name if row < 0 else self._pictures.locations(row, row + 1)[0]
-            for name, row in zip(named, places, strict=True)
+            for name, row in zip(named, positions, strict=True)
         ]
 
     def read(self, row: int) -> Content:
@@ -150,8 +150,8 @@ def _matrix(path: Path, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray
     if len(found) > 1:
         row = int(np.flatnonzero((lengths != dim) & ~missing)[0])
         raise InputError(
-            f"The vectors of {path} have several lengths: row {row} has {lengths[row]} numbers, most have {dim}. Give "
-            "vectors of one encoder."
+            f"The vectors of {path} have several lengths: row {row} has {lengths[row]} dimensions, most have {dim}. "
+            "Give vectors of one encoder."
         )
     if dim > MOST_DIMENSIONS:
         raise InputError(_too_long(path, dim))
@@ -181,26 +181,26 @@ def _check_shape(path: Path, vectors: np.ndarray, rows: int) -> None:
 
 
 def _too_long(path: Path, dim: int) -> str:
-    return f"The vectors of {path} have {dim:,} numbers, and at most {MOST_DIMENSIONS:,} are taken: shorten them first."
+    return f"The vectors of {path} have {dim:,} dimensions, and at most {MOST_DIMENSIONS:,} are taken: cut them."
 
 
 def _with_names(path: Path, table: pa.Table) -> pa.Table:
     """The table with id and location in front, label as text if there are any, and its other columns as they are."""
     own = {name.lower(): name for name in reversed(table.column_names)}
-    identifier, place, label = (next((own[n] for n in ns if n in own), None) for ns in (_IDS, _PATHS, _LABELS))
-    ids = _text(table, identifier or place) or pa.chunked_array([_numbers(len(table))])
-    places = _text(table, place) or ids
+    identifier, location, label = (next((own[n] for n in ns if n in own), None) for ns in (_IDS, _PATHS, _LABELS))
+    ids = _text(table, identifier or location) or pa.chunked_array([_numbers(len(table))])
+    positions = _text(table, location) or ids
     counted = pc.value_counts(ids.combine_chunks())
     twice = counted.filter(pc.greater(counted.field("counts"), 1))
     if len(twice):
         name = twice[0].as_py()["values"]
         first, second = np.flatnonzero(pc.equal(ids, name).to_numpy())[:2]
         raise InputError(f'The id "{name}" stands twice in {path}, in rows {first} and {second}: give each its own.')
-    columns = {"id": ids, "location": places}
+    columns = {"id": ids, "location": positions}
     if label is not None and (labels := _labels(table, label)) is not None:
         columns["label"] = labels
         table = table.drop_columns([label])
-    columns |= {name: table[name] for name in table.column_names if name not in (identifier, place, *columns)}
+    columns |= {name: table[name] for name in table.column_names if name not in (identifier, location, *columns)}
     return pa.table(columns)
 
 
@@ -245,7 +245,7 @@ def _usable(
     zero = np.concatenate([~vectors[one.start : one.stop].any(1) for one in blocks]).astype(bool)
     reasons = {"it holds NaN or infinity": ~finite, "it holds only zeros": zero & ~missing, "there is none": missing}
     usable = finite & ~zero & ~missing
-    places = np.flatnonzero(~usable)
-    names = table.select(["id", "location"]).take(pa.array(places)).to_pylist()
+    positions = np.flatnonzero(~usable)
+    names = table.select(["id", "location"]).take(pa.array(positions)).to_pylist()
     why = {row: f"the vector can't be used: {words}" for words, rows in reasons.items() for row in np.flatnonzero(rows)}
-    return usable, [(one["id"], one["location"], why[row]) for row, one in zip(places, names, strict=True)]
+    return usable, [(one["id"], one["location"], why[row]) for row, one in zip(positions, names, strict=True)]

@@ -42,8 +42,8 @@ def encode(values: Any, names: Sequence[str] | None = None) -> Encoded:
     classes = [value for value in present if value not in (None, "", -1)]
     whole = all(isinstance(value, int) or _WHOLE.fullmatch(value) for value in classes)
     classes = sorted((value for value in classes if value != "-1"), key=int) if whole else sorted(classes)
-    place = {value: number for number, value in enumerate(classes)}
-    lookup = np.array([place.get(value, -1) for value in present] + [-1], dtype=np.int64)  # the last entry: missing
+    location = {value: number for number, value in enumerate(classes)}
+    lookup = np.array([location.get(value, -1) for value in present] + [-1], dtype=np.int64)  # the last entry: missing
     codes = pc.fill_null(coded.indices, len(present)).to_numpy(zero_copy_only=False)
     return lookup[codes], [str(value) for value in classes]
 
@@ -115,9 +115,9 @@ class LabelLines:
             fit, mean = ("fits", "counts") if len(lost) == 1 else ("fit", "count")
             sentences.append(f"{lines} {fit} no picture, or several, and {mean} for nothing: the first is {first}.")
         labelled: dict[int, str] = {}
-        for place in np.flatnonzero(rows >= 0).tolist():
-            if labelled.setdefault(int(rows[place]), self.labels[place]) != self.labels[place]:
-                rows[place] = -2
+        for location in np.flatnonzero(rows >= 0).tolist():
+            if labelled.setdefault(int(rows[location]), self.labels[location]) != self.labels[location]:
+                rows[location] = -2
         if (rows == -2).any():
             again = int(np.flatnonzero(rows == -2)[0])
             count = int((rows == -2).sum())
@@ -143,11 +143,11 @@ def read_label_lines(path: Path | str, *, by: tuple[str, ...] = KEYS, votes: boo
     keys = table["key"].to_pylist()
     ways = table["by"].to_pylist() if "by" in table.column_names else [b""] * len(keys)
     kept = [
-        place
-        for place, label in enumerate(labels)
-        if label and keys[place] and (votes or ways[place].strip() != b"vote")
+        location
+        for location, label in enumerate(labels)
+        if label and keys[location] and (votes or ways[location].strip() != b"vote")
     ]
-    return LabelLines(Path(path), [keys[place] for place in kept], [labels[place] for place in kept])
+    return LabelLines(Path(path), [keys[location] for location in kept], [labels[location] for location in kept])
 
 
 def read_labels(path: Path, count: int, identifiers: Names, locations: Names) -> tuple[Encoded, list[str]]:

@@ -35,48 +35,48 @@ _KEPT_FILES = 16
 _BATCH = 128  # rows decoded at a time when streaming
 
 
-def open_parquet(name: str, places: Sequence[str], index_folder: Path | None, limit: int | None) -> ParquetSource:
+def open_parquet(name: str, locations: Sequence[str], index_folder: Path | None, limit: int | None) -> ParquetSource:
     """Read the footers of the files, unless all are as the index knows them, and open the rows.
 
     Raises InputError for a file that is no Parquet, has no picture column, or has other columns than the first.
     """
-    places = [place if is_url(place) else os.path.abspath(place) for place in places]
-    path = index_file(index_folder, "parquet", places)
+    locations = [location if is_url(location) else os.path.abspath(location) for location in locations]
+    path = index_file(index_folder, "parquet", locations)
     before = read_index(path)
     known = facts_of(before)["files"] if before is not None else []
-    stamps = [list(describe(place)) for place in places]
+    stamps = [list(describe(location)) for location in locations]
     if before is None or [file["stamp"] for file in known] != stamps:
         groups, files = Columns(_SCHEMA), []
         kinds: list[dict[str, Any]] = []  # what a file says of its columns, each kind once
-        for number, (place, stamp) in enumerate(
-            track(list(zip(places, stamps, strict=True)), description="Opening files")
+        for number, (location, stamp) in enumerate(
+            track(list(zip(locations, stamps, strict=True)), description="Opening files")
         ):
-            with _open(place, (stamp[0], stamp[1])) as file:
-                found, footer = _columns(file.schema_arrow, place), file.metadata
+            with _open(location, (stamp[0], stamp[1])) as file:
+                found, footer = _columns(file.schema_arrow, location), file.metadata
             if found not in kinds:
                 kinds.append(found)
             if _column(found["image"]) != _column(kinds[0]["image"]):
                 raise InputError(
-                    f"The pictures of {place} are its column {_column(found['image'])}, and those of {places[0]} its "
-                    f"column {_column(kinds[0]['image'])}: give files of one data set."
+                    f"The pictures of {location} are its column {_column(found['image'])}, and those of {locations[0]} "
+                    f"its column {_column(kinds[0]['image'])}: give files of one data set."
                 )
             files.append({"stamp": stamp, "rows": footer.num_rows, "columns": kinds.index(found)})
             for group in range(footer.num_row_groups):
                 groups.add(number, group, footer.row_group(group).num_rows)
-        fingerprint = digest_of([[json.dumps([places, files]).encode()]])
+        fingerprint = digest_of([[json.dumps([locations, files]).encode()]])
         write_index(path, groups.table(), {"columns": kinds, "files": files, "fingerprint": fingerprint})
-    return ParquetSource(name, path, places, limit)
+    return ParquetSource(name, path, locations, limit)
 
 
 class ParquetSource(Source):
     """One picture a row. Ids: `train-00000.parquet#17`, the file's name below the folder of all, and the row in it."""
 
-    def __init__(self, name: str, index: Path, places: Sequence[str], limit: int | None = None) -> None:
+    def __init__(self, name: str, index: Path, locations: Sequence[str], limit: int | None = None) -> None:
         self._index = OpenIndex(index)
         facts = self._index.facts
         super().__init__(name, sum(int(file["rows"]) for file in facts["files"]), limit=limit)
-        self._places = list(places)
-        self._names = [os.fsencode(entry) for entry in names_below(places)]
+        self._places = list(locations)
+        self._names = [os.fsencode(entry) for entry in names_below(locations)]
         self._stamps = [(int(file["stamp"][0]), int(file["stamp"][1])) for file in facts["files"]]
         self._file_starts = np.cumsum([0] + [int(file["rows"]) for file in facts["files"]])
         kinds = facts.get("columns", [facts])  # an older index: the same of all files
@@ -120,8 +120,8 @@ class ParquetSource(Source):
     def locations(self, start: int, stop: int) -> list[bytes]:
         files = np.searchsorted(self._file_starts, np.arange(start, stop), side="right") - 1
         inside = np.arange(start, stop) - self._file_starts[files]
-        places = [os.fsencode(without_secrets(place)) for place in self._places]
-        return [b"%s#%d" % (places[file], row) for file, row in zip(files, inside, strict=True)]
+        locations = [os.fsencode(without_secrets(location)) for location in self._places]
+        return [b"%s#%d" % (locations[file], row) for file, row in zip(files, inside, strict=True)]
 
     def stamps(self) -> Int64[np.ndarray, "rows 2"]:
         return np.repeat(np.array(self._stamps, np.int64), np.diff(self._file_starts), axis=0)[: len(self)]
@@ -206,19 +206,19 @@ class ParquetSource(Source):
             raise LabelsError(f"The labels in {self._places[number]} can't be read ({reason(error)}).") from error
 
 
-def _open(place: str, stamp: tuple[int, int]) -> pq.ParquetFile:
+def _open(location: str, stamp: tuple[int, int]) -> pq.ParquetFile:
     try:
-        place = seekable(place, *stamp)
-        return pq.ParquetFile(open_file(place, stamp[0]) if is_url(place) else pa.OSFile(os.fsencode(place)))
+        location = seekable(location, *stamp)
+        return pq.ParquetFile(open_file(location, stamp[0]) if is_url(location) else pa.OSFile(os.fsencode(location)))
     except InputError:
         raise
     except Exception as error:  # Arrow's, the system's, and each remote driver has errors of its own
         if is_shortage(error):
             raise
-        raise InputError(f"{place} cannot be read as a Parquet file ({reason(error)}): replace it.") from error
+        raise InputError(f"{location} cannot be read as a Parquet file ({reason(error)}): replace it.") from error
 
 
-def _columns(schema: pa.Schema, place: str) -> dict[str, Any]:
+def _columns(schema: pa.Schema, location: str) -> dict[str, Any]:
     """Which column holds the pictures, which the labels, and the classes' names if the file tells them."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -237,7 +237,7 @@ def _columns(schema: pa.Schema, place: str) -> dict[str, Any]:
         image = image or _first(known, fit) or (fit[0] if alone and len(fit) == 1 else None)
     if image is None:
         raise InputError(
-            f"{place} has no column that is known to hold pictures (its columns: {', '.join(schema.names)}): "
+            f"{location} has no column that is known to hold pictures (its columns: {', '.join(schema.names)}): "
             "call the one with the bytes of picture files image."
         )
     inside = ".bytes" if pa.types.is_struct(schema.field(image).type) else ""

@@ -71,14 +71,14 @@ class _Member(NamedTuple):
     label: str | None
 
 
-def scan(place: str, stamp: tuple[int, int], bar: Bar) -> Shard:
+def scan(location: str, stamp: tuple[int, int], bar: Bar) -> Shard:
     """Read all headers of a shard, and the labels. stamp: its size and version. InputError where it is no tar."""
     members, links, whole = Columns(_MEMBERS), [], True
-    with open_file(seekable(place, *stamp), stamp[0]) as file:
+    with open_file(seekable(location, *stamp), stamp[0]) as file:
         try:
             archive = tarfile.TarFile(fileobj=file)
         except (tarfile.TarError, OSError) as error:
-            raise InputError(f"{place} is no plain tar file ({reason(error)}): unpack or replace it.") from error
+            raise InputError(f"{location} is no plain tar file ({reason(error)}): unpack or replace it.") from error
         try:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep every header it ever read
@@ -93,10 +93,10 @@ def scan(place: str, stamp: tuple[int, int], bar: Bar) -> Shard:
     table = members.table()
     skipped = Skipped()
     if not whole:
-        skipped.add("cut", [place], 1)
-    rows = (_plainly if _is_plain(table) else _by_samples)(table, place, skipped)
+        skipped.add("cut", [location], 1)
+    rows = (_plainly if _is_plain(table) else _by_samples)(table, location, skipped)
     for name, kind in _kinds_of_links(links, table):
-        skipped.add(kind, [_place(place, name)], 1)
+        skipped.add(kind, [_place(location, name)], 1)
     return Shard(_distinct(rows), whole, skipped)
 
 
@@ -156,8 +156,8 @@ def _label(member: tarfile.TarInfo, ending: str, file: Any) -> str | None:
     return str(label) if isinstance(label, str | int) else None
 
 
-def _place(place: str, name: bytes) -> str:
-    return f"{place}#{os.fsdecode(name)}"
+def _place(location: str, name: bytes) -> str:
+    return f"{location}#{os.fsdecode(name)}"
 
 
 def _walk(table: pa.Table) -> Iterator[_Member]:
@@ -194,7 +194,7 @@ def _is_plain(members: pa.Table) -> bool:
     return alone and pc.all(pc.is_in(keys, value_set=told)).as_py() and pc.all(pc.is_in(told, value_set=keys)).as_py()
 
 
-def _plainly(members: pa.Table, place: str, skipped: Skipped) -> pa.Table:
+def _plainly(members: pa.Table, location: str, skipped: Skipped) -> pa.Table:
     """Every picture a row, under its name up to the last dot."""
     chosen = _are_pictures(members)
     pictures = members.filter(chosen)
@@ -204,7 +204,7 @@ def _plainly(members: pa.Table, place: str, skipped: Skipped) -> pa.Table:
         told = members.filter(pc.equal(members["kind"], kind))
         labels = _labels_of(keys, labels, _whole_keys(told["name"]), told["label"])
     for member in _walk(members.filter(pc.invert(pc.or_(chosen, pc.is_in(members["kind"], pa.array(_LABELS)))))):
-        skipped.add(member.kind, [_place(place, member.name)], 1)
+        skipped.add(member.kind, [_place(location, member.name)], 1)
     return pa.table([keys, pictures["offset"], pictures["size"], labels], schema=_ROWS)
 
 
@@ -217,11 +217,11 @@ def _labels_of(
     return pc.coalesce(labels, values.take(pc.index_in(keys, value_set=told)))
 
 
-def _by_samples(members: pa.Table, place: str, skipped: Skipped) -> pa.Table:
+def _by_samples(members: pa.Table, location: str, skipped: Skipped) -> pa.Table:
     """A row for each sample that has a picture. Labels that stand apart from their picture find it by the key."""
     rows = Columns(_ROWS)
     apart = {kind: Columns(_APART) for kind in _LABELS}
-    there = itertools.filterfalse(lambda member: _is_nobodys(member, place, skipped), _walk(members))
+    there = itertools.filterfalse(lambda member: _is_nobodys(member, location, skipped), _walk(members))
     for key, group in itertools.groupby(there, lambda member: _key(member.name)):
         sample = list(group)
         pictures = [member for member in sample if member.kind == PICTURE] or [
@@ -238,15 +238,15 @@ def _by_samples(members: pa.Table, place: str, skipped: Skipped) -> pa.Table:
                 apart[member.kind].add(member.name, key, member.label)
             elif member is not picture and member.kind not in _LABELS:
                 kind = "sample" if member.kind in (PICTURE, _BY_CONTENT) else member.kind
-                skipped.add(kind, [_place(place, member.name)], 1)
-    return _with_labels(rows.table(), {kind: found.table() for kind, found in apart.items()}, place, skipped)
+                skipped.add(kind, [_place(location, member.name)], 1)
+    return _with_labels(rows.table(), {kind: found.table() for kind, found in apart.items()}, location, skipped)
 
 
-def _is_nobodys(member: _Member, place: str, skipped: Skipped) -> bool:
+def _is_nobodys(member: _Member, location: str, skipped: Skipped) -> bool:
     """Whether a member is left out whatever stands beside it; such ones are told here."""
     left_out = member.kind in ("system", "hidden", "software", "ours")
     if left_out:
-        skipped.add(member.kind, [_place(place, member.name)], 1)
+        skipped.add(member.kind, [_place(location, member.name)], 1)
     return left_out
 
 
@@ -254,15 +254,15 @@ def _dots(member: _Member) -> int:
     return member.name.rpartition(b"/")[2].count(b".")
 
 
-def _with_labels(rows: pa.Table, apart: dict[str, pa.Table], place: str, skipped: Skipped) -> pa.Table:
+def _with_labels(rows: pa.Table, apart: dict[str, pa.Table], location: str, skipped: Skipped) -> pa.Table:
     """The rows with the labels that stood apart; those that fit no picture are told."""
     labels, open_keys = rows["label"], rows["key"].filter(pc.is_null(rows["label"]))
     for told in apart.values():
         if len(told):
             labels = _labels_of(rows["key"], labels, told["key"], told["label"])
             unfit = told["name"].filter(pc.invert(pc.is_in(told["key"], value_set=open_keys)))
-            places = (_place(place, name) for name in unfit.slice(0, _MOST_NAMED).to_pylist())
-            skipped.add("label", places, len(unfit))
+            locations = (_place(location, name) for name in unfit.slice(0, _MOST_NAMED).to_pylist())
+            skipped.add("label", locations, len(unfit))
     return rows.set_column(3, _ROWS.field("label"), labels)
 
 

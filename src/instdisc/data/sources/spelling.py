@@ -73,7 +73,9 @@ def _exactly(
     still = np.flatnonzero(rows < 0)
     if not len(still):
         return
-    asked = [names[place] if root is None else os.path.join(os.fsencode(root), names[place]) for place in still]
+    asked = [
+        names[location] if root is None else os.path.join(os.fsencode(root), names[location]) for location in still
+    ]
     wanted = pa.array(asked, pa.large_binary())
     for start, stop in chunks(count, _CHUNK):
         found = pc.index_in(pa.array(read(start, stop), pa.large_binary()), value_set=wanted)
@@ -82,8 +84,8 @@ def _exactly(
             here = here[usable[start + here]]
         rows[still[found.take(pa.array(here)).to_numpy().astype(np.int64)]] = start + here
     first: dict[bytes, int] = {}
-    for place, name in zip(still.tolist(), asked, strict=True):  # a name that is given twice
-        rows[place] = rows[first.setdefault(name, place)]
+    for location, name in zip(still.tolist(), asked, strict=True):  # a name that is given twice
+        rows[location] = rows[first.setdefault(name, location)]
 
 
 def _as_read(
@@ -91,22 +93,22 @@ def _as_read(
 ) -> None:
     """The same by how names read; what would be several rows is none."""
     wanted: dict[str, list[int]] = defaultdict(list)
-    for place in np.flatnonzero(rows < 0).tolist():
-        readings = {spelled(names[place], fold=fold)}
+    for location in np.flatnonzero(rows < 0).tolist():
+        readings = {spelled(names[location], fold=fold)}
         for root in roots:
-            inside = os.path.join(os.fsencode(root), spelled(names[place]).encode())
+            inside = os.path.join(os.fsencode(root), spelled(names[location]).encode())
             readings.add(spelled(os.path.expanduser(inside), fold=fold))
         if roots:
-            readings.add(spelled(os.path.expanduser(spelled(names[place]).encode()), fold=fold))
+            readings.add(spelled(os.path.expanduser(spelled(names[location]).encode()), fold=fold))
         for reading in readings - {""}:
-            wanted[reading].append(place)
+            wanted[reading].append(location)
     if not wanted:
         return
     found: dict[int, set[int]] = defaultdict(set)
     for start, stop in chunks(count, _CHUNK):
         for row, name in enumerate(read(start, stop), start):
-            for place in wanted.get(spelled(name, fold=fold), ()) if free[row] else ():
-                found[place].add(row)
-    for place, meant in found.items():
+            for location in wanted.get(spelled(name, fold=fold), ()) if free[row] else ():
+                found[location].add(row)
+    for location, meant in found.items():
         if len(meant) == 1:
-            rows[place] = meant.pop()
+            rows[location] = meant.pop()

@@ -47,16 +47,18 @@ def read_columns(path: Path | str, /, **columns: tuple[str, ...]) -> pa.Table:
             separator = ""
             if head.lower().startswith("sep=") and len(head.rstrip("\r\n")) == 5:
                 separator, head = head[4], file.readline()
-            reader, places = _columns(head, separator or _SEPARATORS, columns)
-            if places is None:
+            reader, positions = _columns(head, separator or _SEPARATORS, columns)
+            if positions is None:
                 needed = " and ".join(_called(names) for name, names in columns.items() if not _optional(name))
                 raise InputError(
                     f"{path} needs a first line with the columns {needed}, separated by commas, semicolons or tabs; "
                     f'it begins with "{head.strip()[:_SHOWN]}".'
                 )
-            rows = Columns(pa.schema([(name, pa.large_binary()) for name in places]))
+            rows = Columns(pa.schema([(name, pa.large_binary()) for name in positions]))
             for line in csv.reader(file, delimiter=reader):
-                cells = [os.fsencode(line[place]) if place < len(line) else b"" for place in places.values()]
+                cells = [
+                    os.fsencode(line[position]) if position < len(line) else b"" for position in positions.values()
+                ]
                 if any(cells):
                     rows.add(*cells)
             return rows.table()
@@ -105,18 +107,18 @@ def _opened(path: Path) -> io.TextIOWrapper:
 
 
 def _columns(head: str, separators: str, columns: dict[str, tuple[str, ...]]) -> tuple[str, dict[str, int] | None]:
-    """The separator by which a first line has all columns, and their places; None where there is none such."""
+    """The separator by which a first line has all columns, and their positions; None where there is none such."""
     for separator in separators:
         found = [name.strip().lower() for name in next(csv.reader([head], delimiter=separator), [])]
-        places = {}
+        positions = {}
         for name, names in columns.items():
-            place = next((found.index(one) for one in names if one in found), None)
-            if place is not None:
-                places[name.removeprefix("optional_")] = place
+            position = next((found.index(one) for one in names if one in found), None)
+            if position is not None:
+                positions[name.removeprefix("optional_")] = position
             elif not _optional(name):
                 break
         else:
-            return separator, places
+            return separator, positions
     return separators[0], None
 
 

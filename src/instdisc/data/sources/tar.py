@@ -42,25 +42,25 @@ _SPAN = 8 * 2**20  # bytes fetched at once when rows are walked in order
 _GAP = 2**20  # bytes between two pictures that are fetched and thrown away rather than asked around
 
 
-def open_tar(name: str, places: Sequence[str], index_folder: Path | None, limit: int | None) -> TarSource:
+def open_tar(name: str, locations: Sequence[str], index_folder: Path | None, limit: int | None) -> TarSource:
     """Note where each picture stands, in the shards that are new or changed, and open all.
 
     Raises InputError for a shard that is missing or is no tar.
     """
-    places = [place if is_url(place) else os.path.abspath(place) for place in places]
-    path = index_file(index_folder, "tar", places)
+    locations = [location if is_url(location) else os.path.abspath(location) for location in locations]
+    path = index_file(index_folder, "tar", locations)
     before = read_index(path)
     known = facts_of(before)["shards"] if before is not None else []
-    stamps = [list(describe(place)) for place in places]
+    stamps = [list(describe(location)) for location in locations]
     if before is None or [shard["stamp"] for shard in known] != stamps:
         tables, shards, row = [], [], 0
         with Bar(description="Reading shards", unit="pictures") as bar:
-            for number, (place, stamp) in enumerate(zip(places, stamps, strict=True)):
+            for number, (location, stamp) in enumerate(zip(locations, stamps, strict=True)):
                 if before is not None and known[number]["stamp"] == stamp:
                     shard = known[number]
                     table = before.slice(row, shard["rows"]).replace_schema_metadata(None)
                 else:
-                    found = scan(place, (stamp[0], stamp[1]), bar)
+                    found = scan(location, (stamp[0], stamp[1]), bar)
                     numbers = pa.repeat(pa.scalar(number, pa.int32()), len(found.rows))
                     table = found.rows.add_column(0, _SCHEMA.field("shard"), numbers)
                     shard = {"stamp": stamp, **found.facts()}
@@ -75,19 +75,19 @@ def open_tar(name: str, places: Sequence[str], index_folder: Path | None, limit:
         )
         fingerprint = digest_of([str(entry).encode() for entry in batch.to_pylist()] for batch in keys)
         write_index(path, table, {"shards": shards, "fingerprint": fingerprint})
-    return TarSource(name, path, places, limit)
+    return TarSource(name, path, locations, limit)
 
 
 class TarSource(Source):
     """One picture a sample, in the order of the shards. Ids: `shard-000.tar#0017`."""
 
-    def __init__(self, name: str, index: Path, places: Sequence[str], limit: int | None = None) -> None:
+    def __init__(self, name: str, index: Path, locations: Sequence[str], limit: int | None = None) -> None:
         self._index = OpenIndex(index)
         facts = self._index.facts
         super().__init__(name, len(self._index.table), limit=limit)
         for shard in facts["shards"]:
             self.skipped.merge(Skipped.from_facts(shard["skipped"]))
-        self._places, self._names = list(places), [os.fsencode(entry) for entry in names_below(places)]
+        self._places, self._names = list(locations), [os.fsencode(entry) for entry in names_below(locations)]
         self._stamps = [(int(shard["stamp"][0]), int(shard["stamp"][1])) for shard in facts["shards"]]
         self._prepare()
 
@@ -108,7 +108,7 @@ class TarSource(Source):
         return self._join(self._names, start, stop)
 
     def locations(self, start: int, stop: int) -> list[bytes]:
-        return self._join([os.fsencode(without_secrets(place)) for place in self._places], start, stop)
+        return self._join([os.fsencode(without_secrets(location)) for location in self._places], start, stop)
 
     def _join(self, shards: Sequence[bytes], start: int, stop: int) -> list[bytes]:
         rows = self._index.table.slice(start, stop - start)
@@ -132,7 +132,7 @@ class TarSource(Source):
 
     def groups(self) -> Groups | None:
         sizes = [size for size, _ in self._stamps]
-        remote = any(is_url(place) for place in self._places)
+        remote = any(is_url(location) for location in self._places)
         return Groups(self._starts[self._starts < len(self)], sum(sizes) if min(sizes) >= 0 else -1, dear=remote)
 
     def _read_of_group(self, row: int) -> Content | UnreadableError:

@@ -1,4 +1,4 @@
-"""What instdisc keeps under the user's cache folder, all of which it can make or fetch again: list it and clear it.
+"""What instdisc keeps under the user's cache folder. It can make or fetch all of it again: list it and clear it.
 
     for entry in kept():
         print(entry.kind, entry.name, entry.bytes, entry.used)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from instdisc.data.storage.kinds import kind_of_folder, kind_of_name
 from instdisc.data.storage.remote import filesystem, size_of, version_of
-from instdisc.data.storage.retries import patiently
+from instdisc.data.storage.retries import retried
 from instdisc.data.storage.urls import is_url, reason
 from instdisc.errors import InputError, is_shortage, refusal
 
@@ -44,10 +44,10 @@ def short_names(roots: Sequence[str]) -> list[str]:
     Raises InputError when one root lies inside another: its pictures would count twice.
     """
     real = [root if is_url(root) else os.path.realpath(root) for root in roots]
-    for place, inner in enumerate(real):
+    for location, inner in enumerate(real):
         for other, outer in enumerate(real):
-            if place != other and (inner + "/").startswith(outer.rstrip("/") + "/"):
-                raise InputError(f"{roots[place]} is in {roots[other]}, or the same: give each folder once.")
+            if location != other and (inner + "/").startswith(outer.rstrip("/") + "/"):
+                raise InputError(f"{roots[location]} is in {roots[other]}, or the same: give each folder once.")
     parts = [root.strip("/").split("/") for root in roots]
     depth = 1
     while len({tuple(part[-depth:]) for part in parts}) < len(parts):
@@ -169,7 +169,7 @@ def list_remote(root: str) -> Listed:
         try:
             # A web server lists a folder under the name with the slash, and some know no other.
             asked = folder + "/" if root.startswith(("http://", "https://")) else folder
-            listing = patiently(functools.partial(system.ls, asked, detail=True), root)
+            listing = retried(functools.partial(system.ls, asked, detail=True), root)
         except Exception as error:
             if folder == top:
                 raise InputError(
@@ -202,6 +202,6 @@ def _holds_run(system: Any, listing: Sequence[dict[str, Any]], root: str) -> boo
     if config is None:
         return False
     try:
-        return is_run(patiently(lambda: system.cat_file(config), root))
+        return is_run(retried(lambda: system.cat_file(config), root))
     except Exception:  # each driver has errors of its own: then it is not known to be one
         return False

@@ -1,6 +1,6 @@
 """Where files stand: a local path or any fsspec URL (s3://, gs://, hf://, https://, memory://).
 
-The sources ask four things of a place: does it match a pattern, how large and how new is it, give its bytes, give a
+The sources ask four things of a location: does it match a pattern, how large and how new is it, give its bytes, give a
 range of its bytes. Local paths never go through fsspec: the operating system answers in a tenth of the time.
 """
 
@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from instdisc.data.storage.retries import LONG, patiently
+from instdisc.data.storage.retries import LONG, retried
 from instdisc.data.storage.scan import cache_folder
 from instdisc.data.storage.urls import is_url, reason, without_query, without_secrets
 from instdisc.errors import InputError, refusal
@@ -46,35 +46,36 @@ def filesystem(url: str) -> tuple[Any, str]:
     return system, str(path)
 
 
-def exists(place: str) -> bool:
-    """Whether something stands there. A remote place that cannot be asked (no network, no rights) counts as absent."""
-    if not is_url(place):
-        return os.path.lexists(place)
-    system, path = filesystem(place)
+def exists(location: str) -> bool:
+    """Whether something stands there. One on the web that can't be asked (no network, no rights) counts as absent."""
+    if not is_url(location):
+        return os.path.lexists(location)
+    system, path = filesystem(location)
     try:
         return bool(system.exists(path))
     except Exception:
         return False
 
 
-def describe(place: str) -> tuple[int, int]:
+def describe(location: str) -> tuple[int, int]:
     """Size in bytes (-1 where unknown) and a number that changes with the content (mtime in ns, or a hash of ETag).
 
-    Raises InputError for a place that does not exist or cannot be reached.
+    Raises InputError for a location that does not exist or cannot be reached.
     """
-    if not is_url(place):
+    if not is_url(location):
         try:
-            status = os.stat(place)
+            status = os.stat(location)
         except OSError as error:
-            sentence = f"{place} cannot be opened ({error.strerror}): check the path."
+            sentence = f"{location} cannot be opened ({error.strerror}): check the path."
             raise InputError(refusal(error) or sentence) from error
         return status.st_size, status.st_mtime_ns
-    system, path = filesystem(place)
+    system, path = filesystem(location)
     try:
-        facts = patiently(lambda: system.info(path), place)
+        facts = retried(lambda: system.info(path), location)
     except Exception as error:
         raise InputError(
-            f"{without_secrets(place)} cannot be reached ({reason(error)}): check the URL, your rights and the network."
+            f"{without_secrets(location)} cannot be reached ({reason(error)}): "
+            "check the URL, your rights and the network."
         ) from error
     return size_of(facts), version_of(facts)
 
@@ -92,43 +93,45 @@ def version_of(facts: dict[str, Any]) -> int:
     return int.from_bytes(digest, "little", signed=True) if told else 0
 
 
-def read_bytes(place: str) -> bytes:
+def read_bytes(location: str) -> bytes:
     """The whole content. Raises OSError, or the driver's own error, when it cannot be had."""
-    if not is_url(place):
-        with open(place, "rb") as file:
+    if not is_url(location):
+        with open(location, "rb") as file:
             return file.read()
-    system, path = filesystem(place)
-    return cast(bytes, patiently(lambda: system.cat_file(path), place))
+    system, path = filesystem(location)
+    return cast(bytes, retried(lambda: system.cat_file(path), location))
 
 
-def read_range(place: str, start: int, size: int) -> bytes:
+def read_range(location: str, start: int, size: int) -> bytes:
     """`size` bytes from `start`; fewer only where the file ends earlier."""
-    if not is_url(place):
-        with open(place, "rb") as file:  # opened again each time: 15 µs, and nothing to share between forks and threads
+    if not is_url(location):
+        with open(
+            location, "rb"
+        ) as file:  # opened again each time: 15 µs, and nothing to share between forks and threads
             file.seek(start)
             return file.read(size)
-    system, path = filesystem(place)
-    return cast(bytes, patiently(lambda: system.cat_file(path, start=start, end=start + size), place, LONG))
+    system, path = filesystem(location)
+    return cast(bytes, retried(lambda: system.cat_file(path, start=start, end=start + size), location, LONG))
 
 
-def open_file(place: str, size: int) -> io.BufferedIOBase:
-    """A seekable file for reading, local or remote, of which every part is read patiently.
+def open_file(location: str, size: int) -> io.BufferedIOBase:
+    """A seekable file for reading, local or remote; a read that fails is retried.
 
-    size: its bytes; -1 = unknown. Ask `seekable` first for a place on the web.
+    size: its bytes; -1 = unknown. Ask `seekable` first for a location on the web.
     """
-    if not is_url(place):
-        return open(place, "rb")
+    if not is_url(location):
+        return open(location, "rb")
     if size < 0:
-        system, path = filesystem(place)
+        system, path = filesystem(location)
         return cast(io.BufferedIOBase, system.open(path, "rb"))
-    return io.BufferedReader(_Remote(place, size), _BUFFER)
+    return io.BufferedReader(_Remote(location, size), _BUFFER)
 
 
 class _Remote(io.RawIOBase):
     """A file somewhere else, in ranges. Only reading; a position of its own."""
 
-    def __init__(self, place: str, size: int) -> None:
-        self._place, self._size, self._at = place, size, 0
+    def __init__(self, location: str, size: int) -> None:
+        self._place, self._size, self._at = location, size, 0
 
     def readable(self) -> bool:
         return True
@@ -151,19 +154,19 @@ class _Remote(io.RawIOBase):
 
 
 @functools.lru_cache(maxsize=4096)  # asking a server costs a request
-def seekable(place: str, size: int, version: int) -> str:
-    """A place with the same bytes from which any range can be read: mostly the place itself.
+def seekable(location: str, size: int, version: int) -> str:
+    """A location with the same bytes from which any range can be read: mostly the location itself.
 
     Some web servers (Python's own http.server is one) only send whole files. Such a file is copied once into the
     cache folder, and the copy's path is returned.
     """
-    if not place.startswith(("http://", "https://")) or size == 0:
-        return place
-    name = hashlib.blake2b(f"{place}\n{size}\n{version}".encode(), digest_size=16).hexdigest()
+    if not location.startswith(("http://", "https://")) or size == 0:
+        return location
+    name = hashlib.blake2b(f"{location}\n{size}\n{version}".encode(), digest_size=16).hexdigest()
     copy = cache_folder() / "downloads" / name
     if copy.exists():
         return str(copy)
-    system, path = filesystem(place)
+    system, path = filesystem(location)
 
     def has_ranges() -> bool:
         with system.open(path, "rb", block_size=1 << 16) as file:
@@ -174,16 +177,16 @@ def seekable(place: str, size: int, version: int) -> str:
             return True
 
     with contextlib.suppress(ValueError, OSError):
-        if patiently(has_ranges, place, LONG):
-            return place
+        if retried(has_ranges, location, LONG):
+            return location
     temporary = copy.with_name(f".{name}.{os.urandom(6).hex()}")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        patiently(lambda: system.get_file(path, str(temporary)), place)
+        retried(lambda: system.get_file(path, str(temporary)), location)
         os.replace(temporary, copy)
     except Exception as error:
         raise InputError(
-            f"{place} could not be copied to {copy.parent} ({reason(error)}): download it first."
+            f"{location} could not be copied to {copy.parent} ({reason(error)}): download it first."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -192,7 +195,7 @@ def seekable(place: str, size: int, version: int) -> str:
 
 
 def expand(pattern: str) -> list[str]:
-    """The places that a pattern stands for, sorted within each brace: `a-{000..009}.tar`, `{train,test}/*.parquet`.
+    """The locations that a pattern stands for, sorted within each brace: `a-{000..009}.tar`, `{train,test}/*.parquet`.
 
     A text that names an existing local file is never a pattern. Raises InputError for a glob that matches nothing.
     """
@@ -231,14 +234,14 @@ def expand_braces(text: str) -> Iterator[str]:
     return ("".join(parts) for parts in itertools.product(*choices))
 
 
-def names_below(places: Sequence[str]) -> list[str]:
+def names_below(locations: Sequence[str]) -> list[str]:
     """The names of files below the deepest folder that holds all of them: `train/0.tar`, `test/0.tar`.
 
     Of a URL its path alone: a query (a signature, say) changes from day to day. It stays, less what is secret, where it
     tells files apart.
     """
-    paths = [without_query(place) if is_url(place) else place for place in places]
-    places = paths if len(set(paths)) == len(paths) else [without_secrets(place) for place in places]
-    levels = zip(*(place.split("/")[:-1] for place in places), strict=False)
+    paths = [without_query(location) if is_url(location) else location for location in locations]
+    locations = paths if len(set(paths)) == len(paths) else [without_secrets(location) for location in locations]
+    levels = zip(*(location.split("/")[:-1] for location in locations), strict=False)
     shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
-    return ["/".join(place.split("/")[shared:]) for place in places]
+    return ["/".join(location.split("/")[shared:]) for location in locations]

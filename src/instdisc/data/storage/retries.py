@@ -1,6 +1,6 @@
 """A store that is slow or fails is asked again, later and later, and the person is told.
 
-    content = patiently(lambda: system.cat_file(path), "s3://bucket/000.tar", LONG)
+    content = retried(lambda: system.cat_file(path), "s3://bucket/000.tar", LONG)
 
 A file that is not there, or not ours, is not asked for again. A store that stays silent ends the work with a sentence:
 what it holds is neither damaged nor lost, so no picture may be given up for it. This file must not import torch.
@@ -40,10 +40,10 @@ class Trouble:
         self._lock = threading.Lock()
         self.pass_to: Callable[[str, str], None] | None = None  # instead of telling: in a process others speak for
 
-    def note(self, place: str, why: str) -> None:
-        """A place gave no answer and is asked again."""
+    def note(self, location: str, why: str) -> None:
+        """A location gave no answer and is asked again."""
         if self.pass_to is not None:
-            self.pass_to(place, why)
+            self.pass_to(location, why)
         with self._lock:
             self.tries += 1
             now = time.monotonic()
@@ -52,10 +52,10 @@ class Trouble:
                 return
             count, self._told_tries, self._told_at = self.tries - self._told_tries, self.tries, now
         times = "" if count == 1 else f" ({count} times since this was said last)"
-        print(f"Warning: {place} did not answer ({why}): asked again{times}.", file=sys.stderr, flush=True)
+        print(f"Warning: {location} did not answer ({why}): asked again{times}.", file=sys.stderr, flush=True)
 
     def answered(self) -> None:
-        """Some place gave an answer."""
+        """Some location gave an answer."""
         self._silent_since = None
 
     @property
@@ -68,11 +68,11 @@ class Trouble:
 trouble = Trouble()
 
 
-def patiently(ask: Callable[[], Answer], place: str, patience: float = SHORT) -> Answer:
-    """The answer of a remote place, asked again after growing waits until `patience` seconds are over.
+def retried(ask: Callable[[], Answer], location: str, limit: float = SHORT) -> Answer:
+    """The answer of a remote location, asked again after growing waits until `limit` seconds are over.
 
-    Raises the place's own error when it says no for good or, after a SHORT patience, at the end; InputError where a
-    LONG patience is over, or where no place at all has answered for so long.
+    Raises the location's own error when it says no for good or, after SHORT, at the end; InputError where
+    LONG is over, or where no location at all has answered for so long.
     """
     started = time.monotonic()
     wait = _FIRST_WAIT
@@ -84,16 +84,16 @@ def patiently(ask: Callable[[], Answer], place: str, patience: float = SHORT) ->
                 trouble.answered()
                 raise
             waited = time.monotonic() - started
-            place, why = without_secrets(place), reason(error)
-            if waited + wait > patience:
-                if patience >= LONG or trouble.silent_seconds > LONG:
+            location, why = without_secrets(location), reason(error)
+            if waited + wait > limit:
+                if limit >= LONG or trouble.silent_seconds > LONG:
                     raise InputError(
-                        f"{place} has not answered for {max(waited, trouble.silent_seconds):.0f} seconds ({why}), "
+                        f"{location} has not answered for {max(waited, trouble.silent_seconds):.0f} seconds ({why}), "
                         "though it was asked again and again: see whether the network and the store are well, then "
                         "start again (a run goes on with --resume)."
                     ) from error
                 raise
-            trouble.note(place, why)
+            trouble.note(location, why)
             # Not all at once, so that many ranks do not ask in step. A thread that was stopped in this wait as the
             # interpreter ends would abort it, where Arrow's C++ stands between the two.
             if ending.wait(wait * random.uniform(0.75, 1.25)):

@@ -1,4 +1,4 @@
-"""What a scan skipped, counted by its reason in one place: `info`, `train` and quarantine.csv tell it from here."""
+"""What a scan skipped, counted by its reason in one location: `info`, `train` and quarantine.csv tell it from here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instdisc.data.storage.kinds import KINDS, reason_of, sentence_of
 from instdisc.data.storage.urls import without_secrets
 from instdisc.errors import visible
 
-MOST_NAMED = 1000  # places of one kind that are kept; the others are counted
+MOST_NAMED = 1000  # locations of one kind that are kept; the others are counted
 _EXAMPLES = {"ours", "system", "software", "hidden", "unopened", "cut", "other", "beside", "label"}
 BEGINNING = "skipped: "  # of a reason in the list, which tells such lines from pictures that can't be read
 
@@ -30,16 +30,16 @@ class Skipped:
     def __bool__(self) -> bool:
         return bool(self.counts)
 
-    def add(self, kind: str, places: Iterable[str], count: int) -> None:
-        """`count` more of a kind; of their places, paths or URLs, the first are kept."""
+    def add(self, kind: str, locations: Iterable[str], count: int) -> None:
+        """`count` more of a kind; of their locations, paths or URLs, the first are kept."""
         if not count:
             return
         self.counts[kind] += count
         kept = self._places.setdefault(kind, [])
-        for place in places:
+        for location in locations:
             if len(kept) >= MOST_NAMED:
                 break
-            kept.append(without_secrets(place))
+            kept.append(without_secrets(location))
 
     def merge(self, other: Skipped) -> None:
         """All that the other holds as well."""
@@ -58,7 +58,9 @@ class Skipped:
     def _sentence(self, kind: str, examples: bool) -> str:
         words = sentence_of(kind, self.counts[kind])
         if examples and kind in _EXAMPLES:
-            names = list(dict.fromkeys(os.path.basename(place.rstrip("/")) for place in self._places.get(kind, ())))
+            names = list(
+                dict.fromkeys(os.path.basename(location.rstrip("/")) for location in self._places.get(kind, ()))
+            )
             shown = visible(", ".join(names[:3]), keep="").encode(errors="backslashreplace").decode()
             return f"{words} ({shown}{', ...' if len(names) > 3 else ''})" if names else words
         if paired := self.paired[kind]:
@@ -66,18 +68,18 @@ class Skipped:
         return words
 
     def lines(self, source: str) -> Iterator[tuple[str, str, str]]:
-        """(id, path, reason) for the list of what was not read: a line a place, and one for those not kept by name."""
+        """(id, path, reason) for the list of what was not read: a line a location, and one for those without a name."""
         for kind in self._kinds():
-            places = self._places.get(kind, [])
-            for place in places:
-                yield place, place, BEGINNING + reason_of(kind)
-            if rest := self.counts[kind] - len(places):
+            locations = self._places.get(kind, [])
+            for location in locations:
+                yield location, location, BEGINNING + reason_of(kind)
+            if rest := self.counts[kind] - len(locations):
                 yield "", source, f"{BEGINNING}{'another ' if rest == 1 else ''}{sentence_of(kind, rest)}"
 
     def to_facts(self, most: int = MOST_NAMED) -> dict[str, Any]:
-        """What an index keeps of it, with at most so many places a kind."""
-        places = {kind: found[:most] for kind, found in self._places.items()}
-        return {"counts": dict(self.counts), "paired": dict(self.paired), "places": places}
+        """What an index keeps of it, with at most so many locations a kind."""
+        locations = {kind: found[:most] for kind, found in self._places.items()}
+        return {"counts": dict(self.counts), "paired": dict(self.paired), "places": locations}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any] | None) -> Skipped:
@@ -86,5 +88,5 @@ class Skipped:
         if facts:
             found.counts.update(facts["counts"])
             found.paired.update(facts["paired"])
-            found._places = {kind: list(places) for kind, places in facts["places"].items()}
+            found._places = {kind: list(locations) for kind, locations in facts["places"].items()}
         return found

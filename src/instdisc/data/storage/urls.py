@@ -1,4 +1,4 @@
-"""URLs as text: which place is one, what of it may be kept and shown, and why a server could not be asked."""
+"""URLs as text: which location is one, what of it may be kept and shown, and why a server could not be asked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SECRET = re.compile(r"[?&][\w-]*(amz|goog|sig|token|key|credential|secret|passw
 _URL = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
-def is_url(place: str) -> bool:
+def is_url(location: str) -> bool:
     """Whether fsspec has to be asked (`memory://x`, `simplecache::s3://b`), and not the local file system.
 
     `std::vector.jpg` and `a/b://c` are names on a disk: a URL begins with the name of a protocol, or of several.
     """
-    return _URL.match(place) is not None
+    return _URL.match(location) is not None
 
 
 def without_query(url: str) -> str:
@@ -26,9 +26,9 @@ def without_query(url: str) -> str:
     return _QUERY.sub("", url)
 
 
-def without_secrets(place: str) -> str:
+def without_secrets(location: str) -> str:
     """A URL without its password, and without its query where that is a signature: what may be kept and shown."""
-    return _redacted(place) if is_url(place) else place
+    return _redacted(location) if is_url(location) else location
 
 
 def _redacted(text: str) -> str:

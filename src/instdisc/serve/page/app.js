@@ -35,7 +35,7 @@ async function route() {
   const again = async () => { await learn(); await route(); };
   try {
     const shown = { "": browse, picture, search, duplicates, "look-alikes": lookAlikes, outliers, map, label: labelling, dozen }[name];
-    if (!shown) throw Object.assign(new Error("Page not found: choose a view above."), { final: true });
+    if (!shown) throw Object.assign(new Error("Choose a view above."), { final: true });
     const content = await shown({ row: Number(row), parameters, keep, about, again });
     if (mine !== turn) return;
     view.replaceChildren(...content.filter(Boolean));
@@ -47,7 +47,7 @@ async function route() {
     }
   } catch (error) {
     if (mine !== turn) return;
-    view.replaceChildren(empty("That did not work", error.message,
+    view.replaceChildren(empty(error.final ? "Page not found" : "Could not load this view", error.message,
       error.final ? null : h("button.main", () => again().catch(complain), "Try again"), way("#/", "All pictures")));
   } finally {
     clearTimeout(wait);
@@ -65,7 +65,7 @@ async function learn() {
 async function upload(file, more = 0) {
   if (!file) return;
   if (file.size > 20e6) { say("The file is larger than 20 MB.", true); return; }
-  say("Looking at your picture …");
+  say("Searching …");
   busy.hidden = false;
   const sent = ask("api/uploads", { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file });
   await sent.then(({ id }) => {

@@ -25,7 +25,7 @@ export async function browse({ parameters, keep, about, again }) {
   const everything = working(`Select all ${number(first.total)}`, async () => select(new Int32Array(await bytes(`api/rows?${set}`))), { title: "Select every picture of this view" });
   const bar = h("div.bar.browse", title, facets, room(),
     ...["label", "tag"].map((name) => [name, about[`${name}s`]]).map(([name, all]) => all.length && choice(name, [["", `All ${name}s`], ...all.map((one) => [one, one])], filter[name], go(name), false)),
-    h("input", { type: "search", value: filter.where, placeholder: "Name or 2024/*", label: "name", size: 13, onchange: (event) => go("where")(event.target.value.trim()) }),
+    h("input", { type: "search", value: filter.where, placeholder: "beach or 2024/*", label: "name", size: 13, onchange: (event) => go("where")(event.target.value.trim()) }),
     choice("sort", ORDERS, filter.sort, go("sort"), false),
     choice("size", SIZES, taste("size") ?? "", (value) => { keepTaste("size", value); tileSize(value); grid?.measure(); grid?.draw(); }, false), first.total ? everything : null);
   let grid;

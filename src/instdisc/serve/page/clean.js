@@ -10,7 +10,7 @@ function saveList(pictures) {
   say(`remove.txt lists ${lines.length.toLocaleString("en")} pictures; instdisc index RUN --remove-list remove.txt takes them out of the collection.`);
 }
 
-const byBank = (about) => (about.recomputed ? null : h("p.quiet", "Compared by the rows of the bank, which come from augmented views: ", h("code", "instdisc index RUN --recompute"), " finds more."));
+const byBank = (about) => (about.recomputed ? null : h("p.quiet", "Quick comparison from training: ", h("code", "instdisc index RUN --recompute"), " makes it exact."));
 
 const facts = (one) => [`${one.width} × ${one.height}`, one.format, one.size ? size(one.size) : "", one.modified ? new Date(1000 * one.modified).toISOString().slice(0, 10) : ""].filter(Boolean).join(" · ");
 const why = (one) => [one.kind, ...one.changes].join(", ");
@@ -29,7 +29,7 @@ function deciding(of, more, { marked, stored, header, below, keep }) {
   const going = (group) => (group.apart ? [] : group.pictures.filter((one) => one.row !== group.kept));
   const tell = () => {
     const beyond = marked ? of.copies - groups.reduce((sum, group) => sum + group.pictures.length - 1, 0) : 0;
-    told.textContent = `${count(groups.flatMap(going).length + beyond)} could go`;
+    told.textContent = `${count(groups.flatMap(going).length + beyond)} marked for removal`;
     saving.disabled = !marked && !groups.some((group) => !group.apart);
   };
   const draw = (group) => {
@@ -41,7 +41,7 @@ function deciding(of, more, { marked, stored, header, below, keep }) {
       element.classList.toggle("kept", kept);
       element.classList.toggle("gone", !group.apart && !kept);
       press(element, kept);
-      element.parentElement.querySelector(".chip").textContent = group.apart ? "" : kept ? "keep" : "could go";
+      element.parentElement.querySelector(".chip").textContent = group.apart ? "" : kept ? "keep" : "remove";
     });
     tell();
   };
@@ -63,7 +63,7 @@ function deciding(of, more, { marked, stored, header, below, keep }) {
       const number = groups.length, group = prepared(one);
       group.element = h("section.group", { label: `Group ${number + 1}` },
         inBar(h("h2", `${one.pictures.length} pictures`), quiet(header(one)),
-          room(), h("button.apart", () => { decide(group, { apart: !group.apart }); go(number); }, marked ? "No duplicates" : "Keep all")),
+          room(), h("button.apart", () => { decide(group, { apart: !group.apart }); go(number); }, marked ? "Not duplicates" : "Keep all")),
         walkable(h("div.few", ...one.pictures.map((picture) => h("div.item",
           cell(picture, { pick: false, open: () => { decide(group, { kept: picture.row, apart: false }); go(number); }, ondblclick: () => visit(picture.row) }),
           h("span.chip"), ...below(picture).map((line) => h("span.fact", line)))))));
@@ -73,7 +73,7 @@ function deciding(of, more, { marked, stored, header, below, keep }) {
     groups.forEach(draw);
     rest.hidden = groups.length >= of.total;
   };
-  const saving = working(`Save the list of ${marked ? "copies" : "marked"}`, async () => { // it is whole, whatever is on the screen
+  const saving = working("Download list", async () => { // it is whole, whatever is on the screen
     const all = [...groups];
     while (marked && all.length < of.total) all.push(...(await more(all.length)).groups.map(prepared));
     saveList(all.flatMap(going));
@@ -94,7 +94,7 @@ function deciding(of, more, { marked, stored, header, below, keep }) {
   return { told, list, rest, saving };
 }
 
-const help = (marked) => keys(`[j] [k] next and previous group, [1]–[9] or a click which to keep, [x] ${marked ? "no duplicates" : "keep all"}; a double click shows a picture`);
+const help = (marked) => keys(`[j] [k] next and previous group, [1]–[9] or a click which to keep, [x] ${marked ? "not duplicates" : "keep all"}; a double click shows a picture`);
 
 const heading = (total, what, shown, ...more) => inBar(h("h1", `${count(total)} ${total === 1 ? "group" : "groups"} of ${what}`), shown.told, room(), ...more, shown.saving);
 
@@ -116,14 +116,14 @@ export async function lookAlikes({ parameters, keep, about }) {
   const shown = deciding(found, more, { marked: false, stored: `${about.name} look-alikes`, keep,
     header: (group) => {
       const places = group.pictures.map((picture, place) => (group.worst.includes(picture.row) ? place + 1 : 0)).filter(Boolean);
-      return `least alike: ${group.least.toFixed(3)}${group.pictures.length > 2 ? ` (${places.join(" and ")})` : ""}`;
+      return `lowest ${group.least.toFixed(3)}${group.pictures.length > 2 ? ` (${places.join("–")})` : ""}`;
     },
     below: () => [] });
   return [heading(found.total, "look-alikes", shown,
-    h("label", "at least as alike as ", h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold),
+    h("label", "Minimum similarity ", h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold),
       onchange: (event) => { if (event.target.checkValidity()) goTo("look-alikes", { threshold: event.target.value }); } })), way("#/duplicates", "Copies")),
   h("p.quiet", "Alike to the encoder, and not proven to be copies: nothing is marked until you choose which to keep."), byBank(about),
-  found.total ? help(false) : empty("No look-alikes", `No two pictures have a cosine of ${threshold} or more: a lower number finds more.`), shown.list, shown.rest];
+  found.total ? help(false) : empty("No look-alikes", `No two pictures have a cosine of ${threshold} or more: lower the minimum.`), shown.list, shown.rest];
 }
 
 export async function outliers({ keep }) {
@@ -141,8 +141,8 @@ export async function outliers({ keep }) {
     return key === "j" || key === "k";
   });
   add(pictures);
-  return [h("h1", "Least like any other"),
-    h("p.quiet", by === "strangeness" ? "The number is the strangeness, by what the network's stages see: the higher, the stranger."
-      : ["The number is the mean cosine with the ten nearest, which says little: ", h("code", "instdisc outliers RUN"), " computes a better one."]),
-    keys("[j] [k] or arrows next and previous, [x] select what could go, [Enter] look at it"), walkable(list), rest];
+  return [h("h1", "Outliers"),
+    h("p.quiet", by === "outlier_score" ? "Outlier score, by what the network's stages see: higher is more unusual."
+      : ["Mean cosine with the ten nearest, a rough measure: ", h("code", "instdisc outliers RUN"), " computes outlier scores."]),
+    keys("[j] [k] or arrows next and previous, [x] select, [Enter] look at it"), walkable(list), rest];
 }

@@ -80,7 +80,7 @@ export async function answered(path, options = {}, turn = 1) {
     answer = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw Object.assign(new Error("The server does not answer: is it still running?"), { lost: true });
+    throw Object.assign(new Error("Lost connection to instdisc: is it still running?"), { lost: true });
   }
   if (answer.ok) return answer;
   const later = Number(answer.headers.get("retry-after"));
@@ -178,7 +178,7 @@ export function mark(element) {
   element.setAttribute("aria-label", `${element.said}${chosen ? ", selected" : ""}`);
 }
 
-// What the votes say of tiles; live(): whether anybody looks still.
+// What is suggested for tiles; live(): whether anybody looks still.
 export async function suggest(elements, live = () => true) {
   const asked = elements.filter((element) => element.said && !element.guessed);
   for (let start = 0; start < asked.length; start += ASKED) {

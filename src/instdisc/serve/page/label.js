@@ -10,7 +10,7 @@ export async function labelling({ parameters, keep, about }) {
   let state = await ask("api/labels");
   let queue = [], done = [], coming;
   const passed = new Set(); // skipped, or labelled since proposals were asked for
-  const stage = h("div.one"), side = h("section.side", { label: "So far" });
+  const stage = h("div.one"), side = h("section.side", { label: "Progress" });
 
   const more = () => {
     coming ??= get("api/proposals", { count: Math.min(100, BATCH + queue.length + passed.size), by }).then(({ pictures }) => {
@@ -59,7 +59,7 @@ export async function labelling({ parameters, keep, about }) {
     if (!queue.length) await more();
     else if (queue.length <= FEW) more().catch(() => {}); // asked for again, and told, when none is left
     const one = queue[0];
-    const input = labelField("Another label", choose, { keys: "n" });
+    const input = labelField("Type a label", choose, { keys: "n" });
     side.replaceChildren(...[
       h("h2", "Progress"),
       state.accuracy === null ? h("p.quiet", state.classes.length ? "A few more labels, and their accuracy will show here." : "Nothing is labelled by hand yet.")
@@ -99,6 +99,6 @@ export async function labelling({ parameters, keep, about }) {
   await draw();
   return [inBar(h("h1", "Label the collection"), room(),
     choice("order", [["mixed", "mixed"], ["covered", "representative"], ["uncertain", "uncertain"]], by, (value) => goTo("label", { by: value })),
-    way("#/dozen", "By the dozen"), h("a.button", { href: "api/labels.csv", download: "labels.csv" }, "Export labels")),
+    way("#/dozen", "By the dozen"), h("a.button", { href: "api/labels.csv", download: "labels.csv" }, "Export labels (CSV)")),
   stage];
 }

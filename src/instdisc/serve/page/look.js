@@ -7,7 +7,7 @@ function hits(results, about, { near = [], far = [], upload } = {}) {
   const to = (like, unlike) => goTo("search", { like: like.join(","), unlike: unlike.join(","), upload });
   const more = (row) => to([...near, row], far), less = (row) => to(near, [...far, row]);
   const list = results.map((one) => h("li", cell(one, { score: one.score }),
-    h("div.small-bar", ...[["+ more", "More", "+", more], ["− less", "Less", "-", less]].map(([text, word, key, act]) => h("button", { tabIndex: -1, title: `${word} like this one too (${key})`, label: `${word} like ${one.id}`, onclick: () => act(one.row) }, text)))));
+    h("div.small-bar", ...[["More", "+", more], ["Less", "-", less]].map(([word, key, act]) => h("button", { tabIndex: -1, title: `${word} like this (${key})`, label: `${word} like ${one.id}`, onclick: () => act(one.row) }, word)))));
   const all = walkable(h("ul.few", { label: "Most similar first; + and - search by more, or less like it" }, ...list));
   onKeys(all, (key, { target }) => {
     if (key !== "+" && key !== "-") return false;
@@ -91,7 +91,7 @@ export async function search({ parameters, about }) {
   const asked = { like: near.join(","), unlike: far.join(",") };
   if (upload) asked.upload = upload;
   if (!near.length && !upload) {
-    return [empty("Search", "Open a picture and press “+ more” below another to search by both. Or drop, paste or choose a picture of your own.",
+    return [empty("Search", "Open a picture and press “More” below another to search by both. Or drop, paste or choose a picture of your own.",
       way("#/", "All pictures"))];
   }
   const found = await get("api/search", { ...asked, count: 60 });

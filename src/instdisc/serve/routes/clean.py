@@ -34,7 +34,7 @@ def look_alikes(
     start: Start = 0,
     count: Count = 50,
 ) -> Groups:
-    """Groups of which every two pictures have at least this cosine; the collection's usual one if not said.
+    """Groups, every two pictures with at least this cosine; the collection's usual one if not said.
 
     They are not proven to be copies; what is, is not among them.
     """
@@ -53,9 +53,9 @@ def outliers(session: TheSession, start: Start = 0, count: Count = 100) -> Outli
     """The pictures that are least like any other."""
     index = session.opened.index
     known = [(row, score) for row, score in session.opened.known_outliers() if not index.removed[row]]
-    chosen = (known or session.lonely())[start : start + count]
+    chosen = (known or session.isolated())[start : start + count]
     entries = session.pictures([row for row, _ in chosen])
     return Outliers(
-        by="strangeness" if known else "similarity",
+        by="outlier_score" if known else "similarity",
         pictures=[Found(**one, score=score) for one, (_, score) in zip(entries, chosen, strict=True)],
     )

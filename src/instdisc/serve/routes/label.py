@@ -130,7 +130,7 @@ def proposals(
 
 @router.get("/api/votes")
 def votes(session: TheSession, rows: Rows) -> Proposals:
-    """What the votes say of some pictures, in their order."""
+    """What is suggested for some pictures, in their order."""
     return Proposals(pictures=session.proposed(session.rows(rows)))
 
 

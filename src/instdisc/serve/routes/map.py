@@ -17,7 +17,7 @@ from instdisc.serve.sets import suggested
 from instdisc.serve.sheets import DEEPEST, MOST_CELLS, Cut
 
 router = APIRouter()
-_GRADES, _STRANGE = ("like others", "less", "strange", "strangest"), (0.04, 0.12, 0.3)  # shares of all, from the top
+_GRADES, _UNUSUAL = ("typical", "less typical", "unusual", "most unusual"), (0.04, 0.12, 0.3)  # shares, from the top
 
 
 @router.get("/api/map")
@@ -59,7 +59,7 @@ def map_sheet(
     """A JPEG of small pictures, 32 a line: of each cell that has any, in their order, the one next to its centre.
 
     Level L cuts the map into 2**L x 2**L parts, row by row; a part is cut into columns x rows cells (at most 2,048),
-    row by row. Behind the JPEG stand numbers (int32, little-endian): these cells, the places of their pictures in
+    row by row. Behind the JPEG stand numbers (int32, little-endian): these cells, the positions of their pictures in
     `/api/map/points`, how many. version: as told there; then a browser may keep the answer for a day.
     """
     if part >= 4**level or columns * rows > MOST_CELLS:
@@ -84,7 +84,7 @@ def map_names(session: TheSession) -> Regions:
 def map_colours(
     session: TheSession, by: Literal["label", "suggestion", "agreement", "folder", "cluster", "outlier"] = "label"
 ) -> Colours:
-    """What to colour the points by: labels, suggestions, folders, clusters, or how strange a picture is.
+    """What to colour the points by: labels, suggestions, folders, clusters, or outlier scores.
 
     agreement: whether the label that a picture has from its folder is the class that is suggested.
     """
@@ -103,8 +103,8 @@ def map_colours(
     if by == "outlier":
         known = session.opened.known_outliers()
         codes = np.full(len(index), -1)
-        for place, (row, _) in enumerate(known):
-            codes[row] = 3 - np.searchsorted(_STRANGE, place / len(known), side="right")
+        for position, (row, _) in enumerate(known):
+            codes[row] = 3 - np.searchsorted(_UNUSUAL, position / len(known), side="right")
         note = "" if known else "There are no outlier scores yet: instdisc outliers RUN computes them."
         return Colours(names=list(_GRADES) if known else [], codes=codes[rows].tolist(), note=note)
     found, note = session.opened.suggestions(), "Nothing is suggested yet: label a few pictures."

@@ -42,10 +42,10 @@ def facts(session: TheSession, wanted: TheSet, row: Row) -> Facts:
     """A picture's file, and which pictures of a set stand before and after it."""
     session.row(row)
     found = session.matching(wanted)
-    places = np.flatnonzero(found == row)
-    place = int(places[0]) if len(places) else -1
-    before = int(found[place - 1]) if place > 0 else -1
-    after = int(found[place + 1]) if 0 <= place < len(found) - 1 else -1
+    positions = np.flatnonzero(found == row)
+    position = int(positions[0]) if len(positions) else -1
+    before = int(found[position - 1]) if position > 0 else -1
+    after = int(found[position + 1]) if 0 <= position < len(found) - 1 else -1
     file, problem = None, ""
     try:
         file = session.opened.file_facts(row)
@@ -60,6 +60,6 @@ def facts(session: TheSession, wanted: TheSet, row: Row) -> Facts:
         problem=problem,
         before=before,
         after=after,
-        place=place,
+        place=position,
         total=len(found),
     )

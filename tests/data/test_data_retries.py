@@ -25,8 +25,8 @@ from instdisc.data.loading.dataset import open_pictures
 from instdisc.data.loading.quarantine import Quarantine
 from instdisc.data.sources.open import open_source
 from instdisc.data.storage import remote as places
-from instdisc.data.storage import retries as patience
-from instdisc.data.storage.retries import LONG, SHORT, Trouble, patiently
+from instdisc.data.storage import retries
+from instdisc.data.storage.retries import LONG, SHORT, Trouble, retried
 from instdisc.errors import InputError
 
 
@@ -49,9 +49,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(patience, "time", clock)
-    monkeypatch.setattr(patience, "ending", clock)
-    monkeypatch.setattr(patience, "trouble", Trouble())
+    monkeypatch.setattr(retries, "time", clock)
+    monkeypatch.setattr(retries, "ending", clock)
+    monkeypatch.setattr(retries, "trouble", Trouble())
     return clock
 
 
@@ -70,7 +70,7 @@ class Failing:
 
 
 def test_asked_again_after_growing_waits_and_told(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    assert patiently(Failing(6, ConnectionError("reset")), "s3://b/0.tar", LONG) == "content"
+    assert retried(Failing(6, ConnectionError("reset")), "s3://b/0.tar", LONG) == "content"
     assert len(clock.slept) == 6
     for number, slept in enumerate(clock.slept):
         expected = min(0.5 * 2**number, 15)
@@ -90,25 +90,25 @@ class Refused(Exception):
 def test_what_says_no_for_good_is_asked_once(clock: Clock, error: Exception) -> None:
     place = Failing(9, error)
     with pytest.raises(type(error)):
-        patiently(place, "s3://b/0.tar", LONG)
+        retried(place, "s3://b/0.tar", LONG)
     assert place.asked == 1 and not clock.slept
 
 
 @pytest.mark.parametrize("error", [Refused(429), Refused(503), TimeoutError()])
 def test_what_is_busy_is_asked_again(clock: Clock, error: Exception) -> None:
-    assert patiently(Failing(2, error), "s3://b/0.tar", SHORT) == "content"
+    assert retried(Failing(2, error), "s3://b/0.tar", SHORT) == "content"
 
 
 def test_a_shard_that_stays_away_ends_with_a_sentence(clock: Clock) -> None:
     with pytest.raises(InputError, match=r"s3://b/0.tar has not answered for .* --resume"):
-        patiently(Failing(999, ConnectionError("reset")), "s3://b/0.tar", LONG)
+        retried(Failing(999, ConnectionError("reset")), "s3://b/0.tar", LONG)
     assert LONG / 2 < sum(clock.slept) <= LONG * 1.25
 
 
 def test_no_warning_shows_a_password_or_a_signature(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     url = "https://me:secret@host/x.tar?Signature=a/b"
     with pytest.raises(InputError, match="https://me@host/x.tar has not answered") as found:
-        patiently(Failing(999, ConnectionError(f"cannot reach {url}")), url, LONG)
+        retried(Failing(999, ConnectionError(f"cannot reach {url}")), url, LONG)
     said = capsys.readouterr().err + str(found.value)
     assert "did not answer (cannot reach https://me@host/x.tar)" in said
     assert "secret" not in said and "Signature" not in said
@@ -118,14 +118,14 @@ def test_pictures_fail_alone_until_all_stores_are_silent(clock: Clock) -> None:
     """A dead host in a list costs its pictures; a network that is down costs none after two minutes."""
     for _ in range(100):  # with others that answer in between
         with pytest.raises(ConnectionError):
-            patiently(Failing(9, ConnectionError("reset")), "https://dead/1.jpg")
-        assert patiently(Failing(0, ConnectionError()), "https://alive/1.jpg") == "content"
+            retried(Failing(9, ConnectionError("reset")), "https://dead/1.jpg")
+        assert retried(Failing(0, ConnectionError()), "https://alive/1.jpg") == "content"
     clock.now += 9999  # work that asks no store
     tried = 0
     with pytest.raises(InputError, match="has not answered for"):  # noqa: PT012  # the last of many tries
         for tried in range(999):  # noqa: B007
             with contextlib.suppress(ConnectionError):
-                patiently(Failing(9, ConnectionError("reset")), "https://alive/1.jpg")
+                retried(Failing(9, ConnectionError("reset")), "https://alive/1.jpg")
     assert 20 < tried < 100
 
 
@@ -177,8 +177,8 @@ def test_a_moody_store_loses_no_picture(
     workers: int,
 ) -> None:
     address, _, folder = moody
-    monkeypatch.setattr(patience, "_FIRST_WAIT", 0.05)
-    monkeypatch.setattr(patience, "trouble", fresh := Trouble())
+    monkeypatch.setattr(retries, "_FIRST_WAIT", 0.05)
+    monkeypatch.setattr(retries, "trouble", fresh := Trouble())
     monkeypatch.setattr("instdisc.data.loading.workers.trouble", fresh)
     if kind == "parquet":
         parquet_files(folder / "set", files=2, groups=3)
@@ -204,9 +204,9 @@ def test_a_store_that_went_down_ends_the_work_and_lists_no_picture(
     parquet_files(folder / "set", files=2, groups=3)
     source = open_source(f"{address}/set/train-{{0..1}}.parquet", index_folder=tmp_path / "index")
     quarantine = Quarantine(tmp_path / "list.csv")
-    monkeypatch.setattr(patience, "_FIRST_WAIT", 0.05)
+    monkeypatch.setattr(retries, "_FIRST_WAIT", 0.05)
     monkeypatch.setattr(places, "LONG", 0.5)
-    monkeypatch.setattr(patience, "LONG", 0.5)
+    monkeypatch.setattr(retries, "LONG", 0.5)
     with open_pictures(source, 8, torch.device("cpu"), storage="workers", workers=0, quarantine=quarantine) as all:
         handler.down = True
         started = time.monotonic()

@@ -1,10 +1,10 @@
 """How unlike all others a picture is, by what the network's stages see in it.
 
-    scores = strangeness({"layer1": features1, "layer2": features2})        # (n,): higher is stranger
+    scores = outlier_scores({"layer1": features1, "layer2": features2})     # (n,): higher is more unusual
 
-Not by the embedding: instance discrimination spreads all pictures evenly over the sphere, strangers too, so that a
+Not by the embedding: instance discrimination spreads all pictures evenly over the sphere, outliers too, so that a
 drawing among photographs is no farther from its neighbours there than a photograph is. The stages before it keep what
-is common and what is rare: the distance is Mahalanobis' at every stage, as Lee et al. (2018) use it to tell strangers.
+is common and what is rare: the distance is Mahalanobis' at every stage, as Lee et al. (2018) use it to detect outliers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BLOCK = 8_192
 _SHRINK = 0.01  # of the mean variance, added to all: directions that hardly vary would count without bound
 
 
-def strangeness(stages: Mapping[str, Float[np.ndarray, "pictures _"]]) -> Float[np.ndarray, " pictures"]:
+def outlier_scores(stages: Mapping[str, Float[np.ndarray, "pictures _"]]) -> Float[np.ndarray, " pictures"]:
     """The sum over the stages of log d², d being the Mahalanobis distance from the mean of the collection.
 
     Features may be memory-mapped; memory beside the result is one block and one covariance matrix. Each rank of a run
