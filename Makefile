@@ -18,7 +18,7 @@ help:
 	@echo 'make types     mypy'
 	@echo 'make docs      the API reference, in build/api'
 	@echo 'make contract  which room may import which (import-linter)'
-	@echo 'make bench     every measurement under benchmarks/, on this machine: a night'
+	@echo 'make bench     every measurement under benchmarks/ and stress/, on this machine: a night'
 	@echo 'make bench-small  the same in small, for errors and not for times'
 	@echo 'make peers     beside lightly, torchvision, kornia, scikit-learn and FAISS: times as fast'
 	@echo 'make clean     remove the environment and what the checks left'

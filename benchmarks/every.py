@@ -22,19 +22,20 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Measurement:
     """arguments: of the whole one; small: of the small one; {} is the folder of results. lacks: why it can't run here.
 
-    small None: there is no small one, a test does the same.
+    folder: where its script is. small None: there is no small one, a test does the same.
     """
 
     arguments: str
     small: str | None
     lacks: Callable[[], str] = lambda: ""
+    folder: str = "benchmarks"
 
 
 def _packages(*names: str) -> Callable[[], str]:
@@ -88,10 +89,10 @@ MEASUREMENTS = {
     "streams": Measurement("--out {}/streams.json", "--out {}/streams.json --count 64 --files 2 --repeats 1"),
     "digits": Measurement("--out {}/digits.json", None),
     "page": Measurement("--results {}", "--results {} --counts 1000", _browser),
-    "hosts": Measurement("--results {}", None, _root),
-    "hostile": Measurement("--results {}", None),
-    "kill": Measurement("--out {}/kill.json", None),
-    "soak": Measurement("--results {}", None),
+    "hosts": Measurement("--results {}", None, _root, folder="stress"),
+    "hostile": Measurement("--results {}", None, folder="stress"),
+    "kill": Measurement("--out {}/kill.json", None, folder="stress"),
+    "soak": Measurement("--results {}", None, folder="stress"),
 }
 
 
@@ -112,10 +113,11 @@ def main() -> None:
                 print(f"{name}: skipped ({lacks or 'its tests are its small version'})", flush=True)
                 continue
             words = given.replace("{}", away if settings.small else str(settings.results)).split()
-            print(f"{name}: python benchmarks/{name}.py {' '.join(words)}", flush=True)
+            script = f"{measurement.folder}/{name}.py"
+            print(f"{name}: python {script} {' '.join(words)}", flush=True)
             started = time.monotonic()
             done = subprocess.run(
-                [sys.executable, str(HERE / f"{name}.py"), *words],
+                [sys.executable, str(ROOT / script), *words],
                 capture_output=settings.small,
                 text=True,
                 env=os.environ | ({"OMP_NUM_THREADS": "1"} if settings.small else {}),  # it may share the machine

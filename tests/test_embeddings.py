@@ -287,7 +287,7 @@ def test_rows_that_went_astray_are_a_fault_of_the_program(tmp_path: Path) -> Non
 def test_a_full_disk_while_putting_together_keeps_the_parts_and_what_stood_there(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found by benchmarks/kill.py: the old vectors were removed before the disk had taken the new ones."""
+    """Found by stress/kill.py: the old vectors were removed before the disk had taken the new ones."""
     out = tmp_path / name
     write_embeddings(Numbers(20), embed, out, run_fingerprint="a", chunk=16)
 

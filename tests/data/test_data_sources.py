@@ -221,7 +221,7 @@ def test_clear_sentences_for_what_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_a_folder_where_no_more_files_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by benchmarks/kill.py: people were told to check the path."""
+    """Found by stress/kill.py: people were told to check the path."""
 
     def refuse(folder: Any) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), folder)

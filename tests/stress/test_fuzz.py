@@ -1,4 +1,4 @@
-"""The fuzzing of benchmarks/fuzz.py for a moment: that its targets and its judgement work; the hours are its own."""
+"""The fuzzing of stress/fuzz.py for a moment: that its targets and its judgement work; the hours are its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-FUZZ = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
+FUZZ = Path(__file__).resolve().parents[2] / "stress" / "fuzz.py"
 
 pytestmark = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed: it is for Linux")
 

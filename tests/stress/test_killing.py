@@ -1,6 +1,6 @@
 """Each life of the tool survives SIGKILL at any moment, and what the machine refuses it (tests/support/killing.py).
 
-python benchmarks/kill.py          # a hundred times each
+python stress/kill.py          # a hundred times each
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_nothing_is_lost_by_a_kill(ask: Callable[..., dict[str, Any]], life: str
     assert counts["survived"] == counts["tried"]
 
 
-# Where memory ends depends on the machine: benchmarks/kill.py tries that, and Ctrl-C.
+# Where memory ends depends on the machine: stress/kill.py tries that, and Ctrl-C.
 @pytest.mark.parametrize("trial", [trial for trial in TRIALS if trial not in ("kill", "interrupt", "memory")])
 @pytest.mark.parametrize("life", ["labels", "training"])
 def test_a_hardship_gives_one_sentence_and_loses_nothing(

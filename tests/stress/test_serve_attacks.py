@@ -1,6 +1,6 @@
 """Each attack for a second (tests/support/attacks.py): no server error, nothing leaks, others are served.
 
-What takes longer, with more pictures and all attacks, is benchmarks/hostile.py.
+What takes longer, with more pictures and all attacks, is stress/hostile.py.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_a_reader_that_has_gone(ask: Ask) -> None:
 @pytest.mark.slow
 @linux
 def test_ctrl_c_at_any_moment_of_any_command(ask: Ask) -> None:
-    """benchmarks/kill.py tries some of them a hundred times, and looks at what they leave."""
+    """stress/kill.py tries some of them a hundred times, and looks at what they leave."""
     names = ["info", "evaluate", "search", "duplicates", "outliers", "map", "report", "export", "compare", "reproduce"]
     stopped = 0
     for seed in (0, 1):

@@ -2,7 +2,7 @@
 
     python tests/support/attacks.py slow-heads 8765 --seconds 10 --source 127.0.0.2  # {"tried": 1200, "answers": ...}
 
-Used by tests/stress/test_serve_attacks.py and benchmarks/hostile.py. What is asked stands in attack_requests.py,
+Used by tests/stress/test_serve_attacks.py and stress/hostile.py. What is asked stands in attack_requests.py,
 how much and how slowly in attack_floods.py.
 """
 

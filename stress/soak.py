@@ -1,8 +1,8 @@
 """An hour of training with evaluation and checkpoints, a server of the same run, a client that never stops asking.
 
-    python benchmarks/soak.py                                # an hour; Linux
-    python benchmarks/soak.py --minutes 2 --results /tmp     # a look whether it works
-    python benchmarks/soak.py --series runs/soak/series.jsonl    # judge what was kept of one that was cut short
+    python stress/soak.py                                # an hour; Linux
+    python stress/soak.py --minutes 2 --results /tmp     # a look whether it works
+    python stress/soak.py --series runs/soak/series.jsonl    # judge what was kept of one that was cut short
 
 Training measures after every epoch and saves ten times a minute; pictures are decoded by a process beside it. The
 client looks at the grid, at pictures and their neighbours, uploads pictures and searches with them, labels, and asks
@@ -30,6 +30,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from processes import held, serving
 from record import record
 
@@ -65,7 +67,7 @@ def main() -> None:
     record(
         settings.results / "soak.json",
         name="soak",
-        command=f"python benchmarks/soak.py --minutes {settings.minutes:g}{given}",
+        command=f"python stress/soak.py --minutes {settings.minutes:g}{given}",
         unit="growth an hour in the second half, as a share of the mean (memory) or a number, for each of `rows`",
         values=[row["growth_an_hour"] for row in rows],
         seeds=[0],

@@ -1,7 +1,7 @@
 """Every life of the tool cut short a hundred times, and gone on with: what was tried, survived, lost.
 
-    python benchmarks/kill.py                          # half an hour on two cores; as root, disks are truly full
-    python benchmarks/kill.py --times 10 --trials kill
+    python stress/kill.py                          # half an hour on two cores; as root, disks are truly full
+    python stress/kill.py --times 10 --trials kill
 
 The lives are in tests/support/lives.py (training, embed, scan, cache, index add, labels, a table of reproduce), the
 trials and what counts as lost in tests/support/killing.py. Results go to results/kill.json; other lives and trials that
@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from record import commit, record
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from killing import TRIALS, killing
 from lives import LIVES
+from record import commit, record
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def write(out: Path, rows: dict[tuple[str, str], dict[str, Any]], times: int, se
     record(
         out,
         name="kill",
-        command=f"python benchmarks/kill.py --times {times} --trials {named(trial for _, trial in rows)} "
+        command=f"python stress/kill.py --times {times} --trials {named(trial for _, trial in rows)} "
         f"--lives {named(life for life, _ in rows)}",
         unit="rounds in which something was lost or damaged, one value a life and trial; `rows` has all counts",
         values=[float(row["lost"]) for row in rows.values()],

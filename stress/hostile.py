@@ -1,7 +1,7 @@
 """Attacks on `instdisc serve` while somebody uses it: what was answered, what leaked, how long the other one waited.
 
-    python benchmarks/hostile.py                                  # five minutes on two cores; Linux
-    python benchmarks/hostile.py --attacks queries --seconds 5 --results /tmp
+    python stress/hostile.py                                  # five minutes on two cores; Linux
+    python stress/hostile.py --attacks queries --seconds 5 --results /tmp
 
 The collection has 20,000 pictures, with secrets planted beside and above it and behind links in it. The attacks are in
 tests/support/attacks.py. Each comes from another address of this machine than the honest user, and those that only ask
@@ -26,12 +26,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from attacks import ATTACKS, attacked, plant
 from page import made_run
 from processes import held, serving
 from record import commit, record
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-from attacks import ATTACKS, attacked, plant
 
 COUNT, TOKEN, STRANGER, HONEST = 20_000, "a-token-for-this-measurement", "127.0.0.2", "127.0.0.1"
 WHERE = {STRANGER: "another address", HONEST: "the same address", "": ""}
@@ -82,7 +82,7 @@ def write(out: Path, rows: list[dict[str, Any]], seconds: float, said: str) -> N
     record(
         out,
         name="hostile",
-        command=f"python benchmarks/hostile.py --attacks {attacks} --seconds {seconds:g}",
+        command=f"python stress/hostile.py --attacks {attacks} --seconds {seconds:g}",
         unit="milliseconds that an honest user waits at the median, one value for rest and each attack; `rows` has all",
         values=[row["honest_ms"]["median"] for row in rows],
         seeds=[0],

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of what reads strangers' bytes: every parser here that is ours, by atheris (libFuzzer).
 
-    python benchmarks/fuzz.py --seconds 300                          # each of the targets; Linux, pip install atheris
-    python benchmarks/fuzz.py --targets labels tar --seconds 20 --results /tmp
+    python stress/fuzz.py --seconds 300                          # each of the targets; Linux, pip install atheris
+    python stress/fuzz.py --targets labels tar --seconds 20 --results /tmp
 
 A target is right where it answers or raises InputError (of pictures: UnreadableError), in one line, within five seconds
 and 2 GB. What else happens is a finding: its bytes stay in CORPUS/TARGET. The corpora grow from whole files, and from
@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from record import record
 
@@ -341,7 +342,7 @@ def main() -> None:
     record(
         settings.results / "fuzz.json",
         name="fuzz",
-        command=f"python benchmarks/fuzz.py --targets {' '.join(settings.targets)} --seconds {settings.seconds}",
+        command=f"python stress/fuzz.py --targets {' '.join(settings.targets)} --seconds {settings.seconds}",
         unit="inputs tried, one value a target; `rows` has the edges and features that they reached, and the findings",
         values=[float(row["tried"]) for row in rows],
         seeds=[0],

@@ -1,6 +1,6 @@
 """What work costs over a network: two hosts (network namespaces of this machine) and a link of some rate.
 
-    python benchmarks/hosts.py               # as root on Linux, with iproute2; some minutes
+    python stress/hosts.py               # as root on Linux, with iproute2; some minutes
 
 A training step: both hosts train conv6 of width 32 on made pictures of 32 px, batch 256, exact softmax, float32, one
 process of one thread each: the gradients of the weights and the features of the batch go over the link in every step,
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 import numpy as np
 import pyarrow as pa
@@ -66,7 +67,7 @@ def main() -> None:
     record(
         settings.results / "hosts.json",
         name="hosts",
-        command="python benchmarks/hosts.py",
+        command="python stress/hosts.py",
         unit="seconds of a step, median, two hosts and 50,000 rows, link not limited; `rows` has every way",
         values=[row["seconds"] for row in rows if row["bank_rows"] == 50_000 and row["megabits_per_second"] is None],
         seeds=[0],
