@@ -73,6 +73,54 @@ def test_a_run_trains_by_it(tmp_path):
             (f"{PACKAGE}/objectives/__init__.py", '    "nce": NCE,\n', '    "nce": NCE,\n    "centre": Centre,\n'),
         ),
     ),
+    "file format": Toy(
+        3,
+        {
+            f"{PACKAGE}/data/decoding/toy.py": '''\
+"""A mark, width, height, and grey values."""
+
+from PIL import ImageFile
+
+
+class ToyFile(ImageFile.ImageFile):
+    """Opened by its header; Pillow loads the rest."""
+
+    format = "TOY"
+
+    def _open(self):
+        self._size, self._mode = tuple(self.fp.read(6)[4:]), "L"
+        self.tile = [("raw", (0, 0, *self.size), 6, ("L", 0, 1))]
+''',
+            "tests/data/test_data_toy.py": """\
+import numpy as np
+
+from instdisc.data import open_source
+from instdisc.data.decoding.decode import decode, format_and_size
+
+
+def test_a_folder_of_them_is_read(tmp_path):
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    (tmp_path / "in").mkdir()
+    for name in ("1.toy", "2.toy", "3"):
+        (tmp_path / "in" / name).write_bytes(b"TOYP\\x08\\x06" + values.tobytes())
+    source = open_source(str(tmp_path / "in"), index_folder=tmp_path / "index")
+    assert len(source) == 3 and format_and_size(source.read(2)) == ("toy", 8, 6)
+    assert np.array_equal(decode(source.read(2)), np.repeat(values[..., None], 3, axis=2))
+""",
+        },
+        (
+            (
+                f"{PACKAGE}/data/decoding/formats.py",
+                "import TiffFile\n",
+                "import TiffFile\nfrom instdisc.data.decoding.toy import ToyFile\n",
+            ),
+            (
+                f"{PACKAGE}/data/decoding/formats.py",
+                '        (rb"GIF8[79]a"',
+                '        (rb"TOYP", Format("toy", opened=ToyFile, endings="toy")),\n        (rb"GIF8[79]a"',
+            ),
+        ),
+    ),
     "picture source": Toy(
         3,
         {

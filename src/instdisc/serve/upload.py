@@ -2,8 +2,9 @@
 
     pixels = decode_aside(content)                 # (height, width, 3) uint8, at most 1,024 pixels long
 
-Eight formats alone are ever handed to a decoder. A decoder that hangs, eats memory or crashes takes
-that process with it and nothing else. `python -m instdisc.serve.upload` is that process: bytes in, pixels out.
+Only the formats of data/decoding/formats.py are ever handed to a decoder. A decoder that hangs, eats memory or
+crashes takes that process with it and nothing else. `python -m instdisc.serve.upload` is that process: bytes in, pixels
+out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Picture files, arrays and PIL images to plain 8-bit RGB, or one short reason why not.
 
-Files are known by their first bytes (formats.py), never by their names, and only eight formats are ever handed to a
-decoder: JPEG (the first picture of an MPO too), PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC. Formats that can run programs
-or fetch other files (EPS, SVG, PDF) have no decoder here. Animations give their first frame, EXIF rotation is applied,
+Files are known by their first bytes, never by their names, and only the formats of formats.py (`READ`) are ever handed
+to a decoder; of an MPO the first picture, a JPEG. Formats that can run programs or fetch other files (EPS, SVG, PDF)
+have no decoder here. Animations give their first frame, EXIF rotation is applied,
 transparency is laid on white, colours are turned to sRGB where a profile says that they are others, 16-bit values keep
 their high byte.
 
@@ -15,24 +15,22 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
-from PIL import WebPImagePlugin as WebpImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from instdisc.data.decoding import jpeg as jpegs
-from instdisc.data.decoding.formats import READ, format_of, not_read
+from instdisc.data.decoding.formats import READ, format_of
 from instdisc.data.decoding.formats import Format as Format
-from instdisc.data.decoding.formats import UnreadableError as UnreadableError
-from instdisc.data.decoding.heif import open_avif, open_heic
 from instdisc.data.decoding.icc import in_srgb
 from instdisc.data.decoding.jpeg import decode_whole
 from instdisc.data.decoding.png import pixels_alone
 from instdisc.data.decoding.quiet import quiet
+from instdisc.data.decoding.refusals import UnreadableError as UnreadableError
+from instdisc.data.decoding.refusals import not_read
 from instdisc.data.decoding.rgb import rgb_of_array, rgb_of_picture
-from instdisc.data.decoding.tiff import TiffFile, refuse_loaded
+from instdisc.data.decoding.tiff import refuse_loaded
 
 DECODING_VERSION = 3
 """Raised whenever the pixels that this file makes change: caches of stored pixels are then filled again."""
@@ -42,18 +40,6 @@ MAX_PIXELS = 100_000_000
 
 Encoded = bytes | bytearray | memoryview | np.ndarray | Image.Image
 
-# The decoder classes are called directly: Image.open would first try a list of formats, and refuses pictures by a
-# process-wide limit of its own before this file could compare the header with the caller's cap.
-_READERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WebP": WebpImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffFile,
-    "AVIF": open_avif,
-    "HEIC": open_heic,
-}
 _ROTATIONS = {  # EXIF orientation -> what brings the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -215,8 +201,10 @@ def _recognise(data: bytes) -> tuple[str, bytes]:
 
 
 def _opened(kind: str, content: bytes) -> ImageFile.ImageFile:
+    opened = READ[kind].opened
+    assert opened is not None
     try:
-        return _READERS[kind](io.BytesIO(content))
+        return opened(io.BytesIO(content))
     except OSError as error:
         if kind == "BMP" and str(error).startswith("Unsupported BMP"):  # of a header that was read to its end
             bits, method = int.from_bytes(content[28:30], "little"), content[30]

@@ -3,36 +3,37 @@
     format = format_of(head)                # 32 bytes tell most; DICOM needs 132, text a few more
 
 Names decide nothing here. What begins like a TIFF may still be a camera's raw file: decoding/tiff.py looks into it.
+A format more that is read is a function that opens it, and a line with it in `_SIGNATURES`.
 """
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from PIL import BmpImagePlugin, GifImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin
+from PIL import WebPImagePlugin as WebpImagePlugin
 
-class UnreadableError(Exception):
-    """A picture that cannot be used. `reason` is one short sentence without a full stop, for a person."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-def not_read(name: str, what: str, remedy: str = "8-bit RGB") -> UnreadableError:
-    """The answer to a file that is whole, of a format that is read, and of a kind within it that is not."""
-    return UnreadableError(f"the {name} is of a kind that is not read: {what}; convert it to {remedy}")
+from instdisc.data.decoding.heif import has_avif, has_heic, open_avif, open_heic
+from instdisc.data.decoding.tiff import TiffFile
 
 
 @dataclass(frozen=True)
 class Format:
-    """name: as people say it. refusal: how the sentence "the file ..." goes on; empty where the format is read."""
+    """name: as people say it. refusal: how the sentence "the file ..." goes on; empty where the format is read.
+
+    Of those that are read: opened: reads the header, and the pixels by its `load`. endings: of names, in lower case.
+    installed: whether the decoder is there, of one that may be missing.
+    """
 
     name: str
     refusal: str = ""
+    opened: Callable[[io.BytesIO], ImageFile.ImageFile] | None = None
+    endings: str = ""
+    installed: Callable[[], bool] | None = None
 
-
-READ = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 
 _HEIC = rb"(hei[cmsx]|hev[cmsx]|mif[12]|msf1|miaf)"
 _RAW = "is a camera's raw file ({}), which is not read: develop it to JPEG or TIFF"
@@ -42,20 +43,28 @@ def _not_read(what: str, remedy: str = "convert it to JPEG or PNG") -> str:
     return f"is {what}, which is not read: {remedy}"
 
 
+# The decoder classes are called directly: Image.open would first try a list of formats, and refuses pictures by a
+# process-wide limit of its own before decode.py could compare the header with the caller's cap.
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], Format], ...] = tuple(
     (re.compile(pattern, re.DOTALL), format)
     for pattern, format in (
         (rb"\xff\xd8\xff\xf7", Format("JPEG-LS", _not_read("a JPEG-LS picture"))),
-        (rb"\xff\xd8\xff", Format("JPEG")),
-        (rb"\x89PNG\r\n\x1a\n", Format("PNG")),
-        (rb"RIFF....WEBP", Format("WebP")),
-        (rb"GIF8[79]a", Format("GIF")),
-        (rb"BM", Format("BMP")),
+        (rb"\xff\xd8\xff", Format("JPEG", opened=JpegImagePlugin.JpegImageFile, endings="jpg jpeg jpe jfif")),
+        (rb"\x89PNG\r\n\x1a\n", Format("PNG", opened=PngImagePlugin.PngImageFile, endings="png")),
+        (rb"RIFF....WEBP", Format("WebP", opened=WebpImagePlugin.WebPImageFile, endings="webp")),
+        (rb"GIF8[79]a", Format("GIF", opened=GifImagePlugin.GifImageFile, endings="gif")),
+        (rb"BM", Format("BMP", opened=BmpImagePlugin.BmpImageFile, endings="bmp dib")),
         (rb"II\*\0....CR\x02", Format("raw", _RAW.format("CR2"))),
         (rb"(II\*\0|MM\0\*)(IIII|MMMM)", Format("raw", _RAW.format("IIQ"))),
-        (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", Format("TIFF")),
-        (rb"....ftyp(avif|avis|(mif1|msf1|miaf).{4}([^\0]{4})*?avi[fs])", Format("AVIF")),
-        (rb"....ftyp" + _HEIC, Format("HEIC")),
+        (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", Format("TIFF", opened=TiffFile, endings="tif tiff")),
+        (
+            rb"....ftyp(avif|avis|(mif1|msf1|miaf).{4}([^\0]{4})*?avi[fs])",
+            Format("AVIF", opened=open_avif, endings="avif avifs", installed=has_avif),
+        ),
+        (
+            rb"....ftyp" + _HEIC,
+            Format("HEIC", opened=open_heic, endings="heic heif hif heics heifs", installed=has_heic),
+        ),
         (rb"....ftypcrx ", Format("raw", _RAW.format("CR3"))),
         (rb"II\x1a\0\0\0HEAPCCDR", Format("raw", _RAW.format("CRW"))),
         (rb"FUJIFILMCCD-RAW", Format("raw", _RAW.format("RAF"))),
@@ -81,6 +90,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], Format], ...] = tuple(
         (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", Format("archive", "is a compressed archive, not a picture")),
     )
 )
+READ = {format.name: format for _, format in _SIGNATURES if format.opened is not None}
 _TEXTS: tuple[tuple[re.Pattern[bytes], Format], ...] = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), Format(name, refusal))
     for pattern, name, refusal in (

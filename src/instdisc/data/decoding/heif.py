@@ -6,15 +6,26 @@ start none. They are imported when the first such file comes.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import threading
 from types import ModuleType
 
-from PIL import ImageFile
+from PIL import ImageFile, features
 
-from instdisc.data.decoding.formats import UnreadableError
+from instdisc.data.decoding.refusals import UnreadableError
 
 _lock = threading.Lock()
+
+
+def has_avif() -> bool:
+    """Whether this Pillow was built with it."""
+    return bool(features.check("avif"))
+
+
+def has_heic() -> bool:
+    """Whether pillow-heif is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
 
 
 def open_avif(file: io.BytesIO) -> ImageFile.ImageFile:

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import BmpImagePlugin, Image, TiffImagePlugin
 
-from instdisc.data.decoding.formats import UnreadableError
 from instdisc.data.decoding.icc import in_srgb
+from instdisc.data.decoding.refusals import UnreadableError
 from instdisc.data.decoding.tiff import TiffFile
 
 _TIFF_BITS_PER_SAMPLE, _TIFF_EXTRA_SAMPLES = 258, 338

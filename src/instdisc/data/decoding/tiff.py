@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import TiffImagePlugin
 
-from instdisc.data.decoding.formats import UnreadableError, not_read
+from instdisc.data.decoding.refusals import UnreadableError, not_read
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _SAMPLES, _ROWS, _PLANES, _COLOURS = 273, 277, 278, 284, 320

@@ -7,11 +7,10 @@ of folders, tar shards and lists of files all ask here, so that one file is the 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 from typing import NamedTuple
 
-from instdisc.data.decoding.formats import format_of
+from instdisc.data.decoding.formats import READ, format_of
 
 PICTURE = ""
 HEAD = 512  # bytes that tell what a file is
@@ -77,10 +76,11 @@ KINDS: dict[str, Kind] = NOT_READ | {
     "other": _told("file that is not a picture", "files that are not pictures", "skipped"),
 }  # fmt: skip  # in this order they are told
 
-_PICTURE_ENDINGS = "jpg jpeg jpe jfif png webp gif bmp dib tif tiff"
+# Read where their decoders are installed; in the order in which the indices of folders have them.
+_OPTIONAL = tuple(reversed([format.name for format in READ.values() if format.installed is not None]))
+_PICTURE_ENDINGS = " ".join(format.endings for format in READ.values() if format.installed is None)
 _ENDINGS = {  # of what is not read; "raw" alone is known by name, since many begin as a TIFF does
-    "HEIC": "heic heif hif heics heifs",
-    "AVIF": "avif avifs",
+    **{name: READ[name].endings for name in _OPTIONAL},
     "JPEG XL": "jxl",
     "JPEG 2000": "jp2 j2k jpf jpx jpm j2c jpc jph",
     "raw": "3fr arw cr2 cr3 crw dcr dng erf fff gpr iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf "
@@ -101,7 +101,6 @@ _ENDINGS = {  # of what is not read; "raw" alone is known by name, since many be
 }
 _FORMATS = {"JPEG XR": "rare", "JPEG-LS": "rare", "GIMP": "xcf", "EXR": "hdr", "HDR": "hdr", "FITS": "science"}
 _FORMATS |= {kind: kind for kind in NOT_READ}  # name of a format in formats.py -> kind
-_OPTIONAL = ("HEIC", "AVIF")  # read where their decoders are installed
 
 _FILES_OF_SYSTEMS = frozenset(
     b"thumbs.db ehthumbs.db ehthumbs_vista.db desktop.ini .ds_store .localized icon\r .directory .nomedia .apdisk "
@@ -135,10 +134,7 @@ def is_picture(head: bytes) -> bool:
 @functools.cache
 def kinds_read() -> tuple[str, ...]:
     """The kinds of `NOT_READ` that this installation reads all the same; a scan's word on others holds for these."""
-    from PIL import features
-
-    found = {"HEIC": importlib.util.find_spec("pillow_heif") is not None, "AVIF": bool(features.check("avif"))}
-    return tuple(kind for kind in _OPTIONAL if found[kind])
+    return tuple(kind for kind in _OPTIONAL if (installed := READ[kind].installed) is not None and installed())
 
 
 @functools.cache
