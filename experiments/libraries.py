@@ -1,6 +1,7 @@
 """Libraries that an installation brings anyway, tried in place of our own code: same promises, same time, fewer lines?
 
     python experiments/libraries.py
+    python experiments/libraries.py loky scipy
 
 Each trial does what the code does, by the library, and prints whether it keeps the promise and what both take (median
 of five). docs/house.md has the decisions.
@@ -9,12 +10,13 @@ of five). docs/house.md has the decisions.
 from __future__ import annotations
 
 import io
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -160,7 +162,7 @@ def _fetched(source: Any, rows: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def tried_loky(folder: Path, pictures: int = 320, size: int = 256) -> None:
+def tried_loky(folder: Path, pictures: int = 640, size: int = 256, rounds: int = 3) -> None:
     """Pictures decoded by two processes."""
     noise = np.random.default_rng(0)
     for number in range(pictures):
@@ -168,41 +170,53 @@ def tried_loky(folder: Path, pictures: int = 320, size: int = 256) -> None:
         Image.fromarray(values).resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{number:05}.jpg")
     source, jobs = open_source(folder), np.array_split(np.arange(pictures), pictures // 32)
 
-    def by_ours() -> tuple[float, float]:
-        begun = time.perf_counter()
-        with Pool(source, size, 2) as pool:
-            first = 0.0
-            for _ in pool.stream(jobs):
-                first = first or time.perf_counter() - begun
-        return first, time.perf_counter() - begun
-
-    def by_theirs() -> tuple[float, float]:
-        begun = time.perf_counter()
-        executor = get_reusable_executor(max_workers=2, kill_workers=True, reuse=False)
-        waiting, first = [executor.submit(_fetched, source, rows, size) for rows in jobs], 0.0
-        for answer in waiting:
-            answer.result()
+    def timed(batches: Callable[[], Iterator[object]]) -> tuple[float, float, float]:
+        before, begun, first = os.times(), time.perf_counter(), 0.0
+        for _ in batches():
             first = first or time.perf_counter() - begun
-        executor.shutdown()
-        return first, time.perf_counter() - begun
+        took, after = time.perf_counter() - begun, os.times()
+        return first, took, sum(after[:4]) - sum(before[:4])
 
-    turns = [(by_ours(), by_theirs()) for _ in range(5)]
+    def by_ours() -> Iterator[object]:
+        with Pool(source, size, 2) as pool:
+            yield from pool.stream(jobs)
+
+    def by_theirs() -> Iterator[object]:
+        executor = get_reusable_executor(max_workers=2, kill_workers=True, reuse=False)
+        waiting = [executor.submit(_fetched, source, rows, size) for rows in jobs]
+        yield from (answer.result() for answer in waiting)
+        executor.shutdown()
+
+    turns = [(timed(by_ours), timed(by_theirs)) for _ in range(rounds)]
     for name, place in (("ours", 0), ("loky", 1)):
-        first, whole = (statistics.median(turn[place][part] for turn in turns) for part in (0, 1))
-        print(f"loky: {name}, first batch after {first:.2f} s, {pictures:,} photographs in {whole:.2f} s")
+        first, whole, processor = (statistics.median(turn[place][part] for turn in turns) for part in range(3))
+        print(
+            f"loky: {name}, first batch after {first:.2f} s, {pictures:,} photographs in {whole:.2f} s, "
+            f"{processor:.2f} s of processor time"
+        )
+
+
+TRIALS = {
+    "imports": lambda folder: tried_imports(),
+    "filelock": tried_filelock,
+    "rich": lambda folder: tried_rich(),
+    "scipy": lambda folder: tried_scipy(),
+    "pydantic": lambda folder: tried_pydantic(),
+    "loky": tried_loky,
+}
+
+
+def tried_imports() -> None:
+    """What each costs a command that needs it."""
+    for module in ("filelock", "rich.progress", "scipy.stats", "pydantic", "joblib.externals.loky"):
+        print(f"import {module}: {importing(module):.0f} ms")
 
 
 def main() -> None:
-    """Each in turn."""
-    for module in ("filelock", "rich.progress", "scipy.stats", "pydantic", "joblib.externals.loky"):
-        print(f"import {module}: {importing(module):.0f} ms")
-    with tempfile.TemporaryDirectory() as folder:
-        tried_filelock(Path(folder))
-    tried_rich()
-    tried_scipy()
-    tried_pydantic()
-    with tempfile.TemporaryDirectory() as folder:
-        tried_loky(Path(folder))
+    """Those that are named, or all."""
+    for name in sys.argv[1:] or TRIALS:
+        with tempfile.TemporaryDirectory() as folder:
+            TRIALS[name](Path(folder))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ for _ in range(12):
 assert last > 12, "the saves did not go on"
 assert leftovers, "no kill fell into a save: nothing was shown"
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=1200)
 
 
 @pytest.mark.fault('half-written checkpoint after a full disk becomes "the last"')
@@ -310,7 +310,7 @@ with ranks.distributed():
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
         processes.append(subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ | place))
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert [process.wait(timeout=1200) for process in processes] == [0, 0]
     states = [
         checkpoint.load_file(tmp_path / f"step-000000001/random-0000{rank}-of-00002.safetensors")["cpu"]
         for rank in (0, 1)

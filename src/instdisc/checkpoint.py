@@ -275,6 +275,16 @@ def load_encoder(
 
     checkpoint, facts: one of the run's that is open already, instead of the last, and its config.json as it was read.
     Raises InputError, in a sentence, for a folder that is no run, is damaged, has no checkpoint yet, or is newer.
+
+    Examples:
+        >>> import numpy as np
+        >>> import instdisc
+        >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+        >>> small = dict(backbone="conv6", width=4, dim=8, size=16, batch=8, negatives=8, epochs=1)
+        >>> run = instdisc.train(pictures, "runs/small", device="cpu", say=None, **small)  # doctest: +ELLIPSIS
+        epoch 1: ...
+        >>> instdisc.load("runs/small").embed(pictures, vectors="embedding").shape
+        torch.Size([40, 8])
     """
     folder = RunFolder(run)
     config = folder.read_config() if facts is None else facts

@@ -24,6 +24,14 @@ class InputError(Exception):
 
     The command line prints the sentence and exits with status 1; a program may catch it. Control characters, which a
     file's name or content may bring into it, are written as escapes: a line stays a line, and a terminal its owner's.
+
+    Examples:
+        >>> import instdisc
+        >>> try:
+        ...     instdisc.load("no/such/run")
+        ... except instdisc.InputError as error:
+        ...     print(str(error)[:36])
+        There is no run folder at no/such/ru
     """
 
     def __init__(self, message: str = "") -> None:

@@ -61,7 +61,7 @@ def ctrl_c_is_heard() -> Iterator[None]:
 def shell(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """The installed command in a process of its own."""
     script = Path(sys.executable).with_name("instdisc")
-    return subprocess.run([script, *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run([script, *map(str, words)], capture_output=True, text=True, timeout=1200, **options)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_torchrun(trained: tuple[Path, Path], tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "instdisc"]
     words = [*launch, "train", str(pictures), "--out", str(tmp_path / "run"), *FLAGS]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1200, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Recipe:") == 1
     assert done.stdout.count("Next: instdisc evaluate") == 1
@@ -213,7 +213,7 @@ def test_torchrun_looks_through_a_collection_with_one_voice(
             [*launch, "-m", "instdisc", *given, *([] if "--tag" in words else ["--device", "cpu"])],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
             env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "500"},
         )
         assert done.returncode == 0, done.stderr
@@ -363,15 +363,17 @@ def test_ctrl_c_where_no_exception_may_leave(
     """Python printed a traceback of an exception that it ignored, and the command went on."""
     from instdisc.jobs import embed as jobs_embed
 
+    slept: list[bool] = []
+
     def pressed(*_: Any, **__: Any) -> None:
         Unlucky()
         time.sleep(300)
+        slept.append(True)
 
     monkeypatch.setattr(jobs_embed, "open_source", pressed)
-    began = time.monotonic()
     status, _, err = command("embed", trained[1], trained[0], "-o", tmp_path / "vectors.npy")
     assert (status, err) == (130, "instdisc: stopped.\n")
-    assert time.monotonic() - began < 200
+    assert not slept, "it went on"
 
 
 @pytest.mark.usefixtures("ctrl_c_is_heard")

@@ -322,7 +322,7 @@ def test_the_page_shows_it(run):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{client.port}/")
         page.click("nav a[data-view=shapes]")
-        page.wait_for_selector("text=/^30 vectors of [0-9]+ numbers.$/", timeout=60_000)
+        page.wait_for_selector("text=/^30 vectors of [0-9]+ numbers.$/", timeout=120_000)
 """,
         },
         (
@@ -375,7 +375,7 @@ def added(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, set[str]]
     files = {name: add(toy, folder) for name, toy in TOYS.items()}
     tests = [name for toy in TOYS.values() for name in toy.files if "/test_" in name]
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-n", "0", *tests]
-    done = subprocess.run(command, cwd=folder, env=here(folder), capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=folder, env=here(folder), capture_output=True, text=True, timeout=1200)
     return files, done.stdout + done.stderr
 
 

@@ -9,7 +9,6 @@ import ast
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tomllib
@@ -433,56 +432,44 @@ def test_results_say_how_they_were_made() -> None:
 
 def python(code: str) -> str:
     """What a fresh interpreter prints for `code`, with warnings as errors."""
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=1200)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
 
 
 def test_importing_instdisc_is_quick_and_light() -> None:
-    """Processor time, best of five: what other programs do on this machine at the moment does not count."""
+    """Counted in modules, which take no longer on a busy machine; a few dozen come with Python's own importlib."""
     code = (
-        "import sys, time; start = time.process_time(); import instdisc; took = time.process_time() - start;"
-        "heavy = {'torch', 'numpy', 'timm', 'pyarrow', 'typer'} & set(sys.modules); print(took, *sorted(heavy))"
+        "import sys; before = set(sys.modules); import instdisc; new = set(sys.modules) - before;"
+        "heavy = {'torch', 'numpy', 'timm', 'pyarrow', 'typer'} & new; print(len(new), *sorted(heavy))"
     )
-    answers = [python(code).split() for _ in range(5)]
-    assert answers[0][1:] == [], f"import instdisc also imports {answers[0][1:]}"
-    assert min(float(answer[0]) for answer in answers) < 0.3
+    count, *heavy = python(code).split()
+    assert heavy == [], f"import instdisc also imports {heavy}"
+    assert int(count) < 60
 
 
-def test_help_is_quick_and_never_loads_torch() -> None:
-    """Processor time, best of three, beside what typer and rich alone take on this machine at the moment."""
-    took, bare = [], []
-    for _ in range(3):
-        seconds, said = processor_time("-m", "instdisc", "--help")
-        assert "train" in said
-        took.append(seconds)
-        bare.append(processor_time("-c", "import typer.rich_utils")[0])
-    assert min(took) < max(0.5, 2.5 * min(bare)), f"instdisc --help took {min(took):.2f} s, typer {min(bare):.2f} s"
-
+def test_help_loads_little_more_than_typer_and_never_torch() -> None:
+    """Counted in modules, as above: typer and rich are some three hundred."""
     code = (
-        "import sys\n"
+        "import sys, typer.rich_utils\n"
+        "before = set(sys.modules)\n"
         "sys.argv = ['instdisc', '--help']\n"
         "from instdisc.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "print('HEAVY', *sorted({'torch', 'torchvision', 'timm', 'sklearn', 'pyarrow'} & set(sys.modules)))"
+        "new = set(sys.modules) - before\n"
+        "print('NEW', len(new), *sorted({'torch', 'torchvision', 'timm', 'sklearn', 'pyarrow', 'numpy'} & new))"
     )
-    assert python(code).splitlines()[-1].split() == ["HEAVY"]
-
-
-def processor_time(*words: str) -> tuple[float, str]:
-    """Seconds of processor time that Python takes for this, and what it printed."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert ran.returncode == 0, ran.stderr
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, ran.stdout
+    *told, last = python(code).splitlines()
+    assert any("train" in line for line in told)
+    _, count, *heavy = last.split()
+    assert heavy == [] and int(count) < 100
 
 
 def test_the_command_is_installed_and_says_its_version() -> None:
     command = Path(sys.executable).with_name("instdisc")
     if not command.exists():
         pytest.skip("instdisc is on the path but not installed: there is no command to try")
-    ran = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=300, env={**os.environ})
+    ran = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=1200, env={**os.environ})
     assert ran.returncode == 0, ran.stderr
     import instdisc
 

@@ -109,7 +109,12 @@ def lived(program: str, folder: Path) -> tuple[list[str], int | None]:
     alone = ["unshare", "-n", "bash", "-euc", ALONE, "alone"]
     counted = all(can) and not subprocess.run([*alone, "true"], env=environment, capture_output=True).returncode
     done = subprocess.run(
-        [*alone, *words] if counted else words, cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+        [*alone, *words] if counted else words,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (folder / "noted.started").is_file(), "the hook was not there"

@@ -40,7 +40,7 @@ def page(browser: playwright.Browser, run: Path) -> Iterator[playwright.Page]:
     with served(run) as client:
         context = browser.new_context(viewport={"width": 1100, "height": 800}, base_url=client.address)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(120_000)
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -92,7 +92,7 @@ def test_search_with_an_own_picture_by_choosing_dropping_pasting(
 ) -> None:
     own = trained[0] / "green" / "0001.png"
     page.set_input_files("#file", own)
-    page.wait_for_selector(".asked img[alt='your picture']", timeout=60_000)  # a process of its own is started
+    page.wait_for_selector(".asked img[alt='your picture']", timeout=120_000)  # a process of its own is started
     page.wait_for_selector(".few .score")
     assert float(page.locator(".few .score").first.inner_text()) > 0.9
     give = """async ([kind, bytes]) => {
@@ -231,7 +231,7 @@ def test_outliers_by_keyboard_and_the_saved_list(page: playwright.Page) -> None:
     page.go_back()
     page.wait_for_selector(".few .cell.chosen")  # what was selected still is, and the eye is where it was
     page.wait_for_function(
-        "() => document.activeElement === document.querySelectorAll('.few .cell')[2]", timeout=10_000
+        "() => document.activeElement === document.querySelectorAll('.few .cell')[2]", timeout=120_000
     )
     with page.expect_download() as download:
         page.get_by_role("button", name="Download list").click()
@@ -340,7 +340,7 @@ def test_nothing_is_wider_than_the_window(browser: playwright.Browser, run: Path
         ):
             page.goto(f"/#/{view}")
             page.reload()
-            page.wait_for_selector("main img", timeout=15_000)
+            page.wait_for_selector("main img", timeout=120_000)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         context.close()
 
@@ -349,7 +349,7 @@ def test_nothing_is_wider_than_the_window(browser: playwright.Browser, run: Path
 def test_the_map_is_computed_once_and_a_region_labelled(page: playwright.Page, run: Path) -> None:
     page.goto("/#/map")
     page.get_by_role("button", name="Compute the map").click()
-    page.wait_for_selector("canvas.map", timeout=60_000)
+    page.wait_for_selector("canvas.map", timeout=120_000)
     box = page.locator("canvas.map").bounding_box()
     assert box is not None
     x, y, width, height = box["x"], box["y"], box["width"], box["height"]
@@ -369,7 +369,7 @@ def test_the_map_is_computed_once_and_a_region_labelled(page: playwright.Page, r
     page.wait_for_selector("canvas.map")  # not computed again
     assert page.locator(".dot").count() >= 1
     page.get_by_label("colour by").select_option("cluster")
-    page.wait_for_selector("text=/^[0-9]+ pictures$/", timeout=60_000)  # scikit-learn is loaded for it
+    page.wait_for_selector("text=/^[0-9]+ pictures$/", timeout=120_000)  # scikit-learn is loaded for it
     assert page.locator(".dot").count() == 12
     page.wait_for_function("() => location.hash.includes('by=cluster')")
     page.reload()  # the colours are part of the address, and what is selected stays so

@@ -31,7 +31,7 @@ def page(browser: playwright.Browser, run: Path) -> Iterator[playwright.Page]:
     with served(Told(run)) as client:
         context = browser.new_context(viewport={"width": 1100, "height": 800}, base_url=client.address)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)

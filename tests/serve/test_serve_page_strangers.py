@@ -99,7 +99,7 @@ def test_a_page_of_another_site_reads_and_writes_nothing(browser: playwright.Bro
         answers: list[tuple[str, str, int]] = []
         page.on("response", lambda it: answers.append((it.request.method, it.url, it.status)))
         page.goto(f"http://{name}:{port}/")
-        page.wait_for_function("() => document.title.startsWith('[')", timeout=15_000)
+        page.wait_for_function("() => document.title.startsWith('[')", timeout=120_000)
         assert page.title() in ("[]", "[null]", '[""]')
         assert hand_labels(run) == {}
         own = [answer for answer in answers if answer[1].startswith(client.address)]

@@ -50,7 +50,7 @@ print(json.dumps(said))
 
 
 def python(*words: str) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=550, cwd=SUPPORT)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=1200, cwd=SUPPORT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -28,6 +28,13 @@ def choose_rows(instances: int, dim: int, device: torch.device, dtype: str, stor
 
     dtype "auto": float32 in the device's memory, then float16; on disk the numbers stay float32. Beside a GPU, int8 in
     its memory comes before the slower ways, float32 and float16 in the host's memory. Any other dtype is never changed.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.bank import choose_rows
+        >>> choice = choose_rows(1000, 128, torch.device("cpu"), "auto", "auto")
+        >>> choice.dtype, choice.storage
+        (torch.float32, 'memory')
     """
     if device.type == "cpu":
         if storage == "host":

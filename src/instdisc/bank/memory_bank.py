@@ -26,6 +26,8 @@ class MemoryBank(nn.Module):
     so every rank asks for it together, and it is loaded by any number of ranks. The rows keep their dtype in `to` and
     `half`, and are no registered buffers: DistributedDataParallel writes rank 0's buffers over those of the others.
 
+    Raises InputError for sizes, a momentum or a dtype that are invalid, and where memory or disk do not suffice.
+
     momentum: a row is renewed as normalise(momentum * row + (1 - momentum) * feature). The published runs use 0.5; the
         text of the paper replaces the row, which is 0.
     seed: the rows at the start are random directions, functions of (seed, row) alone, the same for any number of ranks.
@@ -34,6 +36,17 @@ class MemoryBank(nn.Module):
     storage: "memory" keeps the rows on `device`; beside a GPU "host" keeps them in the host's memory, and "disk",
         beside any device, in a memory-mapped file without a name in `folder` (bank/disk.py). What is asked of them
         comes to `device` all the same: rows that are looked up, or for the exact sum all of them, a block at a time.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import MemoryBank
+        >>> bank = MemoryBank(1000, dim=8)
+        >>> features = torch.nn.functional.normalize(torch.randn(2, 8), dim=1)
+        >>> bank.scores(features, torch.tensor([0, 1, 2])).shape, bank.log_partition(features, 0.07).shape
+        (torch.Size([2, 3]), torch.Size([2]))
+        >>> bank.update(torch.tensor([5, 7]), features)
+        >>> bool((bank.positives(features, torch.tensor([5, 7])) > 0).all()), bank.rows.shape
+        (True, torch.Size([1000, 8]))
     """
 
     def __init__(

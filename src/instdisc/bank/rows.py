@@ -24,7 +24,16 @@ _LARGEST = 127
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows and, where they are in int8, their scales. What is picked comes as float32; a slice of float32 as a view."""
+    """Rows and, where they are in int8, their scales. What is picked comes as float32; a slice of float32 as a view.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.bank import Rows
+        >>> rows = Rows(torch.eye(3, dtype=torch.float16))
+        >>> rows[torch.tensor([2, 0])], rows.shape, rows.nbytes
+        (tensor([[0., 0., 1.],
+                [1., 0., 0.]]), torch.Size([3, 3]), 18)
+    """
 
     values: Tensor
     scales: Tensor | None = None

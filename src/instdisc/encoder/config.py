@@ -31,6 +31,13 @@ class EncoderConfig:
     pretrained: False = random weights; True = timm's published weights; a path = a safetensors file.
     crop_fraction, mean, std: see Preprocessing. None: the whole square up to 64 px and 0.875 above; timm's numbers
         for the backbone if its weights are used, and those of ImageNet otherwise.
+    Raises InputError for sizes below 1 and choices that do not exist.
+
+    Examples:
+        >>> from instdisc.encoder import EncoderConfig
+        >>> config = EncoderConfig("conv6", dim=8, image_size=16)
+        >>> config.preprocessing.size, EncoderConfig.from_dict(config.to_dict()) == config
+        (16, True)
     """
 
     backbone: str = "resnet18"

@@ -47,13 +47,21 @@ Ways = dict[str, Callable[[Tensor], Tensor]]
 
 
 class Encoder(nn.Module):
-    """f_θ of the paper: a backbone, a head to `dim` numbers, and unit length.
+    """f_θ of the paper: a backbone, a head to `dim` dimensions, and unit length.
 
     config: the choices it was built from, resolved (`describe()` gives them as plain facts).
     preprocessing: the evaluation view, from raw picture to input.
     channels: dimensions of what the backbone hands to the head.
     whitening: the map to search vectors, fitted at the end of a run; None before that.
     origin: where the weights came from, in a sentence.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.encoder import EncoderConfig, build_encoder
+        >>> encoder = build_encoder(EncoderConfig("conv6", dim=8, width=4, image_size=16), seed=0)
+        >>> vectors = encoder.embed(np.zeros((2, 20, 30, 3), np.uint8))  # raw pictures, of any size
+        >>> vectors.shape, vectors.norm(dim=1).round(decimals=4).tolist()
+        (torch.Size([2, 8]), [1.0, 1.0])
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -290,7 +298,15 @@ class Encoder(nn.Module):
 
 
 def unit_length(vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-    """Rows divided by their Euclidean length; a zero row stays zero."""
+    """Rows divided by their Euclidean length; a zero row stays zero.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.encoder import unit_length
+        >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
     return nn.functional.normalize(vectors, dim=1, eps=SHORTEST)
 
 
@@ -300,6 +316,14 @@ def build_encoder(config: EncoderConfig | Mapping[str, Any], seed: int = 0, *, w
     whole: refuse a file that lacks any of the backbone's tensors. The same config and seed give the same weights; the
     global random state is left as it was. Raises InputError for choices that don't exist or don't go together, and for
     unavailable weights.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.encoder import EncoderConfig, build_encoder
+        >>> config = EncoderConfig("conv6", dim=8, width=4, image_size=16)
+        >>> one, two = build_encoder(config, seed=3), build_encoder(config, seed=3)
+        >>> all(torch.equal(mine, other) for mine, other in zip(one.parameters(), two.parameters()))
+        True
     """
     if not isinstance(config, EncoderConfig):
         config = EncoderConfig.from_dict(config)

@@ -33,6 +33,14 @@ class Preprocessing:
         "resize the shorter side to size / crop_fraction, then crop the centre", in one step and in the picture's true
         geometry.
     mean, std: of the red, green and blue channels on the scale 0..1.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.encoder import Preprocessing
+        >>> view = Preprocessing(size=32, crop_fraction=0.875, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        >>> picture = view.fit(np.full((40, 60, 3), 255, np.uint8))
+        >>> picture.shape, view.normalise(picture[None]).max().item()  # (1 - 0.5) / 0.25
+        (torch.Size([3, 32, 32]), 2.0)
     """
 
     size: int

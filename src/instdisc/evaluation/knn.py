@@ -53,6 +53,16 @@ class KNN:
     (for raw pixels). device: where to compute; by default where the vectors are; a GPU under nccl.
 
     After `fit`: `classes_` (ascending), `count_` (labelled training rows, over all ranks) and `mean_` (or None).
+    Section 3.4 of Wu et al. 2018.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc import KNN
+        >>> knn = KNN(neighbours=2).fit(np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]]), np.array([3, 3, 8, 8]))
+        >>> knn.predict(np.array([[2.0, 0.1], [0.2, 1.0]]))
+        array([3, 8])
+        >>> knn.score(np.array([[2.0, 0.1], [0.2, 1.0]]), np.array([3, 3]))
+        0.5
     """
 
     def __init__(

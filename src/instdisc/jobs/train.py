@@ -91,8 +91,19 @@ def train(
     labels, test: labels of the source, and other pictures with labels, for measuring while it trains: the training
         itself never sees a label.
     train_source: where the pictures of a run that is resumed are now, if they were moved.
-    say: takes each line that tells what was chosen; None = silence. overrides: any field of Settings by name.
+    say: takes each line that tells what was chosen; None = the lines of the metrics alone are printed. overrides: any
+        field of Settings by name.
     Raises InputError for an invalid argument.
+
+    Examples:
+        >>> import numpy as np
+        >>> import instdisc
+        >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+        >>> small = dict(backbone="conv6", width=4, dim=8, size=16, batch=8, negatives=8, epochs=1)
+        >>> run = instdisc.train(pictures, "runs/small", device="cpu", say=None, **small)  # doctest: +ELLIPSIS
+        epoch 1: ...
+        >>> run.finished, run.instances, run.epochs
+        (True, 40, 1.0)
     """
     with ranks.distributed():
         log: Callable[[str], None] = say if say is not None and ranks.is_main() else _silent

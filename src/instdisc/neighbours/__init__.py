@@ -243,6 +243,12 @@ def top_k(
     the device). Scratch memory is O(block * (dim + tile)) beside the result, on a CPU some 40 MB.
 
     Raises InputError if there are fewer than k rows to choose from, or if a vector holds NaN or infinity.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.neighbours import top_k
+        >>> top_k(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]), 2)
+        (tensor([[1.0000, 0.6000]]), tensor([[1, 0]]))
     """
     available = len(rows) - (1 if exclude is not None and bool((exclude >= 0).any()) else 0)
     if k > available:

@@ -28,7 +28,16 @@ class BatchGroups(Term):
     third view and more take no part.
 
     channels: of the pooled features. groups: k, at most half of the pictures of a batch. dim: of h. begins: the
-    fraction of the run from which it counts.
+    fraction of the run from which it counts. Raises InputError for fewer than two groups.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import MemoryBank
+        >>> from instdisc.objectives import BatchGroups
+        >>> groups = BatchGroups(channels=8, groups=2)
+        >>> loss = groups(torch.rand(8, 8), torch.arange(4).repeat_interleave(2), MemoryBank(4, dim=2))
+        >>> loss.ndim, groups.reads
+        (0, 'pooled')
     """
 
     reads = "pooled"

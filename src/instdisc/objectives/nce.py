@@ -39,6 +39,17 @@ class NCE(Objective):
     noise: a draw "shared" by the batch, or "private" to each picture as published.
     mask_own: leave out noise that hit the picture itself; eq 7 counts it.
     draw: draw(count) -> (count,) row numbers, instead of the random ones.
+    Eq 5 to 8 of Wu et al. 2018. Raises InputError for a temperature or a number of negatives that is not positive.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import MemoryBank
+        >>> from instdisc.objectives import NCE
+        >>> bank = MemoryBank(4, dim=4)
+        >>> bank.fill(torch.arange(4), torch.eye(4))
+        >>> nce = NCE(temperature=1.0, negatives=3, partition="exact", draw=lambda count: torch.tensor([1, 2, 3]))
+        >>> round(nce(torch.eye(4)[:1], torch.tensor([0]), bank).item(), 4)
+        1.5757
     """
 
     # An exact partition has no one number, and only a constant is watched.

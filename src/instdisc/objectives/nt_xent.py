@@ -21,6 +21,16 @@ class NTXent(Term):
     batch; v_jk are `negatives` rows of the bank, shared by the batch (0: none). With more than two views, the mean over
     the other views. Early in a run the rows of the bank are an epoch old, while the views of a batch are not: this term
     teaches while the bank still fills, and it is the batch-wise contrast of Chen et al. 2020 with the bank as memory.
+    Raises InputError for a temperature that is not positive.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import MemoryBank
+        >>> from instdisc.objectives import NTXent
+        >>> features, indices = torch.eye(2).repeat_interleave(2, dim=0), torch.tensor([0, 0, 1, 1])
+        >>> views = NTXent(temperature=1.0, negatives=0)
+        >>> round(views(features, indices, MemoryBank(2, dim=2)).item(), 4)  # log(e + 2) - 1
+        0.5514
     """
 
     waits_for_bank = False

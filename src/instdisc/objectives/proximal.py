@@ -12,6 +12,16 @@ class Proximal(Term):
     """weight * |f_i - v_i|^2, the mean over the batch; `weight` is the paper's lambda (0, 10, 30, 50 are compared).
 
     It pulls the encoder, where the bank's momentum moves the bank: they are not the same, and a run may use both.
+    Eq 9 of Wu et al. 2018. Raises InputError for a negative weight.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import MemoryBank
+        >>> from instdisc.objectives import Proximal
+        >>> bank = MemoryBank(4, dim=4)
+        >>> bank.fill(torch.arange(4), torch.eye(4))
+        >>> Proximal(weight=30.0)(torch.eye(4)[1:2], torch.tensor([0]), bank).item()  # two unit vectors at right angles
+        60.0
     """
 
     def __init__(self, weight: float = 30.0) -> None:

@@ -21,6 +21,18 @@ class SampledSoftmax(Objective):
     mask_own: rows that are the picture's own are left out of the negatives.
     decoupled: the positive is left out of the denominator (Yeh et al. 2022).
     draw: draw(count) -> (count,) row numbers, instead of the random ones.
+    Eq 2 of Wu et al. 2018 with a sample of the rows in its sum. Raises InputError for a temperature or a number of
+    negatives that is not positive.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import MemoryBank
+        >>> from instdisc.objectives import SampledSoftmax
+        >>> bank = MemoryBank(4, dim=4)
+        >>> bank.fill(torch.arange(4), torch.eye(4))
+        >>> others = SampledSoftmax(temperature=1.0, negatives=3, draw=lambda count: torch.tensor([1, 2, 3]))
+        >>> round(others(torch.eye(4)[:1], torch.tensor([0]), bank).item(), 4)  # all others are drawn: exact
+        0.7437
     """
 
     def __init__(

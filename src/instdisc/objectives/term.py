@@ -19,6 +19,11 @@ class Term(nn.Module):
     is_layer: whether its weights are a layer's, optimised as the encoder's are.
     begins: the fraction of the run from which it counts.
     watched: names of its buffers that a line of the metrics has too, where they are numbers.
+
+    Examples:
+        >>> from instdisc.objectives import TERMS
+        >>> {name: term.reads for name, term in sorted(TERMS.items())}
+        {'groups': 'pooled', 'proximal': 'embedding', 'views': 'embedding'}
     """
 
     reads: Literal["embedding", "pooled"] = "embedding"
@@ -36,7 +41,13 @@ class Term(nn.Module):
 
 
 class Objective(Term, ABC):
-    """A term that a run can be trained by: `--set objective=NAME`, by its name in `OBJECTIVES`."""
+    """A term that a run can be trained by: `--set objective=NAME`, by its name in `OBJECTIVES`.
+
+    Examples:
+        >>> from instdisc.objectives import OBJECTIVES, Objective
+        >>> sorted(OBJECTIVES), all(issubclass(one, Objective) for one in OBJECTIVES.values())
+        (['nce', 'parametric', 'sampled', 'softmax'], True)
+    """
 
     @classmethod
     @abstractmethod

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 
 class UnreadableError(Exception):
-    """A picture that cannot be used. `reason` is one short sentence without a full stop, for a person."""
+    """A picture that cannot be used. `reason` is one short sentence without a full stop, for a person.
+
+    Examples:
+        >>> from instdisc.data import UnreadableError
+        >>> from instdisc.data.decoding.decode import decode
+        >>> try:
+        ...     decode(b"")
+        ... except UnreadableError as error:
+        ...     print(error.reason)
+        the file is empty (0 bytes)
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -15,6 +15,7 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
     sample is the picture; without it the sample, of a tuple or list the first, of a mapping its "image".
 
     Examples:
+        >>> from instdisc import IndexedDataset
         >>> digits = IndexedDataset([("zero.png", 0), ("one.png", 1)])
         >>> len(digits), digits[1]
         (2, ('one.png', 1))

@@ -27,6 +27,14 @@ class Quarantine:
 
     path: the CSV file, made at the first entry and continued where it exists already; None only counts.
     strict: the first entry raises InputError instead.
+
+    Examples:
+        >>> from instdisc.data import Quarantine
+        >>> unreadable = Quarantine()
+        >>> for _ in range(2):
+        ...     unreadable.add("cats/1.jpg", "pictures/cats/1.jpg", "the JPEG is cut short")
+        >>> unreadable.count
+        1
     """
 
     def __init__(self, path: Path | str | None = None, *, strict: bool = False) -> None:

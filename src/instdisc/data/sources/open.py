@@ -37,6 +37,13 @@ def open_source(
     index_folder: where the index is written; the user's cache folder without it.
     limit: keep the first rows only.
     Raises InputError with a sentence for a person when there are no pictures there.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.data import open_source
+        >>> source = open_source(np.zeros((3, 8, 8, 3), np.uint8), labels=["cat", "dog", "cat"])
+        >>> len(source), source.identifier(2), source.label_names, source.labels
+        (3, 'array#2', ['cat', 'dog'], array([0, 1, 0]))
     """
     opened = _open(source, split, None if index_folder is None else Path(index_folder), limit)
     if len(opened) == 0:

@@ -76,7 +76,7 @@ class Source(ABC):
     def read(self, row: int) -> Content:
         """A picture: encoded bytes, an array (h, w[, c]) of uint8, uint16 or float, or a PIL image.
 
-        Raises UnreadableError when its bytes cannot be had.
+        Raises UnreadableError when its bytes are unavailable.
         """
 
     def stamps(self) -> Int64[np.ndarray, "rows 2"] | None:
