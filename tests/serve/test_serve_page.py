@@ -77,9 +77,9 @@ def test_click_a_picture_walk_on_and_come_back(page: playwright.Page) -> None:
 
 def test_several_pictures_as_one_query(page: playwright.Page) -> None:
     page.goto("/#/picture/3")
-    page.locator(".few button[title^='More like this one too']").nth(2).click()
+    page.locator(".few button[title^='More like this']").nth(2).click()
     page.wait_for_selector(".asked figure")
-    page.locator(".few button[title^='Less like this one']").nth(5).click()
+    page.locator(".few button[title^='Less like this']").nth(5).click()
     page.wait_for_selector(".asked .unlike")
     assert page.locator(".asked figure").count() == 3
     page.locator(".asked figcaption button").last.click()

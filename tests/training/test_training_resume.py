@@ -266,7 +266,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
         assert sorted(path.name for path in foreign.iterdir()) == sorted([name, "quarantine.csv"])
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refused(pictures, tmp_path / "file", tiny())
-    assert "can't be made" in refused(pictures, tmp_path / "file" / "run", tiny())
+    assert "Can't make the run folder" in refused(pictures, tmp_path / "file" / "run", tiny())
     (tmp_path / "empty").mkdir()
     assert train(pictures, tmp_path / "empty", tiny(epochs=0.2), say=None).finished
 
