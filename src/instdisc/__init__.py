@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from instdisc.errors import InputError as InputError
     from instdisc.evaluation.knn import KNN as KNN
     from instdisc.jobs.estimator import InstanceDiscrimination as InstanceDiscrimination
-    from instdisc.jobs.handle import open_run as open
+    from instdisc.jobs.handle import Handle as open
     from instdisc.jobs.train import train as train
 
 
@@ -40,7 +40,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
     "MemoryBank": ("instdisc.bank", "MemoryBank"),
     "load": ("instdisc.checkpoint", "load_encoder"),
     "objectives": ("instdisc.objectives", None),
-    "open": ("instdisc.jobs.handle", "open_run"),
+    "open": ("instdisc.jobs.handle", "Handle"),
     "train": ("instdisc.jobs.train", "train"),
 }
 

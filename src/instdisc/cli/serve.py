@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from typing import Annotated
 
 import typer
@@ -48,11 +51,16 @@ def command(
     ] = False,
     train_source: CollectionSource = None,
     device: Device = "auto",
+    with_stdin: Annotated[
+        bool, typer.Option("--with-stdin", hidden=True, help="End with the standard input: with who writes it.")
+    ] = False,
 ) -> None:
     """Show a run's collection in a browser: search, browse, find duplicates, label."""
     from instdisc.serve.access import Reach
     from instdisc.serve.serve import serve
 
+    if with_stdin:
+        threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     serve(
         run,
         Reach(host, port, token, allow_host or (), base_path, trusted_proxy or ()),
@@ -61,3 +69,9 @@ def command(
         train_source=train_source,
         device=device,
     )
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

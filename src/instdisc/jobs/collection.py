@@ -7,7 +7,7 @@ collection.picture(17)                                          # decoded, from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from instdisc.files import read_json
 from instdisc.jobs.catalogue import described_pictures
 from instdisc.jobs.identity import news
 from instdisc.jobs.run import Run
-from instdisc.jobs.sources import changed_rows, stamps_in, stamps_of
+from instdisc.jobs.sources import changed_rows, log_lines, stamps_in, stamps_of
 from instdisc.search.index import Index
 from instdisc.search.store import Changes, Part, read_changes
 from instdisc.shapes import Float, Tensor
@@ -250,6 +250,11 @@ class Collection:
             f"`instdisc index {self.folder.path} --recompute` computes them again.",
         ]
 
+    def log_changes(self, say: Callable[[str], None] | None) -> None:
+        """Log `changed_pictures`, which are not looked for where nobody listens."""
+        if say is not None:
+            log_lines(say, self.changed_pictures())
+
     def _news(self) -> list[str]:
         """Sentences on pictures of the training source that came and went since."""
         if not self.has_pictures() or not isinstance(source := self.training_source(), Gathered):
@@ -257,3 +262,11 @@ class Collection:
         tables = [part.pictures["location"] for part in self.changes.added if part.pictures is not None]
         there = [name for table in tables for name in pc.cast(table, pa.large_binary()).to_pylist()]
         return news(self.folder, source, there)
+
+
+AnyRun = str | Path | Run | Collection  # a run folder, or what was opened of it
+
+
+def opened_collection(run: AnyRun, *, train_source: Any = None, by_ranks: bool = False) -> Collection:
+    """The collection of a run; itself where it is open already."""
+    return run if isinstance(run, Collection) else Collection(run, train_source=train_source, by_ranks=by_ranks)

@@ -20,13 +20,12 @@ from instdisc.data.sources.source import Source
 from instdisc.errors import InputError
 from instdisc.files import csv_text, write_text
 from instdisc.jobs import index as index_job
-from instdisc.jobs.collection import Collection
+from instdisc.jobs.collection import AnyRun, Collection
 from instdisc.jobs.copies import KEEP, Duplicates, grouped, look_at_collection, look_at_source
 from instdisc.jobs.copies import sharpness as sharpness  # its position until the copies had a file of their own
 from instdisc.jobs.search import picture_or_grey, pixels_or_grey
 from instdisc.jobs.sources import findable, log_lines
 from instdisc.report import neighbour_sheet
-from instdisc.runs import RunFolder
 from instdisc.search import THRESHOLDS
 from instdisc.search.approximate import Graph
 from instdisc.search.catalogue import Entry
@@ -52,7 +51,7 @@ class LookAlikes:
 
 
 def duplicates(
-    run: str | Path,
+    run: AnyRun,
     *,
     keep: str = "largest",
     out: str | Path | None = None,
@@ -89,7 +88,7 @@ def duplicates(
     else:
         looked, show = look_at_collection(collection, show=say is not None), say is not None
         found = grouped(looked, keep, proposed=proposed, cosine=cosines(vectors), sharp=True, show=show)
-    write_found(found, partial(picture_or_grey, collection), folder_of(run, out))
+    write_found(found, partial(picture_or_grey, collection), folder_of(collection, out))
     return found
 
 
@@ -109,7 +108,7 @@ def duplicates_of_source(
 
 
 def look_alikes(
-    run: str | Path,
+    run: AnyRun,
     *,
     threshold: float | None = None,
     copies: Sequence[Duplicates] = (),
@@ -147,12 +146,12 @@ def look_alikes(
         for one in group.pictures
     )
     columns = ("group", "path", "id", "label", "least_cosine", "least_alike")
-    write_text(folder_of(run, out) / "look_alikes.csv", csv_text(columns, lines))
+    write_text(folder_of(collection, out) / "look_alikes.csv", csv_text(columns, lines))
     return found
 
 
 def opened(
-    run: str | Path, bank: bool, approximate: bool, train_source: Any, device: str, say: Say
+    run: AnyRun, bank: bool, approximate: bool, train_source: Any, device: str, say: Say
 ) -> tuple[Collection, Say]:
     """The collection with the vectors to compare by, and who is told: of several processes the main one alone."""
     say = say if ranks.is_main() else None
@@ -266,6 +265,6 @@ def _table(found: Sequence[Duplicates]) -> str:
     return csv_text(_COLUMNS, lines)
 
 
-def folder_of(run: str | Path, out: str | Path | None) -> Path:
+def folder_of(collection: Collection, out: str | Path | None) -> Path:
     """Where what is found is written."""
-    return RunFolder(run).duplicates if out is None else Path(out)
+    return collection.folder.duplicates if out is None else Path(out)

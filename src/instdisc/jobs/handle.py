@@ -13,9 +13,10 @@ import html
 import os
 import subprocess
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -28,12 +29,13 @@ from instdisc.jobs.duplicates import duplicates
 from instdisc.jobs.index import searchable
 from instdisc.jobs.map import make_map, read_map
 from instdisc.jobs.outliers import outliers
-from instdisc.jobs.search import picture_or_grey
+from instdisc.jobs.run import Run
+from instdisc.jobs.search import nearest, own_rows, picture_or_grey
 from instdisc.report.thumbnails import as_jpeg
 from instdisc.search.catalogue import Entry
 
 _SIDE, _SHOWN, _PRINTED = 96, 48, 20  # pixels of a picture in a notebook; pictures there; lines of a table
-_PAGE_SECONDS = 60
+_PAGE_SECONDS = 10  # for the page to end by itself
 
 
 class Results(Sequence[dict[str, Any]]):
@@ -88,11 +90,16 @@ class Results(Sequence[dict[str, Any]]):
         cells = []
         for line in self._lines[:_SHOWN]:
             words = " · ".join(
-                _written(value) for name, value in line.items() if name not in ("row", "id", "path") and value != ""
+                _written(value) if name in ("label", "score") else f"{name.replace('_', ' ')} {_written(value)}"
+                for name, value in line.items()
+                if name not in ("row", "id", "path") and value != ""
             )
+            pixels = self._picture(line["row"])
+            way = "pixelated" if max(pixels.shape[:2]) < _SIDE else "auto"  # small ones stay sharp
             cells.append(
                 f'<figure style="display:inline-block;margin:4px;width:{_SIDE}px;font:11px sans-serif">'
-                f'<img src="{_address(self._picture(line["row"]))}" title="{html.escape(str(line["path"]))}">'
+                f'<img src="{_address(pixels)}" title="{html.escape(str(line["path"]))}" '
+                f'style="width:{_SIDE}px;height:{_SIDE}px;object-fit:contain;image-rendering:{way}">'
                 f"<figcaption>{html.escape(words)}</figcaption></figure>"
             )
         more = f"<p>... and {len(self) - _SHOWN:,} more</p>" if len(self) > _SHOWN else ""
@@ -100,15 +107,31 @@ class Results(Sequence[dict[str, Any]]):
 
 
 class Server:
-    """The page of a run, served by a process of its own until `stop`. In a notebook it shows the page."""
+    """The page of a run, served by a process of its own. In a notebook it shows the page.
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self._process, self.url = process, url
+    words: what starts it; it prints its address first. It ends by `stop`, and with this process, however that ends.
+    Raises InputError, in its own words, where it does not start.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        with tempfile.TemporaryFile() as errors:  # no pipe, which would fill up
+            # A session of its own: an interrupt of a cell goes to the whole group of the kernel.
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            )
+            self._end = weakref.finalize(self, _end, self._process, os.getpid())  # also when the interpreter ends
+            assert self._process.stdout is not None
+            self.url = os.fsdecode(self._process.stdout.readline()).strip()
+            if not self.url.startswith("http"):
+                self._process.wait(_PAGE_SECONDS)
+                self._end()
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().removeprefix("instdisc: ")
+                raise InputError(said or "The page did not start.")
 
     def stop(self) -> None:
         """End it."""
-        self._process.terminate()
-        self._process.communicate(timeout=_PAGE_SECONDS)
+        self._end()
 
     def __enter__(self) -> Server:
         return self
@@ -128,7 +151,8 @@ class Handle:
 
     run: its folder. train_source: where the training pictures are now, if they were moved. device: "auto", "cpu", ...
     Search vectors are computed by the first call that needs them, once. What changes the run later (labels, new or
-    removed pictures) is seen by the next `instdisc.open`. Raises InputError for a folder that is no run. Examples:
+    removed pictures) is seen by the next `instdisc.open`. A run on vectors that were made elsewhere has no encoder, so
+    that only its own pictures can be searched for. Raises InputError for a folder that is no run. Examples:
 
         c = instdisc.open("runs/mine")
         c[17][0]["path"], len(c), c.labels[:5]
@@ -136,18 +160,25 @@ class Handle:
     """
 
     def __init__(self, run: str | os.PathLike[str], *, train_source: Any = None, device: str = "auto") -> None:
-        self._at, self._moved, self._device = Path(run), train_source, device
-        self._collection = Collection(self._at, train_source=train_source)
+        self._device = device
+        self._collection = Collection(Run(run, train_source=train_source))
+        self._servers: list[Server] = []
 
-    @cached_property
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._collection.folder.path
+
     def _searchable(self) -> Collection:
-        return searchable(self._at, train_source=self._moved, device=self._device, say=None)
+        """The collection with its search vectors, computed now where the run lacks them."""
+        self._collection = searchable(self._collection, device=self._device, say=None)
+        return self._collection
 
     def __len__(self) -> int:
         """Pictures, without those that were removed."""
         return len(self.rows)
 
-    @cached_property
+    @property
     def rows(self) -> np.ndarray:
         """(pictures,) int64, ascending: the number of each picture in the run, which results call `row`."""
         return np.flatnonzero(~self._collection.index.removed)
@@ -158,7 +189,7 @@ class Handle:
         return self._results(self._collection.index.entries(rows), counted(len(rows), "picture"))
 
     def __repr__(self) -> str:
-        return f"instdisc.open({os.fspath(self._at)!r}): {len(self):,} pictures"
+        return f"instdisc.open({os.fspath(self.path)!r}): {len(self):,} pictures"
 
     @property
     def labels(self) -> list[str]:
@@ -171,37 +202,25 @@ class Handle:
 
     def vectors(self) -> np.ndarray:
         """(pictures, at most 256) float32, unit rows in order of `rows`: the search vectors."""
-        return self._searchable.index.vectors(self.rows).cpu().numpy()
+        return self._searchable().index.vectors(self.rows).cpu().numpy()
 
     def search(self, picture: Any, k: int = 12, *, label: str | None = None, tag: str | None = None) -> Results:
         """The k pictures that are most like this one, best first, with their cosine as `score`.
 
-        picture: a file, a PIL image, an array (height, width, 3) uint8, or the row of a picture of the run, which is
-        then not its own neighbour. label, tag: only among these.
+        picture: a file, a PIL image, an array (height, width, 3) uint8, or a picture of the run by its row, path or id,
+        which is then not its own neighbour. label, tag: only among these. Raises InputError for a picture that can't be
+        read, and where fewer than k pictures are to choose from.
         """
-        collection, own = self._searchable, -1
-        index = collection.index
-        if isinstance(picture, int | np.integer):
-            own = int(picture)
-            if not 0 <= own < len(index):
-                raise InputError(f"There is no picture {own}: rows are 0 to {len(index) - 1}.")
-            query = index.vectors(np.array([own]))
-        else:
-            if isinstance(picture, str | os.PathLike):
-                own = int(index.rows_of([os.path.abspath(os.path.expanduser(picture))])[0])
-            query = collection.embed([picture], self._device)
-        among = index.matching(label=label, tag=tag)
-        scores, found = index.search(query, k, among=among, exclude=np.array([own]))
-        lines = [
-            vars(entry) | {"score": round(score, 4)}
-            for entry, score in zip(index.entries(found[0].numpy()), scores[0].tolist(), strict=True)
-        ]
-        return self._results(lines, f"{len(lines)} pictures most like {'row ' if own >= 0 else ''}{_name_of(picture)}")
+        collection = self._searchable()
+        among = collection.index.matching(label=label, tag=tag)
+        own = own_rows(collection, [picture])
+        (found,) = nearest(collection, [picture], own, k, among=among, device=self._device)
+        return self._results(found, f"{counted(len(found), 'picture')} most like {_name_of(picture)}")
 
     def duplicates(self) -> Results:
         """Copies, proven by their pixels, a line each: `group`, `keep` (of which one stays), and why it is a copy."""
         lines = []
-        found = duplicates(self._at, train_source=self._moved, device=self._device, say=None)
+        found = duplicates(self._searchable(), device=self._device, say=_bars_alone)
         for number, group in enumerate(found):
             for copy in (group.kept, *group.copies):
                 facts = {one.name: getattr(copy, one.name) for one in fields(Entry)}
@@ -211,7 +230,7 @@ class Handle:
 
     def outliers(self, count: int = 50) -> Results:
         """The pictures least like any other, the strangest first, with their outlier score."""
-        found = outliers(self._at, count=count, train_source=self._moved, device=self._device, say=None)
+        found = outliers(self._searchable(), count=count, device=self._device, say=_bars_alone)
         lines = [
             {one.name: getattr(outlier, one.name) for one in fields(Entry)}
             | {"outlier_score": round(outlier.strangeness, 4), "similarity": round(outlier.similarity, 4)}
@@ -221,12 +240,13 @@ class Handle:
 
     def map(self) -> Results:
         """All pictures in the plane, `x` and `y`, those alike close together; computed once, for minutes where many."""
-        found = read_map(self._searchable)
+        collection = self._searchable()
+        found = read_map(collection)
         if found is None:
-            make_map(self._at, train_source=self._moved, device=self._device, say=None)
-            found = read_map(self._searchable)
+            make_map(collection, device=self._device, say=_bars_alone)
+            found = read_map(collection)
         assert found is not None
-        entries = self._searchable.index.entries(found[0])
+        entries = collection.index.entries(found[0])
         lines = [vars(entry) | {"x": float(x), "y": float(y)} for entry, (x, y) in zip(entries, found[1], strict=True)]
         return self._results(lines, f"The map of {len(lines):,} pictures")
 
@@ -239,24 +259,39 @@ class Handle:
         return self._results(self._collection.index.entries(self.rows), "").to_pandas()
 
     def serve(self, port: int = 0) -> Server:
-        """The page, in the background, until `stop()` or the end of this process. port: 0 takes a free one."""
-        words = [sys.executable, "-m", "instdisc", "serve", os.fspath(self._at), "--port", str(port)]
-        words += [] if self._moved is None else ["--train-source", os.fspath(self._moved)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None and process.stderr is not None
-        url = process.stdout.readline().strip()
-        if not url.startswith("http"):
-            raise InputError(process.stderr.read().strip().removeprefix("instdisc: ") or "The page did not start.")
-        return Server(process, url)
+        """The page, in the background, until `stop()`, or until this object or the process ends. port: 0: a free one.
+
+        Raises InputError where the port is taken.
+        """
+        moved = self._searchable().moved_to
+        if moved is not None and not isinstance(moved, str | os.PathLike):
+            raise InputError("The page is served by another process, which can't have pictures in memory: save them.")
+        words = [sys.executable, "-m", "instdisc", "serve", os.fspath(self.path), "--port", str(port), "--with-stdin"]
+        words += [] if moved is None else ["--train-source", os.fspath(moved)]
+        self._servers.append(server := Server(words))
+        return server
 
     def _results(self, lines: Sequence[Entry] | Sequence[dict[str, Any]], caption: str) -> Results:
         known = [line if isinstance(line, dict) else vars(line) for line in lines]
         return Results(known, lambda row: picture_or_grey(self._collection, row), caption)
 
 
-def open_run(run: str | os.PathLike[str], *, train_source: Any = None, device: str = "auto") -> Handle:
-    """Open a run folder: its pictures, searched, cleaned and shown from Python. As `Handle`, which it returns."""
-    return Handle(run, train_source=train_source, device=device)
+def _end(process: subprocess.Popen[bytes], starter: int) -> None:
+    if os.getpid() != starter:  # a fork of it
+        return
+    process.terminate()
+    try:
+        process.wait(_PAGE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def _bars_alone(_: str) -> None:
+    """Drops what a command would print; its progress is shown."""
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -271,9 +306,9 @@ def _written(value: Any) -> str:
 
 
 def _name_of(picture: Any) -> str:
-    if isinstance(picture, str | os.PathLike | int | np.integer):
-        return os.fspath(picture) if isinstance(picture, os.PathLike) else str(picture)
-    return "the picture given"
+    if isinstance(picture, int | np.integer):
+        return f"row {picture}"
+    return os.fspath(picture) if isinstance(picture, str | os.PathLike) else "the picture given"
 
 
 def _address(pixels: np.ndarray) -> str:

@@ -27,7 +27,7 @@ from instdisc.embeddings import NothingReadableError
 from instdisc.encoder.whitening import FORMAT, NoSearchVectorsError
 from instdisc.errors import InputError, advice, counted
 from instdisc.files import file_digest, locked
-from instdisc.jobs.collection import Collection
+from instdisc.jobs.collection import AnyRun, Collection, opened_collection
 from instdisc.jobs.embed import embedded, forget
 from instdisc.jobs.ids import distinct_ids
 from instdisc.jobs.run import Run
@@ -220,7 +220,7 @@ def _map_for(collection: Collection, source: Source, vectors: str, device: str, 
 
 
 def searchable(
-    run: str | Path | Run,
+    run: AnyRun,
     *,
     bank: bool = False,
     train_source: Any = None,
@@ -233,9 +233,9 @@ def searchable(
     A run without a map (it trains still, was interrupted, or is of an older version) is searched by what is there: the
     rows of its bank. So it is where its pictures have gone. bank: compute nothing.
     """
-    collection = Collection(run, train_source=train_source, by_ranks=by_ranks)
+    collection = opened_collection(run, train_source=train_source, by_ranks=by_ranks)
     if bank or collection.up_to_date or not collection.map_digest:
-        log_lines(say, collection.changed_pictures())
+        collection.log_changes(say)
         return collection
     try:
         collection.training_source()
@@ -254,7 +254,7 @@ def _with_new_vectors(collection: Collection, device: str, say: Say, by_ranks: b
 
 
 def without_augmentation(
-    run: str | Path,
+    run: AnyRun,
     *,
     bank: bool = False,
     train_source: Any = None,
@@ -267,9 +267,9 @@ def without_augmentation(
     They are search vectors, where the run has a map to them. bank: leave it at what is there, the rows of the bank or
     better. by_ranks: the processes of a run do it together.
     """
-    collection = Collection(run, train_source=train_source, by_ranks=by_ranks)
+    collection = opened_collection(run, train_source=train_source, by_ranks=by_ranks)
     if bank or collection.up_to_date:
-        log_lines(say, collection.changed_pictures())
+        collection.log_changes(say)
         return collection
     return _with_new_vectors(collection, device, say, by_ranks)
 

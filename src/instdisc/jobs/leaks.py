@@ -83,7 +83,7 @@ def leaks(
         _, nearest = collection.index.search(values, min(PROPOSED, len(rows)))
         if not ranks.is_main():
             return []
-    show, target = say is not None, folder_of(run, out)
+    show, target = say is not None, folder_of(collection, out)
     here, there = look_at_collection(collection, show=show), look_at_source(other, target / "against.npy", show=show)
     (target / "against.npy").unlink(missing_ok=True)
     at = {int(row): torch_device for torch_device, row in enumerate(found)}

@@ -18,7 +18,7 @@ from instdisc import ranks
 from instdisc.errors import InputError, counted
 from instdisc.files import replacing, save_tensors
 from instdisc.jobs import index as index_job
-from instdisc.jobs.collection import Collection
+from instdisc.jobs.collection import AnyRun, Collection
 from instdisc.jobs.duplicates import graph_of
 from instdisc.jobs.tsne import embed_in_plane
 from instdisc.search.pairs import Vectors, neighbours_of_all
@@ -31,7 +31,7 @@ Progress = Callable[[float], None] | None
 
 
 def make_map(
-    run: str | Path,
+    run: AnyRun,
     *,
     bank: bool = False,
     approximate: bool = False,
@@ -50,7 +50,7 @@ def make_map(
     rows, vectors = collection.index.present(ranks.device(device))
     if len(rows) < 8:
         raise InputError(f"{counted(len(rows), 'picture is', 'pictures are')} too few for a map.")
-    _check_finite(vectors, run)
+    _check_finite(vectors, collection.folder.path)
     perplexity = min(_PERPLEXITY, (len(rows) - 1) // 3)
     found = graph_of(collection, vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
     scores, positions = found(min(3 * perplexity, len(rows) - 1), show=say is not None)
@@ -72,11 +72,11 @@ def make_map(
     with replacing(file) as temporary:
         save_tensors(tensors, temporary, {"step": str(collection.saved.step)})
     if say is not None:
-        say(f"The map of {len(rows):,} pictures is in {file}: `instdisc serve {run}` shows it.")
+        say(f"The map of {len(rows):,} pictures is in {file}: `instdisc serve {collection.folder.path}` shows it.")
     return file
 
 
-def _check_finite(vectors: Vectors, run: str | Path) -> None:
+def _check_finite(vectors: Vectors, run: Path) -> None:
     wrong = 0
     for start in range(0, vectors.count, _BLOCK):
         block = vectors.read(start, min(start + _BLOCK, vectors.count))

@@ -19,11 +19,10 @@ from instdisc.encoder.embed import autocast, stream
 from instdisc.errors import InputError
 from instdisc.files import csv_text, write_text
 from instdisc.jobs import index as index_job
-from instdisc.jobs.collection import Collection
+from instdisc.jobs.collection import AnyRun, Collection
 from instdisc.jobs.duplicates import graph_of, refuse_graph
 from instdisc.jobs.search import Neighbour, picture_or_grey
 from instdisc.report import neighbour_sheet
-from instdisc.runs import RunFolder
 from instdisc.search.catalogue import Entry
 from instdisc.search.mahalanobis import outlier_scores
 from instdisc.search.pairs import neighbours_of_all
@@ -54,7 +53,7 @@ class Outlier(Entry):
 
 
 def outliers(
-    run: str | Path,
+    run: AnyRun,
     *,
     by: str = "outlier_score",
     neighbours: int = 10,
@@ -96,7 +95,7 @@ def outliers(
             return []
     values = {"outlier_score": unusual, "similarity": scores.mean(axis=1), "uniqueness": 1 - scores[:, 0]}
     order = np.argsort(values[by] if by == "similarity" else -values[by], kind="stable")  # NaN last
-    folder = RunFolder(run).outliers if out is None else Path(out)
+    folder = collection.folder.outliers if out is None else Path(out)
     nearest = index.entries(rows[positions[order, 0]])
     lines = (
         (entry.path, entry.id, entry.label, *(f"{values[way][position]:.6f}" for way in WAYS), closest.path)
