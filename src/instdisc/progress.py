@@ -1,10 +1,12 @@
-"""Progress with the time left, on standard error: a bar on a terminal, a plain line now and then elsewhere.
+"""Progress with the time left: a bar on a terminal or in a notebook, else a plain line now and then on standard error.
 
 Nothing is shown for work that ends within two seconds.
 """
 
 from __future__ import annotations
 
+import html
+import importlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -15,6 +17,7 @@ Item = TypeVar("Item")
 
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
+_CELL_SECONDS = 0.25
 
 
 class Bar:
@@ -31,6 +34,7 @@ class Bar:
         self._started = self._last = time.monotonic()
         self._rich: Any = None
         self._task: Any = None
+        self._cell: Any = None  # what a notebook shows, which is replaced in its place
 
     def __enter__(self) -> Bar:
         self._started = self._last = time.monotonic()
@@ -41,6 +45,9 @@ class Bar:
     ) -> None:
         if self._rich is not None:
             self._rich.stop()
+        if self._cell is not None:
+            took = f"{'done in' if error is None else 'stopped after'} {duration(time.monotonic() - self._started)}"
+            self._cell.update({"text/plain": f"{self._counted()}, {took}"}, raw=True)
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Say that `count` more items are done; `note` replaces the words at the end of the line."""
@@ -50,7 +57,11 @@ class Bar:
         now = time.monotonic()
         if not self.enabled or now - self._started < QUIET_SECONDS:
             return
-        if sys.stderr.isatty():
+        if _in_notebook():
+            if now - self._last >= _CELL_SECONDS:
+                self._last = now
+                self._show_cell(self._line(now))
+        elif sys.stderr.isatty():
             self._show_bar()
         elif now - self._last >= LINE_SECONDS:
             self._last = now
@@ -68,13 +79,26 @@ class Bar:
 
     def _line(self, now: float) -> str:
         rate = (self.done - self._before) / max(now - self._started, 1e-9)
-        count = f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"
-        parts = [f"{self.description}: {count} {self.unit}".rstrip()]
+        parts = [self._counted()]
         if self.unit not in ("s", "%"):  # seconds pass at one a second
             parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
         if self.total is not None and rate > 0:
             parts.append(f"{duration(max(0, self.total - self.done) / rate)} left")
         return ", ".join([*parts, self.note] if self.note else parts)
+
+    def _counted(self) -> str:
+        count = f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"
+        return f"{self.description}: {count} {self.unit}".rstrip()
+
+    def _show_cell(self, line: str) -> None:
+        """A bar below the cell, in the place of the one before; without HTML its line."""
+        share = "" if self.total is None else f' value="{self.done}" max="{self.total}"'
+        bar = f'<div><progress{share} style="width:16em"></progress> {html.escape(line)}</div>'
+        shown = {"text/plain": line, "text/html": bar}
+        if self._cell is None:
+            self._cell = importlib.import_module("IPython.display").display(shown, raw=True, display_id=True)
+        else:
+            self._cell.update(shown, raw=True)
 
     def _show_bar(self) -> None:
         if self._rich is None:
@@ -107,6 +131,12 @@ def track(
         for item in items:
             yield item
             bar.advance()
+
+
+def _in_notebook() -> bool:
+    """Whether this is the kernel of a notebook: IPython is there already, then, and has one."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def duration(seconds: float) -> str:
