@@ -9,7 +9,7 @@
                            neighbours; the graph of `--approximate`; thumbnails, by which copies are proven
     RUN/duplicates/        what `duplicates` found              RUN/outliers/         what `outliers` found
     RUN/labels/            labels given by hand, and the journal by which each act can be undone; the order of the
-                           classes; what `label` proposes
+                           classes; what `label` proposes; the labels of a table or list that the run began with
     RUN/map/               the collection in the plane
     RUN/given.parquet      what came with vectors that were made elsewhere: id, location, label, other columns
     RUN/train.lock         who trains here, while it is held
@@ -29,6 +29,7 @@ from typing import Any
 from instdisc.errors import InputError
 from instdisc.files import read_json, settle
 
+GIVEN_LABELS = "labels/given.csv"  # in a run folder
 FORMAT = 1  # of the whole folder: a newer one is refused, an older one is brought up to date when it is opened
 
 

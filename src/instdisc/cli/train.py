@@ -29,6 +29,8 @@ Examples:
 
 `instdisc train photos/ --out runs/nce --set objective=nce --set negatives=1024` — vary the method
 
+`instdisc train other/ --out runs/other --config runs/photos/config.json` — by the settings of another run
+
 `torchrun --nproc-per-node 4 -m instdisc train photos/ --out runs/photos` — four processes
 """
 
@@ -45,6 +47,8 @@ _OPTIONS = (
     "train_source",
     "device",
     "say",
+    "config",
+    "on_log",
 )
 
 
@@ -93,6 +97,9 @@ def command(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting: see --help-settings."),
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings from a run's config.json, or from JSON or TOML.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV with path (or id) and label, for measuring only.")] = None,
     test: Annotated[str | None, typer.Option(help="Labelled pictures to measure kNN on while training.")] = None,
     split: Annotated[str | None, typer.Option(help="Part of the source, where it has several.")] = None,
@@ -120,13 +127,14 @@ def command(
     more = {"labels": labels, "split": split, "limit": limit, "train_source": train_source, "device": device}
     more |= overrides
     if add:
-        if out is not None or preset != "default" or test is not None:
-            raise InputError("--add goes by the run's own settings: leave out --out, --preset and --test.")
+        if out is not None or preset != "default" or test is not None or config is not None:
+            raise InputError("--add goes by the run's own settings: leave out --out, --preset, --config and --test.")
         _run(source, None, resume=resume or auto_resume, **more)
     elif out is None:
         raise InputError("Name the run folder to make: --out runs/mine. To train a run on with new pictures: --add.")
     else:
-        _run(source, out, preset=preset, test=test, resume="auto" if auto_resume else resume, **more)
+        more |= {"preset": preset, "config": config, "test": test}
+        _run(source, out, resume="auto" if auto_resume else resume, **more)
 
 
 def _run(source: list[str], out: Path | None, **more: Any) -> None:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from instdisc.data.decoding.decode import Encoded, UnreadableError
+from instdisc.data.sources.frames import frame_of, open_frame
 from instdisc.data.sources.open import names_in, open_source
 from instdisc.data.sources.source import Source
 from instdisc.encoder.preprocessing import Preprocessing
@@ -192,7 +193,9 @@ def _assembled(
 def _pictures(images: Any, rows: np.ndarray | None) -> _Pictures:
     if isinstance(images, str | os.PathLike) and Path(images).is_dir():
         images = open_source(images)
-    images = names_in(images) or images if not isinstance(images, Source) else images
+    if not isinstance(images, Source):
+        frame = frame_of(images)
+        images = names_in(images) or images if frame is None else frame.paths or open_frame(frame)
     if isinstance(images, Source):
         source = images
         chosen = len(source) if rows is None else len(rows)

@@ -113,7 +113,8 @@ class Encoder(nn.Module):
         """One unit vector a picture, float32 on the CPU, in the order given.
 
         images: paths, bytes, PIL pictures, arrays (height, width[, 3]), a tensor (n, 3, height, width) of uint8 or of
-            floats in 0..1, any iterable of these, a folder's path, or a Source.
+            floats in 0..1, any iterable of these, a folder's path, a table with a column of pictures or paths, or a
+            Source.
         batch: pictures a forward pass; it changes speed and memory only.
         vectors: "search" = whitened features of the stages, the best to find like pictures by, at most 256 dimensions;
             an encoder without them, which is not at the end of a run, gives its embedding. "embedding" = the head's

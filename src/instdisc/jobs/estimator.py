@@ -15,29 +15,36 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from instdisc.data.sources.open import names_in, open_source
-from instdisc.data.sources.source import Source
+from instdisc.data.sources.open import open_source
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError, advice
 from instdisc.jobs.train import train
 from instdisc.shapes import Float
+from instdisc.training import Settings
 
 
 class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Learn an encoder from pictures alone (`fit`) and turn pictures into its unit vectors (`transform`).
 
-    X: an array (n, height, width), (n, height, width, 3), or whatever else `instdisc.train` takes, an array of paths as
-    well. y is ignored: labels are never used. preset, epochs, minutes, seed, device, settings: as `instdisc.train`;
+    X: an array (n, height, width), (n, height, width, 3), or whatever else `instdisc.train` takes: a folder, paths, a
+    table with a column of pictures or paths. y is ignored: labels are never used. preset (a name, or whole Settings),
+    epochs, minutes, seed, device: as `instdisc.train`; settings: anything else that it takes by name, as lr or limit.
     out: keep the run in this folder, or throw it away when it is None. No run is ever overwritten: where there is one
     already, as when it is fitted again or in a grid search, the folder is out-2, out-3 and so on.
 
     After `fit`: encoder_, and run_, the folder, where there is an `out`. The vectors are search vectors, as
-    `Encoder.embed` gives them.
+    `Encoder.embed` gives them; `get_feature_names_out` names their numbers, and `set_output(transform="pandas")` puts
+    them into a DataFrame under these names. A fit that is interrupted (Ctrl-C) raises KeyboardInterrupt and leaves the
+    estimator as it was. Examples:
+
+        model = InstanceDiscrimination(epochs=20).fit("pictures/")
+        model.transform(["cat.jpg"])                                    # (1, at most 256), unit rows
+        make_pipeline(InstanceDiscrimination(), LinearSVC()).fit(frame[["path"]], frame.label)
     """
 
     def __init__(
         self,
-        preset: str = "default",
+        preset: str | Settings = "default",
         *,
         epochs: float | None = None,
         minutes: float | None = None,
@@ -55,15 +62,18 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         self.out = out
 
     def fit(self, X: Any, y: Any = None) -> InstanceDiscrimination:
-        """Train on the pictures."""
+        """Train on the pictures, from the beginning, whatever was fitted before."""
         length = {name: value for name in ("epochs", "minutes") if (value := getattr(self, name)) is not None}
         options = {"seed": self.seed, "device": self.device, **length, **(self.settings or {})}
+        with tempfile.TemporaryDirectory(prefix="instdisc-") as folder:
+            out = Path(folder) / "run" if self.out is None else _own_folder(Path(self.out))
+            run = train(X, out, self.preset, **({"say": None} | options))
+            if not run.finished:
+                raise KeyboardInterrupt
+            self.encoder_ = run.encoder()
+        self.__dict__.pop("run_", None)
         if self.out is not None:
-            self.run_ = _own_folder(Path(self.out))
-            self.encoder_ = train(X, self.run_, self.preset, say=None, **options).encoder()
-        else:
-            with tempfile.TemporaryDirectory(prefix="instdisc-") as folder:
-                self.encoder_ = train(X, Path(folder) / "run", self.preset, say=None, **options).encoder()
+            self.run_ = out
         self._n_features_out = self.encoder_.dimensions()
         return self
 
@@ -71,11 +81,7 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         """Unit vectors, float32 (n, dim)."""
         check_is_fitted(self, "encoder_")
         encoder: Encoder = self.encoder_
-        if isinstance(X, str | os.PathLike):
-            X = open_source(X)
-        if not isinstance(X, np.ndarray | Source):
-            X = names_in(X) or list(X)
-        return np.asarray(encoder.embed(X).numpy())
+        return np.asarray(encoder.embed(open_source(X) if isinstance(X, str | os.PathLike) else X).numpy())
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "encoder_")

@@ -28,7 +28,7 @@ from instdisc.data.sources.source import Source
 from instdisc.data.storage.skipped import BEGINNING
 from instdisc.errors import InputError, is_shortage
 from instdisc.jobs.sources import findable, has_no_encoder, read_instances
-from instdisc.runs import RunFolder
+from instdisc.runs import GIVEN_LABELS, RunFolder
 
 Parts = Sequence[Source | None]
 
@@ -80,11 +80,12 @@ def open_parts(run: RunFolder, facts: Mapping[str, Any], moved_to: Any = None, *
     location = first["given"] if moved_to is None else findable(moved_to)
     if location is None:
         raise InputError(
-            f"{run.path} was trained on arrays in memory, which can't be opened again: give them as train_source."
+            f"{run.path} was trained on pictures in memory ({first['name']}), which can't be opened again: give the "
+            "same as train_source."
         )
     limited = not whole and not facts["data"].get("gathered")
     try:
-        parts: list[Source | None] = [_opened(first, location, limited)]
+        parts: list[Source | None] = [_opened(_with_labels_of(run, first), location, limited)]
     except InputError as error:
         if moved_to is None:
             raise InputError(
@@ -93,6 +94,11 @@ def open_parts(run: RunFolder, facts: Mapping[str, Any], moved_to: Any = None, *
             ) from None
         raise
     return [*parts, *later_parts(facts, limited=limited)]
+
+
+def _with_labels_of(run: RunFolder, described: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, where labels that stand in the run folder are found."""
+    return {**described, "labels": run.path / GIVEN_LABELS} if described["labels"] == GIVEN_LABELS else described
 
 
 def later_parts(facts: Mapping[str, Any], *, limited: bool = True) -> list[Source | None]:

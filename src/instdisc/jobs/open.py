@@ -88,7 +88,7 @@ def open_run(
         write_start(
             run,
             opened,
-            describe_source(source, *(how.get(name) for name in ("labels", "split", "limit"))),
+            describe_source(source, *(how.get(name) for name in ("labels", "split", "limit")), beginning=True),
             rows,
             settings=_settings(network, facts).to_dict(),
             encoder=network.describe(),

@@ -250,6 +250,8 @@ def _run(
                 f"{path} was made with another {', '.join(different)}: choose another folder with --out, or delete it."
             )
         return found, False
+    # Asked for by name, it is not taken from a run that was started with another.
+    known_by: dict[str, Any] = {"partition": settings.partition} if settings.objective == "nce" else {}
     run = train(
         pictures.given,
         path,
@@ -258,8 +260,7 @@ def _run(
         limit=pictures.limit if row.share == 1 else round(row.share * len(pictures.training)),
         device=device,
         say=say,
-        # asked for by name, it is not taken from a run that was started with another
-        **({"partition": settings.partition} if settings.objective == "nce" else {}),
+        **known_by,
     )
     if not run.finished:
         raise KeyboardInterrupt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from instdisc.data.decoding.decode import UnreadableError, decode
 from instdisc.data.sources.builtin import NAMES
+from instdisc.data.sources.frames import Frame, frame_of
 from instdisc.data.sources.gathered import Gathered
 from instdisc.data.sources.open import names_in
 from instdisc.data.sources.source import Source
@@ -22,7 +23,7 @@ from instdisc.data.sources.tables import read_lines
 from instdisc.data.storage.urls import without_secrets
 from instdisc.errors import InputError, is_shortage
 from instdisc.files import write_arrow
-from instdisc.runs import RunFolder
+from instdisc.runs import GIVEN_LABELS, RunFolder
 
 _LOOKED_AT = 32  # pictures decoded to learn their usual size
 _NONE = type(None)
@@ -99,9 +100,16 @@ def read_facts(run: RunFolder) -> dict[str, Any]:
     return facts
 
 
-def describe_source(source: Any, labels: Any, split: str | None, limit: int | None) -> dict[str, Any]:
-    """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again: `given` is null."""
+def describe_source(
+    source: Any, labels: Any, split: str | None, limit: int | None, *, beginning: bool = False
+) -> dict[str, Any]:
+    """What config.json keeps of a source, so that `reopen` finds it; arrays can't be found again: `given` is null.
+
+    beginning: of a run that begins, which keeps labels that are no file in one of its own, GIVEN_LABELS.
+    """
     location = findable(source)
+    if isinstance(location, Frame):
+        labels, location = location.labels if labels is None else labels, location.paths
     by_name = isinstance(location, str) or (
         isinstance(location, list) and all(isinstance(part, str) for part in location)
     )
@@ -109,6 +117,8 @@ def describe_source(source: Any, labels: Any, split: str | None, limit: int | No
     if by_name:
         given = without_secrets(location) if isinstance(location, str) else [without_secrets(part) for part in location]
     kept_labels = _absolute(labels) if isinstance(labels, str | os.PathLike) else None
+    if beginning and by_name and labels is not None and kept_labels is None:
+        kept_labels = GIVEN_LABELS
     return {"given": given, "labels": kept_labels, "split": split, "limit": limit}
 
 
@@ -212,6 +222,9 @@ def findable(source: Any) -> Any:
     """
     if isinstance(source, str | os.PathLike):
         return _absolute(source)
+    frame = frame_of(source)
+    if frame is not None:
+        return frame if frame.paths is None else replace(frame, paths=[_absolute(path) for path in frame.paths])
     names = names_in(source)
     return source if names is None else [_absolute(name) for name in names]
 

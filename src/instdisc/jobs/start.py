@@ -14,11 +14,11 @@ from instdisc import ranks
 from instdisc.data.loading.pixel_cache import fingerprint_of
 from instdisc.data.sources.gathered import Gathered
 from instdisc.data.sources.source import Source
-from instdisc.files import write_json
+from instdisc.files import csv_text, write_json, write_text
 from instdisc.jobs.identity import pixel_hashes
 from instdisc.jobs.sources import write_instances
 from instdisc.jobs.train_log import device_name
-from instdisc.runs import FORMAT, RunFolder
+from instdisc.runs import FORMAT, GIVEN_LABELS, RunFolder
 from instdisc.training import Settings, Training
 from instdisc.version import __version__
 
@@ -29,6 +29,7 @@ class Start:
 
     recipe, overrides: a preset or whole Settings, and fields of them by name. grown: what a run that grew keeps of its
     past. warm: is given the training before anything is written, to put weights and rows in the place of random ones.
+    on_log: takes each line of the metrics.
     """
 
     source: Source
@@ -37,6 +38,7 @@ class Start:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     grown: Sequence[Mapping[str, Any]] = ()
     warm: Callable[[Training], None] | None = None
+    on_log: Callable[[dict[str, Any]], None] | None = None
 
 
 def write_start(
@@ -52,6 +54,8 @@ def write_start(
 ) -> None:
     """instances.arrow, for these rows of the source, and config.json: the last makes the folder a run."""
     write_instances(run, source, rows)
+    if described["labels"] == GIVEN_LABELS and not grown:
+        _write_labels(run, source)
     data = {
         "rows": len(source),
         "readable": len(rows),
@@ -70,6 +74,17 @@ def write_start(
         **({"grown": list(grown)} if grown else {}),
     }
     write_json(run.config, facts | {"settings": settings, "encoder": encoder, "chosen": chosen})
+
+
+def _write_labels(run: RunFolder, source: Source) -> None:
+    """The labels that were given as values, by the pictures' ids."""
+    codes = source.labels
+    lines = (
+        (source.identifier(row), source.class_name(int(codes[row])))
+        for row in (() if codes is None else np.flatnonzero(codes >= 0).tolist())
+        if codes is not None
+    )
+    write_text(run.path / GIVEN_LABELS, csv_text(("id", "label"), lines))
 
 
 def write_training(training: Training, source: Source, start: Start) -> None:

@@ -42,6 +42,7 @@ from instdisc.jobs.start import Start, write_training
 from instdisc.jobs.train_log import closing, log_settings, log_source, log_training
 from instdisc.runs import RunFolder, require_utf8
 from instdisc.training import DataFacts, Settings, Training, choose_compile, choose_precision, preset, read_metrics
+from instdisc.training.config_file import read_recipe
 
 FEWEST = 16  # pictures; below, there is nothing to tell apart
 # What a start that failed leaves in a folder that is no run yet: config.json comes last.
@@ -81,6 +82,8 @@ def train(
     train_source: Any = None,
     device: str = "auto",
     say: Callable[[str], None] | None = print,
+    config: str | Path | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
     **overrides: Any,
 ) -> RunResult:
     """Train an encoder on unlabelled pictures, and leave it with its bank in the run folder `out`.
@@ -91,8 +94,11 @@ def train(
     labels, test: labels of the source, and other pictures with labels, for measuring while it trains: the training
         itself never sees a label.
     train_source: where the pictures of a run that is resumed are now, if they were moved.
-    say: takes each line that tells what was chosen; None = the lines of the metrics alone are printed. overrides: any
-        field of Settings by name.
+    say: takes each line that tells what was chosen and how it goes; None = silence.
+    config: a run's config.json, or a JSON or TOML file of settings, in place of a preset.
+    on_log: is called with each line of metrics.jsonl as a dict, by the main process. If it raises an exception, that is
+        said, it is not called again, and the training goes on.
+    overrides: any field of Settings by name, over the preset or the file.
     Raises InputError for an invalid argument.
 
     Examples:
@@ -100,11 +106,14 @@ def train(
         >>> import instdisc
         >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
         >>> small = dict(backbone="conv6", width=4, dim=8, size=16, batch=8, negatives=8, epochs=1)
-        >>> run = instdisc.train(pictures, "runs/small", device="cpu", say=None, **small)  # doctest: +ELLIPSIS
-        epoch 1: ...
+        >>> run = instdisc.train(pictures, "runs/small", device="cpu", say=None, **small)
         >>> run.finished, run.instances, run.epochs
         (True, 40, 1.0)
     """
+    if config is not None:
+        if preset != "default":
+            raise InputError("config says what the run starts from: leave out preset, or name it in that file.")
+        preset, overrides = read_recipe(config, overrides)
     with ranks.distributed():
         log: Callable[[str], None] = say if say is not None and ranks.is_main() else _silent
         folder = RunFolder(out)
@@ -113,26 +122,26 @@ def train(
         check_folder(folder, resume)
         with _alone(folder, resume):
             earlier = Run(folder.path) if resume else None
-            torch_device = findable(source if train_source is None else train_source)
+            location = findable(source if train_source is None else train_source)
             try:
-                opened = _open_in_turn(torch_device, labels=labels, split=split, limit=limit)
+                opened = _open_in_turn(location, labels=labels, split=split, limit=limit)
             except InputError as error:
                 if earlier is None or train_source is not None:
                     raise
                 raise InputError(
                     f"{error} If the pictures are elsewhere now, name the new location with --train-source."
                 ) from None
-            start = Start(opened, describe_source(torch_device, labels, split, limit), preset, overrides)
+            described = describe_source(location, labels, split, limit, beginning=True)
+            if described["given"] is None:
+                log(f"{opened.name} is in memory: later commands need the same pictures as train_source.")
+            start = Start(opened, described, preset, overrides, on_log=on_log)
             return train_on(start, folder, earlier, test, device, log)
 
 
 def train_on(
     start: Start, run: RunFolder, before: Run | None, test: Any, asked_device: str, say: Callable[[str], None]
 ) -> RunResult:
-    """`train` of pictures that are open, in a run folder that is held. Every rank calls it.
-
-    before: the run that goes on; None starts one.
-    """
+    """`train` of pictures that are open, in a run folder that is held, by every rank. before: the run that goes on."""
     device = ranks.device(asked_device)
     keep_freed_memory(device.type)
     earlier = None if before is None else before.facts
@@ -169,6 +178,7 @@ def train_on(
     compiled = _compiled(earlier, settings, encoder, device, precision, pictures.count, say)
     training = Training(run, settings, pictures, encoder, device, precision, order, compiled)
     log_training(say, training, order)
+    training.metrics.listen(say, start.on_log)
     if device.type == "cpu":
         for augment in training.augmentations.values():
             augment.prepare(settings.stored_side)
@@ -306,10 +316,13 @@ def _open_in_turn(given: Any, **how: Any) -> Source:
 def check_folder(run: RunFolder, resume: bool, begun: str = "") -> None:
     """Make the run folder, if it may be one; InputError otherwise. begun: a name in it that says that work goes on."""
     if run.exists() and not resume:
-        raise InputError(f"{run.path} holds a run already: add --resume to go on with it, or choose another folder.")
+        raise InputError(
+            f"{run.path} holds a run already: add --resume (resume=True in Python) to go on with it, or choose another "
+            "folder."
+        )
     require_utf8(run.path)
     if resume and not run.exists():
-        raise InputError(f"There is no run in {run.path} to resume: start it without --resume.")
+        raise InputError(f"There is no run in {run.path} to resume: start one there first.")
     if run.path.exists() and not run.path.is_dir():
         raise InputError(f"{run.path} is a file: choose a folder for the run.")
     if not run.exists() and run.path.is_dir() and not (begun and (run.path / begun).is_dir()):

@@ -73,7 +73,8 @@ def closing(run: RunFolder, training: Training, quarantine: Quarantine, seconds:
         unreadable = f" {counted(quarantine.count, 'picture')} could not be read: see {run.quarantine}."
     if training.interrupted and not training.finished:
         epoch = training.step_number / training.batches_per_epoch
-        return f"Stopped and saved at epoch {epoch:.1f}; go on with --resume. The run is in {run.path}.{unreadable}"
+        go_on = "go on with --resume (resume=True in Python)"
+        return f"Stopped and saved at epoch {epoch:.1f}; {go_on}. The run is in {run.path}.{unreadable}"
     return f"Done in {duration(seconds)}. The run is in {run.path}.{unreadable}"
 
 

@@ -287,9 +287,10 @@ class Settings:
         own = 1 - self.view_share
         return {self.objective: own, "views": self.view_share, "groups": self.group_weight, "proximal": 1.0}
 
-    def with_overrides(self, overrides: Mapping[str, Any]) -> Settings:
-        """The same with some fields replaced by name. Raises InputError for an unknown name or an invalid value."""
-        known = [field.name for field in fields(self)]
+    @classmethod
+    def converted(cls, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by name, each as its field has it. Raises InputError for an unknown name or an invalid value."""
+        known = [field.name for field in fields(cls)]
         hints = get_type_hints(Settings)
         values: dict[str, Any] = {}
         for name, value in overrides.items():
@@ -298,6 +299,11 @@ class Settings:
                 hint = f" Did you mean {' or '.join(close)}?" if close else f" There are: {', '.join(known[1:])}."
                 raise InputError(f'"{name}" is no setting of a run.{hint}')
             values[name] = convert(name, value, hints[name])
+        return values
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Settings:
+        """The same with some fields replaced by name. Raises InputError for an unknown name or an invalid value."""
+        values = self.converted(overrides)
         if "epochs" in values and "warmup" not in values:  # the schedule keeps its shape, as its drops do
             values["warmup"] = self.warmup * values["epochs"] / self.epochs
         if "epochs" in values and "fill_epochs" not in values:  # a short run must not end before its bank has its say

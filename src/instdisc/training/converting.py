@@ -41,6 +41,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         allowed = ["true", "false", *words]
         raise InputError(f'{name} is {", ".join(allowed[:-1])} or {allowed[-1]}, not "{value}".')
     kind = int if int in options else float if float in options else str
+    if kind is not str and isinstance(value, bool):
+        raise InputError(f'{name} is {"a whole number" if kind is int else "a number"}, not "{str(value).lower()}".')
     if kind is str:
         return str(value)
     try:

@@ -7,10 +7,12 @@ measurement of quality instead.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +47,12 @@ class Metrics:
         self._board: Any = None
         self._warned = False
         self._shown = ""
+        self._say: Callable[[str], None] = print
+        self._on_log: Callable[[dict[str, Any]], None] | None = None
+
+    def listen(self, say: Callable[[str], None], on_log: Callable[[dict[str, Any]], None] | None) -> None:
+        """Who is told each sentence, and is given each line that is written."""
+        self._say, self._on_log = say, on_log
 
     def count(self, pictures: int, waited: float) -> None:
         """A piece of a batch came in: so many pictures, after so many seconds of waiting."""
@@ -96,10 +104,8 @@ class Metrics:
     def say(self, words: str) -> None:
         """A sentence for the person, above the bar."""
         if ranks.is_main():
-            if self._bar is not None:
-                self._bar.say(words)
-            else:
-                print(words, flush=True)
+            self._say(words)
+            sys.stdout.flush()  # whoever reads it through a pipe waits for it
 
     def line(self, training: Training) -> dict[str, Any]:
         """What the line of this step says beside losses, which may be known only later; another line begins here."""
@@ -192,6 +198,15 @@ class Metrics:
             for name, value in _flat(line):
                 if name not in ("step",):
                     self._board.add_scalar(name, value, line["step"])
+        if self._on_log is not None:
+            try:
+                self._on_log(copy.deepcopy(line))
+            except Exception as error:  # of a tracker that can't be reached, say: no reason to lose a night's work
+                self._on_log = None
+                self.say(
+                    f"  on_log failed ({type(error).__name__}: {error}) and is not called again. The training goes on; "
+                    f"all lines are in {self.run.metrics}."
+                )
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def open_sequence(pictures: Any, limit: int | None = None) -> SequenceSource:
     """Rows of anything with a length and items that are PIL images, arrays, encoded bytes or paths."""
     if not hasattr(pictures, "__len__") or not hasattr(pictures, "__getitem__") or isinstance(pictures, dict | bytes):
         raise InputError(f"A {type(pictures).__name__} is no collection of pictures: give a path, an array or a list.")
-    if len(pictures) and not _is_picture_like(pictures[0]):
+    if len(pictures) and not is_picture_like(pictures[0]):
         kind = type(pictures[0]).__name__
         raise InputError(f"The first item is a {kind}, not a picture: give PIL images, arrays, encoded bytes or paths.")
     return SequenceSource(pictures, limit=limit)
@@ -92,21 +92,32 @@ class ArraySource(Source):
 
 
 class SequenceSource(Source):
-    """One picture an item of a sequence. Ids: `sequence#17`. It pickles as the sequence does."""
+    """One picture an item of a sequence. Ids: `sequence#17`. It pickles as the sequence does.
 
-    def __init__(self, pictures: Sequence[Any], *, limit: int | None = None) -> None:
-        super().__init__("sequence", len(pictures), limit=limit)
-        self._pictures = pictures
+    labels: gives the class of each item, where they are known.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Any],
+        *,
+        limit: int | None = None,
+        name: str = "sequence",
+        labels: Callable[[], Encoded | None] | None = None,
+    ) -> None:
+        super().__init__(name, len(pictures), limit=limit)
+        self._pictures, self._read_labels = pictures, labels
 
     def identifiers(self, start: int, stop: int) -> list[bytes]:
-        return [b"sequence#%d" % row for row in range(start, stop)]
+        name = os.fsencode(self.name)
+        return [b"%s#%d" % (name, row) for row in range(start, stop)]
 
     def locations(self, start: int, stop: int) -> list[bytes]:
         return self.identifiers(start, stop)
 
     def read(self, row: int) -> Content:
         picture = self._pictures[row]
-        if not _is_picture_like(picture):
+        if not is_picture_like(picture):
             raise UnreadableError(f"the item is a {type(picture).__name__}, not a picture")
         if isinstance(picture, str | os.PathLike):
             try:
@@ -122,11 +133,16 @@ class SequenceSource(Source):
             picture = picture.numpy()
         return picture
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_read_labels": None}
+
     def _own_labels(self) -> Encoded | None:
-        return None
+        found = None if self._read_labels is None else self._read_labels()
+        return None if found is None else (found[0][: len(self)], found[1])
 
 
-def _is_picture_like(item: Any) -> bool:
+def is_picture_like(item: Any) -> bool:
+    """Whether an item is taken for a picture: bytes, a path, an array of two or three dimensions, a PIL image."""
     if isinstance(item, bytes | str | os.PathLike):
         return True
     if hasattr(item, "__array__") and hasattr(item, "ndim"):

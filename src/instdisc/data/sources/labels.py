@@ -150,13 +150,11 @@ def read_label_lines(path: Path | str, *, by: tuple[str, ...] = KEYS, votes: boo
     return LabelLines(Path(path), [keys[location] for location in kept], [labels[location] for location in kept])
 
 
-def read_labels(path: Path, count: int, identifiers: Names, locations: Names) -> tuple[Encoded, list[str]]:
-    """The labels that a table gives to `count` rows, and sentences on the lines of it that count for nothing.
+def labels_of_lines(lines: LabelLines, count: int, identifiers: Names, locations: Names) -> tuple[Encoded, list[str]]:
+    """The labels that lines of a table give to `count` rows, and sentences on the lines that count for nothing.
 
-    Pictures that it does not name have no label. Raises LabelsError for a file that is missing, of another form, or
-    matches nothing.
+    Pictures that none names have no label. Raises LabelsError where no line fits.
     """
-    lines = read_label_lines(path)
     rows, sentences = lines.match(identifiers, locations, count)
     codes, names = encode(pa.array([os.fsencode(label) for label in lines.labels], pa.large_binary()))
     answer = np.full(count, -1, dtype=np.int64)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from instdisc.data.sources.arrow import LabelsError
 from instdisc.data.sources.source import Source
 from instdisc.data.storage.kinds import NOT_READ
 from instdisc.errors import InputError
@@ -30,7 +31,8 @@ def open_source(
 
     source: a folder, Parquet file, tar shard, pattern of these or a picture file (path or URL), a list of them, an
         array or tensor (n, h, w[, c]), a sequence of PIL images, arrays, bytes or paths, an array or column of paths,
-        or one of the names digits, cifar10, cifar100, stl10 (`./digits` is the folder).
+        a table (pandas, polars, Arrow, a Hugging Face Dataset) with a column of pictures or paths, as `frame_of` finds
+        them, or one of the names digits, cifar10, cifar100, stl10 (`./digits` is the folder).
     labels: a table (CSV or the like) with the columns path (or id) and label, or one label a picture; instead of those
         found inside.
     split: the part to open where there are several: a folder inside, files named for it, or a split of a known name.
@@ -45,11 +47,22 @@ def open_source(
         >>> len(source), source.identifier(2), source.label_names, source.labels
         (3, 'array#2', ['cat', 'dog'], array([0, 1, 0]))
     """
-    opened = _open(source, split, None if index_folder is None else Path(index_folder), limit)
+    from instdisc.data.sources.frames import frame_of  # which needs Arrow's forms; no command does
+
+    frame = frame_of(source)
+    place = source if frame is None else frame if frame.paths is None else frame.paths
+    opened = _open(place, split, None if index_folder is None else Path(index_folder), limit)
     if len(opened) == 0:
         raise InputError(_nothing(opened))
     if labels is not None:
         opened.set_labels(labels)
+    elif frame is not None and frame.paths is not None:
+        try:
+            lines = frame.label_lines(limit)
+            if lines is not None:
+                opened.set_labels(lines)
+        except LabelsError as error:
+            opened.choices = (*opened.choices, f"The labels of the {frame.name} are not used: {error}")
     return opened
 
 
@@ -67,6 +80,7 @@ def _open(source: Any, split: str | None, index_folder: Path | None, limit: int 
     # Imported here: no command needs them all.
     from instdisc.data.sources.arrays import open_array, open_sequence
     from instdisc.data.sources.builtin import NAMES, open_named
+    from instdisc.data.sources.frames import Frame, open_frame
     from instdisc.data.sources.locations import open_places
 
     if isinstance(source, str) and source in NAMES:
@@ -75,6 +89,8 @@ def _open(source: Any, split: str | None, index_folder: Path | None, limit: int 
         return open_places([os.fspath(source)], split, index_folder, limit)
     if split is not None:
         raise InputError("split is for folders, files and known names: give the array or list of that part itself.")
+    if isinstance(source, Frame):
+        return open_frame(source, limit)
     names = names_in(source)
     if isinstance(source, Source):
         raise InputError("That is an opened source already: use it as it is.")

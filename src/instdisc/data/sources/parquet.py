@@ -220,14 +220,11 @@ def _open(location: str, stamp: tuple[int, int]) -> pq.ParquetFile:
 
 def _columns(schema: pa.Schema, location: str) -> dict[str, Any]:
     """Which column holds the pictures, which the labels, and the classes' names if the file tells them."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):  # not from the hub
-        features = {}
+    features = hub_features(schema)
     kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
     classes = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
     label = _first(("label", *classes[:1], "labels", "fine_label"), schema.names)
-    names = features.get(label, {}).get("names") if kinds.get(label) == "ClassLabel" else None
+    names = features[label].get("names") if label is not None and kinds.get(label) == "ClassLabel" else None
     told = [name for name in schema.names if kinds.get(name) == "Image"]
     known = ("image", *told, "images", "img", "picture", "pictures", "photo", "jpg", "jpeg", "png")
     others = [field for field in schema if field.name != label]
@@ -242,6 +239,14 @@ def _columns(schema: pa.Schema, location: str) -> dict[str, Any]:
         )
     inside = ".bytes" if pa.types.is_struct(schema.field(image).type) else ""
     return {"image": image + inside, "label": label, "label_names": names}
+
+
+def hub_features(schema: pa.Schema) -> dict[str, Any]:
+    """What Hugging Face says of the columns in a schema; empty where it is not from there."""
+    try:
+        return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _first(wanted: Sequence[str], names: Sequence[str]) -> str | None:

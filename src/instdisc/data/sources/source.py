@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from instdisc.data.decoding.decode import UnreadableError
 from instdisc.data.sources.arrow import LabelsError
-from instdisc.data.sources.labels import Encoded, encode, read_labels
+from instdisc.data.sources.labels import Encoded, LabelLines, encode, labels_of_lines, read_label_lines
 from instdisc.data.sources.row_groups import Groups
 from instdisc.data.storage.scan import chunks, digest_of
 from instdisc.data.storage.skipped import Skipped
@@ -123,10 +123,10 @@ class Source(ABC):
 
     def set_labels(self, labels: Any) -> None:
         """Labels from outside: a table (path or id, label), or one value a row. Raises InputError if they misfit."""
-        given = isinstance(labels, str | os.PathLike)
-        if not given and len(labels) != len(self):
+        given, lines = isinstance(labels, str | os.PathLike), isinstance(labels, LabelLines)
+        if not given and not lines and len(labels) != len(self):
             raise InputError(f"There are {len(labels)} labels for {len(self)} pictures: give one for each.")
-        self._given_labels = Path(labels) if given else encode(_plain(labels))
+        self._given_labels = Path(labels) if given else labels if lines else encode(_plain(labels))
         self._labels_known = False
         self._find_labels()
         if self._labels_problem is not None:
@@ -158,8 +158,9 @@ class Source(ABC):
             self._encoded = self._labels_problem = None
             self._label_notes = ()
             try:
-                if isinstance(given, Path):
-                    found = read_labels(given, len(self), self.identifiers, self.locations)
+                if isinstance(given, Path | LabelLines):
+                    lines = given if isinstance(given, LabelLines) else read_label_lines(given)
+                    found = labels_of_lines(lines, len(self), self.identifiers, self.locations)
                     self._encoded, self._label_notes = found[0], tuple(found[1])
                 else:
                     self._encoded = given if given is not None else self._own_labels()
