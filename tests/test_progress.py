@@ -95,7 +95,6 @@ def test_other_ranks_say_nothing(clock: Clock, capsys: pytest.CaptureFixture[str
     with Bar(total=10, enabled=False) as bar:
         clock.now += 100
         bar.advance(5)
-        bar.say("words")
     assert capsys.readouterr() == ("", "")
 
 
@@ -109,7 +108,7 @@ def test_a_terminal_gets_a_bar_after_two_seconds(
     with Bar(total=100, description="Training", unit="steps") as bar:
         clock.now += seconds
         bar.advance(30, note="loss 2.0 [low]")
-        bar.say("epoch 1 [of 2]")
+        print("epoch 1 [of 2]")
     assert capsys.readouterr().out == "epoch 1 [of 2]\n", "standard output is a file here, and gets its lines as always"
     assert ("Training" in terminal.getvalue()) == (seconds > progress.QUIET_SECONDS)
     if seconds > progress.QUIET_SECONDS:
@@ -125,7 +124,7 @@ def test_lines_stand_above_the_bar_where_both_go_to_one_terminal(clock: Clock, m
     with Bar(total=100, description="Training") as bar:
         clock.now += 3
         bar.advance(30)
-        bar.say("epoch 1 [of 2]")
+        print("epoch 1 [of 2]")
         bar.advance(30)
     assert "epoch 1 [of 2]\nTraining" in terminal.getvalue(), "the bar is drawn anew below the line"
     assert sys.stdout is terminal

@@ -71,12 +71,6 @@ class Bar:
         """Work that was done before, which does not count for the speed."""
         self.done = self._before = done
 
-    def say(self, words: str) -> None:
-        """Print a line on standard output, above the bar."""
-        if not self.enabled:
-            return
-        print(words, flush=True)
-
     def _line(self, now: float) -> str:
         rate = (self.done - self._before) / max(now - self._started, 1e-9)
         parts = [self._counted()]

@@ -51,6 +51,17 @@ def column(kind: str, made: np.ndarray) -> list[Any]:
     return held[kind]()
 
 
+class Streamed:
+    """A table of another library, as polars': it has columns, and hands itself on in Arrow's form."""
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        self.columns = list(columns)
+        self._table = pa.table(columns)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
 def labels_of(source: Any) -> list[str]:
     assert source.labels is not None
     return [source.class_name(code) for code in source.labels]
@@ -60,6 +71,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     **{f"pandas {kind}": (kind, pandas.DataFrame) for kind in ("bytes", "struct", "images", "arrays")},
     **{f"arrow {kind}": (kind, pa.table) for kind in ("bytes", "struct")},
     "record batch": ("bytes", pa.RecordBatch.from_pydict),
+    "another library's": ("struct", Streamed),
 }
 
 
