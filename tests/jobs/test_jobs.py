@@ -426,7 +426,7 @@ def test_a_run_finds_its_pictures_from_anywhere(tmp_path: Path, monkeypatch: pyt
 
 def test_arrays_are_given_again(tmp_path: Path) -> None:
     run = train(made_pictures(COUNT), tmp_path / "run", tiny(epochs=1), limit=50, say=None).path
-    assert "trained on arrays in memory" in refused(measured, run)
+    assert "trained on pictures in memory" in refused(measured, run)
     assert measured(run, train_source=made_pictures(COUNT))["quality"]["rows"] == 50
 
 

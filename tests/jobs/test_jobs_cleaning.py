@@ -332,5 +332,5 @@ def test_age_needs_files(tmp_path: Path) -> None:
         duplicates(run, keep="oldest", train_source=pictures, say=None)
     assert len(duplicates(run, train_source=pictures, say=None)) == 20
     RunFolder(run).thumbnails.unlink()
-    with pytest.raises(InputError, match="was trained on arrays in memory"):
+    with pytest.raises(InputError, match="was trained on pictures in memory"):
         duplicates(run, bank=True, say=None)
