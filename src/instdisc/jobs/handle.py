@@ -233,7 +233,7 @@ class Handle:
         found = outliers(self._searchable(), count=count, device=self._device, say=_bars_alone)
         lines = [
             {one.name: getattr(outlier, one.name) for one in fields(Entry)}
-            | {"outlier_score": round(outlier.strangeness, 4), "similarity": round(outlier.similarity, 4)}
+            | {"outlier_score": round(outlier.outlier_score, 4), "similarity": round(outlier.similarity, 4)}
             for outlier in found
         ]
         return self._results(lines, f"{len(lines)} outliers")

@@ -66,7 +66,7 @@ def search(
     """
     if not pictures:
         raise InputError("Name a picture to search for.")
-    with ranks.together():
+    with ranks.distributed():
         if store is not None and ranks.world() > 1:
             raise InputError("A server is asked by one process: start it without torchrun.")
         collection = searchable(
