@@ -12,6 +12,7 @@
                            classes; what `label` proposes; the labels of a table or list that the run began with
     RUN/map/               the collection in the plane
     RUN/given.parquet      what came with vectors that were made elsewhere: id, location, label, other columns
+    RUN/features/          of a frozen backbone, until the training has ended
     RUN/train.lock         who trains here, while it is held
     RUN/growing/           an addition (`train RUN --add`) that has not ended
     RUN/purged/            receipts of what `index RUN --purge` erased
@@ -47,6 +48,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.quarantine = self.path / "quarantine.csv"
         self.checkpoints = self.path / "checkpoints"
+        self.features = self.path / "features"
         self.given = self.path / "given.parquet"
         self.search_vectors = self.path / "search_vectors.safetensors"
         self.evaluation = self.path / "evaluation.json"

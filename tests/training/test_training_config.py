@@ -118,6 +118,9 @@ def test_values_are_read_as_their_field_is(name: str, text: Any, value: Any) -> 
         ("size", "0", "size must be at least 1 pixel"),
         ("width", "0", "width must be at least 1"),
         ("head", "deep", "head is one of linear, mlp"),
+        ("unfreeze", "some", "unfreeze is one of none, last, all"),
+        ("backbone_rate", "2", "backbone_rate is a share"),
+        ("kept_views", "0", "kept_views must be at least 1"),
         ("workers", "-1", "workers must not be negative"),
         ("monitor_epochs", "0", "monitor_epochs must be at least 1"),
         ("keep_checkpoints", "0", "keep_checkpoints must be at least 1"),
@@ -168,7 +171,7 @@ def test_every_difference_counts_except_operational_ones() -> None:
     settings = Settings(views=2, view_share=0.5, early_sizes=(0.5,), grow_at=(0.5,))
     other: dict[str, Any] = {
         "backbone": "conv6", "width": 8, "head": "mlp", "hidden": 9, "dim": 64, "size": 64, "pretrained": "x",
-            "stored": 70,
+            "stored": 70, "unfreeze": "last", "backbone_rate": 0.5, "kept_views": 4,
         "objective": "nce", "temperature": 0.2, "negatives": 7, "noise": "private", "partition": "exact",
         "mask_own": True, "proximal": 1.0, "view_share": 0.25,
         "groups": 4, "group_weight": 1.0, "group_from": 0.5, "views": 3, "fill_epochs": 1.0, "bank_momentum": 0.0,

@@ -21,6 +21,8 @@ Examples:
 
 `instdisc train cifar10 --preset paper_cifar10 --out runs/paper` — the paper's recipe
 
+`instdisc train photos/ --out runs/tuned --preset from_pretrained --set backbone=resnet50` — on a published network
+
 `instdisc train photos/ --out runs/photos --resume` — go on where it stopped
 
 `instdisc train runs/photos --add` — take in the pictures that came to photos/, let go of those that have gone
@@ -86,7 +88,7 @@ def command(
     ] = False,
     preset: Annotated[
         str,
-        typer.Option(help="default, laptop_cifar10, paper_cifar10, paper_imagenet or digits."),
+        typer.Option(help="default, from_pretrained, laptop_cifar10, paper_cifar10, paper_imagenet or digits."),
     ] = "default",
     epochs: Annotated[float | None, typer.Option(help="Passes over the pictures.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train for so long instead.")] = None,

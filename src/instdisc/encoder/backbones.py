@@ -167,6 +167,26 @@ def stages(backbone: nn.Module) -> list[Stage]:
     ]
 
 
+UNFREEZE = ("none", "last", "all")  # what learns of a backbone
+
+
+def frozen_modules(backbone: nn.Module, unfreeze: str) -> list[nn.Module]:
+    """The modules that stay as they are: all of them ("none" learns), all before the last stage ("last"), or no one.
+
+    The last stage is the last that the backbone lists; what the backbone defines behind it learns too. Raises
+    InputError where it lists no stages.
+    """
+    every = list(backbone.modules())
+    if unfreeze == "none":
+        return every
+    if unfreeze == "all":
+        return []
+    found = stages(backbone)
+    if not found:
+        raise InputError("This backbone lists no stages, so none is its last: set unfreeze to none or all.")
+    return every[: next(place for place, module in enumerate(every) if module is found[-1].module)]
+
+
 def _make_timm(config: EncoderConfig) -> nn.Module:
     import timm
     from timm.models.resnet import ResNet

@@ -24,6 +24,7 @@ from torch import nn
 from instdisc.encoder.backbones import (
     DEVIATION,
     evaluating,
+    frozen_modules,
     make_backbone,
     output_channels,
     published_view,
@@ -73,16 +74,38 @@ class Encoder(nn.Module):
         self.channels = output_channels(self.backbone, config)
         self.config = replace(config, dim=self.channels) if config.head == "none" else config
         self.head = _make_head(config.head, self.channels, config.hidden or self.channels, config.dim)
+        self._frozen: list[nn.Module] = []
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], *, with_pooled: bool = False
+        self,
+        images: Float[Tensor, "batch 3 height width"] | Float[Tensor, "batch channels"],
+        *,
+        with_pooled: bool = False,
     ) -> Float[Tensor, "batch dim"] | tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch channels"]]:
         """Unit vectors in float32 of normalised pictures. Head and length are float32 under autocast too.
 
-        with_pooled: and beside them the backbone's features that they come from, in the precision they have.
+        images: or what the backbone gave of them, (batch, channels), which goes to the head. with_pooled: and beside
+        them the backbone's features that they come from, in the precision they have.
         """
-        pooled = self.backbone(images)
+        pooled = images if images.ndim == 2 else self.backbone(images)
         return (self._project(pooled), pooled) if with_pooled else self._project(pooled)
+
+    def freeze(self, unfreeze: str = "none") -> None:
+        """Keep the backbone as it is, its statistics too. unfreeze: what learns of it all the same: "last", its last
+        stage and what is behind; "all". Raises InputError where it lists no stages and its last is to learn.
+        """
+        self._frozen = frozen_modules(self.backbone, unfreeze)
+        for module in self._frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Training or evaluation mode of all that is not frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
 
     def describe(self) -> dict[str, Any]:
         """The encoder's choices as plain JSON values; `build_encoder` takes them back."""

@@ -18,7 +18,7 @@ def start_from_file(encoder: nn.Module, path: Path, *, whole: bool = False) -> s
     """Copies every tensor that has the name and shape of one of the encoder's; says in a sentence what did not fit.
 
     The file may hold a whole encoder (`backbone.…`, `head.…`) or a backbone alone (timm's names), with or without a
-    usual prefix. whole: every tensor must be there, but for the counts of batches, which nothing uses.
+    usual prefix. whole: every tensor of the backbone must be there, but for the counts of batches, which nothing uses.
     Raises InputError if the file can't be read, nothing in it fits, or not all is there that must be.
     """
     from safetensors import SafetensorError
@@ -32,7 +32,8 @@ def start_from_file(encoder: nn.Module, path: Path, *, whole: bool = False) -> s
     fitting = max((_fitting(own, found, prefix) for prefix in _PREFIXES), key=len)
     if not fitting:
         raise InputError(f"Nothing in {path} fits this encoder: it holds {_listed(found)}; wanted {_listed(own)}.")
-    lacking = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    of_backbone = [name for name in own if name.startswith("backbone.") and not name.endswith("num_batches_tracked")]
+    lacking = [name for name in of_backbone if name not in fitting]
     if whole and lacking:
         raise InputError(
             f"{path} lacks {len(lacking)} of the {len(own)} tensors of this network ({_listed(lacking)}): they would "

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import nn
 
 from instdisc import ranks
 from instdisc.allocator import keep_freed_memory
@@ -97,9 +98,7 @@ def embed_to(
     """
     autocast(device, precision)  # a name that is none is refused before anything is read
     dim = encoder.dimensions(vectors)
-    digest = hashlib.sha256(repr(encoder.describe()).encode())
-    for name, values in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + values.contiguous().cpu().numpy().tobytes())
+    digest = digest_of(encoder, encoder.describe())
     if precision != "auto":  # vectors of two precisions never stand in one file
         digest.update(precision.encode())
     if vectors == "search" and encoder.whitening is not None:  # nor those of two kinds
@@ -137,6 +136,14 @@ def embed_to(
         if written.unreadable:
             say(f"{counted(written.unreadable, 'picture')} could not be read: see {written.path}.quarantine.csv.")
     return written
+
+
+def digest_of(module: nn.Module, facts: Any) -> hashlib._Hash:
+    """A hash of all tensors of a module, and of facts beside them."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for name, values in sorted(module.state_dict().items()):
+        digest.update(name.encode() + values.contiguous().cpu().numpy().tobytes())
+    return digest
 
 
 def embedded(
@@ -184,9 +191,23 @@ def vectors_of(
             say(f"{counted(len(gone), 'picture has', 'pictures have')} gone, the first is {gone[0]}.")
         if written.unreadable > len(gone):
             say(f"{written.unreadable - len(gone):,} could not be read: see {out}.quarantine.csv.")
+    return read_vectors(out, source)
+
+
+def read_vectors(out: Path, source: Source) -> tuple[Int[np.ndarray, " read"], Float[np.ndarray, "read dim"]]:
+    """The rows of `source` that `write_embeddings` could read, and their vectors, mapped from `out` (.npy)."""
     opened = open_embeddings(out)
     numbers = {identifier: row for row, identifier in enumerate(_bytes(source.fetch_table()["id"]))}
     return np.array([numbers[identifier] for identifier in _bytes(opened.ids)]), opened.vectors
+
+
+def note_unreadable(out: Path, quarantine: Quarantine) -> None:
+    """Put what OUT.quarantine.csv lists on the list of a run."""
+    listed = out.with_name(f"{out.name}.quarantine.csv")
+    if listed.is_file():
+        with open(listed, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in csv.DictReader(lines):
+                quarantine.add(line["id"], line["path"], line["reason"])
 
 
 def _gone(out: Path) -> list[str]:

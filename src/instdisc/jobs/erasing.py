@@ -86,6 +86,10 @@ class Erasing:
         write_json(self._stage.config, facts)
         self._wrote(self._folder.config, "hashes of their pixels, and their paths where the source was a list")
 
+    def features(self) -> None:
+        """RUN/features/ goes: a training that goes on computes it again."""
+        self.drop += [path for path in self._folder.features.rglob("*") if path.is_file()]
+
     def checkpoints(self) -> None:
         """Every checkpoint without their rows of the bank; a damaged one goes."""
         for path in sorted(self._folder.checkpoints.glob("*")):

@@ -133,7 +133,8 @@ def _evaluate(
     log_lines(log, (testing or training).label_notes)
     check_votes(neighbours, votes_temperature, training, leave_one_out=testing is None)
     bank_rows = own_bank_rows(run, len(training)) if bank or "quality" in measures else None
-    fresh = build_encoder(encoder.config, seed=_UNTRAINED_SEED).to(torch_device)
+    random = replace(encoder.config, pretrained=False)  # whatever the run began with
+    fresh = build_encoder(random, seed=_UNTRAINED_SEED).to(torch_device)
     # pixels are compared at the pictures' own size where that is small: enlarging them would only blur them
     shown = look_at(training).side
     side = min(PIXEL_SIDE, encoder.preprocessing.size, shown)
@@ -239,7 +240,7 @@ def _with_few_labels(
     chosen = run.facts["chosen"]
     found = few_labels(
         encoder,
-        partial(build_encoder, encoder.config),
+        partial(build_encoder, replace(encoder.config, pretrained=False)),
         training,
         train,
         testing,

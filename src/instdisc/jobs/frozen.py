@@ -22,7 +22,7 @@ import torch
 from instdisc import ranks
 from instdisc.data.sources.source import Source
 from instdisc.encoder import SMALL_ENCODERS, Encoder, EncoderConfig, build_encoder, unit_length
-from instdisc.encoder.backbones import published_view
+from instdisc.encoder.backbones import frozen_modules, published_view
 from instdisc.encoder.encoder import FEATURES
 from instdisc.encoder.whitening import Moments, NoSearchVectorsError, Whitening, fit_whitening
 from instdisc.errors import InputError
@@ -32,18 +32,27 @@ from instdisc.jobs.measures import plain
 from instdisc.jobs.search_vectors import sample_of
 from instdisc.jobs.vectors import by_blocks
 from instdisc.shapes import Float, Int, Tensor
+from instdisc.system import free_disk, readable_bytes
+from instdisc.training import Settings
 
 _BLOCK = 16_384
 
 
 def published_encoder(
-    name: str, weights: str | Path | None = None, *, size: int | None = None, shown: int | None = None
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    size: int | None = None,
+    shown: int | None = None,
+    seed: int = 0,
+    **more: Any,
 ) -> Encoder:
     """The network of this name without a head, on the CPU, with its own preprocessing.
 
     name: timm's, or one of our small ones. weights: a safetensors file; None = timm's own, fetched where a network is.
     size: side of the pictures it sees, pixels; None = its own. shown: usual side of the pictures that it is given:
-    smaller ones than it sees keep the margin that it was made to cut off.
+    smaller ones than it sees keep the margin that it was made to cut off. more: further fields of EncoderConfig, as for
+    a head, which is drawn from the seed.
     Raises InputError for an unknown name, and for weights that are unavailable or incomplete.
     """
     if name in SMALL_ENCODERS and size is None:
@@ -55,16 +64,61 @@ def published_encoder(
     view = published_view(name)
     size = size or view.size
     whole = name in SMALL_ENCODERS or (shown is not None and shown < size)
-    config = EncoderConfig(
-        backbone=name,
-        head="none",
-        image_size=size,
-        pretrained=True if weights is None else str(Path(weights).absolute()),
-        crop_fraction=1.0 if whole else view.crop_fraction,
-        mean=view.mean,
-        std=view.std,
-    )
-    return build_encoder(config, whole=True)
+    facts: dict[str, Any] = {
+        "backbone": name,
+        "head": "none",
+        "image_size": size,
+        "small_stem": False,  # which a network that learnt at 224 px does not have, whatever it is shown
+        "pretrained": True if weights is None else str(Path(weights).absolute()),
+        "crop_fraction": 1.0 if whole else view.crop_fraction,
+        "mean": view.mean,
+        "std": view.std,
+    }
+    return build_encoder(EncoderConfig(**(facts | more)), seed, whole=True)
+
+
+def encoder_of(settings: Settings, shown: int) -> Encoder:
+    """The encoder that a run begins with: a published network and a head, where it goes on with such a one.
+
+    shown: usual side of the pictures. Raises InputError where it can't take the sizes of the views, and what
+    `published_encoder` raises.
+    """
+    if settings.pretrained is False and settings.unfreeze != "all":
+        raise InputError(
+            f"unfreeze={settings.unfreeze} would keep random weights: set pretrained to true or to a safetensors file."
+        )
+    if settings.goes_on:
+        own = settings.encoder
+        weights = None if own.pretrained is True else str(own.pretrained)
+        more = {"head": own.head, "hidden": own.hidden, "dim": own.dim, "width": own.width}
+        encoder = published_encoder(own.backbone, weights, size=own.image_size, shown=shown, seed=settings.seed, **more)
+        frozen_modules(encoder.backbone, settings.unfreeze)  # refused now where it has no last stage
+    else:
+        encoder = build_encoder(settings.encoder, seed=settings.seed)
+    if encoder.config.dim != settings.dim:  # of head=none
+        dim = encoder.config.dim
+        raise InputError(
+            f"Without a head {settings.backbone} gives {dim} dimensions, not {settings.dim}: set dim to {dim}."
+        )
+    try:
+        encoder.check_sizes(settings.view_sizes)
+    except InputError as error:  # of a preset perhaps, and the backbone of the person
+        raise InputError(f"{error} Or add --set early_sizes= --set grow_at= for views of one size.") from None
+    return encoder
+
+
+def check_room(folder: Path, pictures: int, width: int) -> int:
+    """The bytes that the features take for a while: parts, and the file put together of them.
+
+    width: float32 numbers of a picture. InputError where they would fill the disk.
+    """
+    needed, free = 2 * 4 * pictures * width, free_disk(folder)
+    if needed > free:
+        raise InputError(
+            f"The features of {pictures:,} pictures need {readable_bytes(needed)} for a while, and {folder} has "
+            f"{readable_bytes(free)}: choose a folder on a larger disk, or take a part with --limit."
+        )
+    return needed
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ def _begun(collection: Collection, grown: Grown, overrides: dict[str, Any], kind
     chosen = replace(
         short_run(origin, float(first["epochs"])),
         seed=origin.seed + len(before) + 1,
+        pretrained=settings.pretrained,
         bank_dtype=facts["chosen"].get("bank_dtype", settings.bank_dtype),
         precision=facts["chosen"]["precision"] if facts["chosen"]["device"].startswith(kind) else settings.precision,
     )
@@ -151,6 +152,8 @@ def _begun(collection: Collection, grown: Grown, overrides: dict[str, Any], kind
         raise InputError(
             "An addition goes on with the network of the run: leave its settings and the size as they are."
         )
+    if chosen.pretrained is not False:  # whatever has become of the file that the run began with
+        chosen = replace(chosen, pretrained=str(saved.path.absolute() / "encoder.safetensors"))
     return Start(
         grown.source, grown.described, chosen, overrides, [*before, past], partial(_warm, saved=saved, grown=grown)
     )

@@ -15,6 +15,7 @@ from instdisc import draws, ranks
 from instdisc.data.augment import centre
 from instdisc.data.loading.batches import Batch
 from instdisc.data.loading.dataset import Pictures
+from instdisc.data.loading.kept import KeptViews
 from instdisc.data.sources.source import Source
 from instdisc.encoder import evaluating
 from instdisc.evaluation.knn import KNN
@@ -85,7 +86,9 @@ def _embed(
 
 
 def evaluation_view(training: Training, batch: Batch) -> Tensor:
-    """Stored pictures as `embed` would see them, normalised (batch, 3, size, size)."""
+    """Stored pictures as `embed` would see them, normalised (batch, 3, size, size); or their features that are kept."""
+    if isinstance(training.pictures, KeptViews):
+        return training.pictures.whole(batch)
     view = training.encoder.preprocessing
     return centre(
         batch.images,
@@ -98,8 +101,7 @@ def evaluation_view(training: Training, batch: Batch) -> Tensor:
 
 
 def _random_view(training: Training, batch: Batch, view: int = 0) -> Tensor:
-    aspects = training.pictures.aspects[batch.indices]
-    return training.augment(batch.images, batch.indices, aspects, seed=training.settings.seed, step=_APART, view=view)
+    return training.random_view(batch, training.settings.size, _APART, view)
 
 
 def _other_random_view(training: Training, batch: Batch) -> Tensor:

@@ -6,7 +6,6 @@ on; config.json comes last and makes the folder a run.
 
 from __future__ import annotations
 
-import csv
 import shutil
 import time
 from collections.abc import Callable
@@ -25,7 +24,8 @@ from instdisc.encoder import Encoder
 from instdisc.encoder.whitening import NoSearchVectorsError
 from instdisc.errors import InputError, counted
 from instdisc.files import file_digest, held
-from instdisc.jobs.frozen import frozen_vectors, published_encoder
+from instdisc.jobs.embed import note_unreadable
+from instdisc.jobs.frozen import check_room, frozen_vectors, published_encoder
 from instdisc.jobs.search_vectors import described
 from instdisc.jobs.sources import describe_source, findable, look_at, stamps_of
 from instdisc.jobs.start import write_start
@@ -34,7 +34,6 @@ from instdisc.jobs.train_log import device_name, log_source
 from instdisc.runs import RunFolder
 from instdisc.search.store import Changes, Part, write_changes
 from instdisc.shapes import Int
-from instdisc.system import free_disk, readable_bytes
 from instdisc.training import DataFacts, Settings, preset
 
 BEGUN = ".opening"
@@ -122,16 +121,12 @@ def _embedded(
     """The rows that could be read, once checkpoint, map and vectors of all of them are in the run folder."""
     begun = run.path / BEGUN
     features = begun / "features.npy"
-    _check_room(begun, len(source), sum(network.frozen_levels().values()))
+    check_room(begun, len(source), sum(network.frozen_levels().values()))
     try:
         found = frozen_vectors(features, network, source, say=log)
     except NothingReadableError:
         raise InputError(f"None of the pictures of {source.name} can be read: is it the right place?") from None
-    listed = features.with_name(f"{features.name}.quarantine.csv")
-    if listed.is_file():
-        with open(listed, newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in csv.DictReader(lines):
-                quarantine.add(line["id"], line["path"], line["reason"])
+    note_unreadable(features, quarantine)
     if len(found.rows) < FEWEST:
         raise InputError(f"Only one picture of {source.name} can be read: see {run.quarantine}.")
     rows, bank = found.rows, {"rows": found.embedding()}
@@ -175,13 +170,3 @@ def _file_facts(weights: str | Path | None) -> dict[str, Any]:
     if weights is None:
         return {"weights": None}
     return {"weights": str(Path(weights).absolute()), **file_digest(Path(weights))}
-
-
-def _check_room(folder: Path, pictures: int, width: int) -> None:
-    """InputError where the features would fill the disk: parts and the file put together of them."""
-    needed, free = 2 * 4 * pictures * width, free_disk(folder)
-    if needed > free:
-        raise InputError(
-            f"The features of {pictures:,} pictures need {readable_bytes(needed)} for a while, and {folder} has "
-            f"{readable_bytes(free)}: choose a folder on a larger disk, or open a part with --limit."
-        )

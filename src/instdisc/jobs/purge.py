@@ -84,6 +84,7 @@ def _erase(collection: Collection, rows: np.ndarray, say: Say) -> None:
     work = Erasing(collection, rows)
     work.instances()
     work.config()
+    work.features()
     work.checkpoints()
     work.index()
     work.thumbnails()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from instdisc import draws, ranks
+from instdisc.data.loading.kept import KeptViews
 from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
 from instdisc.encoder.backbones import DEVIATION, evaluating
@@ -20,7 +21,7 @@ from instdisc.jobs.monitor import evaluation_view
 from instdisc.progress import Bar
 from instdisc.runs import RunFolder
 from instdisc.shapes import Int, Tensor
-from instdisc.training import Training
+from instdisc.training import Settings, Training
 
 SAMPLE = 5_000  # pictures: more change nothing that can be measured (results/search_vectors.json)
 _BATCH = 256
@@ -47,10 +48,14 @@ def finish_search_vectors(training: Training, say: Say) -> None:
 
     def blocks() -> Iterator[Tensor]:
         for batch in pictures.batches(pieces):
-            yield evaluation_view(training, batch)
+            if isinstance(pictures, KeptViews):
+                yield pictures.whole_levels(batch)
+            else:
+                yield evaluation_view(training, batch)
 
     try:
-        whitening = fitted(encoder, blocks(), training.step_number, stop - start)
+        published = training.settings.goes_on
+        whitening = fitted(encoder, blocks(), training.step_number, stop - start, published=published)
     except NoSearchVectorsError as error:
         say(f"Search vectors: none. {error} Searches use the embedding.")
         return
@@ -76,19 +81,25 @@ def fit_from_source(
         on_unreadable=_skipped,
         rows=sample[start:stop],
     )
-    whitening = fitted(encoder, (values["pixels"].to(device) for _, values in chunks), step, stop - start)
+    images = (values["pixels"].to(device) for _, values in chunks)
+    published = Settings.from_dict(run.read_config()["settings"]).goes_on
+    whitening = fitted(encoder, images, step, stop - start, published=published)
     ranks.on_main(lambda: whitening.save(run.search_vectors))
     return whitening
 
 
-def fitted(encoder: Encoder, images: Iterable[Tensor], step: int, count: int) -> Whitening:
-    """The map of an encoder's features of these normalised pictures, `count` in all, this rank's share of them."""
-    stages = encoder.search_levels()
+def fitted(encoder: Encoder, images: Iterable[Tensor], step: int, count: int, *, published: bool = False) -> Whitening:
+    """The map of an encoder's features of these normalised pictures, `count` in all, this rank's share of them.
+
+    published: of a network that stays near a published one: the map is of its end and its last stages. Of such a one
+    the blocks may be these features themselves, (block, width).
+    """
+    stages = encoder.frozen_levels() if published else encoder.search_levels()
     shown = Bar(count, "Fitting search vectors", "pictures", enabled=ranks.is_main())
     with evaluating(encoder), ranks.fail_together(), shown as bar:
         moments = Moments(tuple(stages.values()), next(encoder.parameters()).device)
         for block in images:
-            moments.add(encoder.stage_features(block, tuple(stages)))
+            moments.add(block if block.ndim == 2 else encoder.stage_features(block, tuple(stages)))
             bar.advance(len(block))
     return fit_whitening(moments.total(), tuple(stages), step=step)
 

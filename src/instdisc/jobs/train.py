@@ -22,10 +22,12 @@ from instdisc.data.sources.open import open_source
 from instdisc.data.sources.source import Source
 from instdisc.data.sources.subset import Subset
 from instdisc.data.storage.kinds import is_systems
-from instdisc.encoder import Encoder, build_encoder
+from instdisc.encoder import Encoder
 from instdisc.errors import InputError, counted, refusal
 from instdisc.files import held
+from instdisc.jobs.frozen import encoder_of
 from instdisc.jobs.identity import as_before, later_parts, news
+from instdisc.jobs.kept import Features, Noted, forget_features, kept_views
 from instdisc.jobs.monitor import make_monitor
 from instdisc.jobs.run import Run
 from instdisc.jobs.search_vectors import finish_search_vectors
@@ -46,7 +48,7 @@ from instdisc.training.config_file import read_recipe
 
 FEWEST = 16  # pictures; below, there is nothing to tell apart
 # What a start that failed leaves in a folder that is no run yet: config.json comes last.
-_BEFORE_CONFIG = ("quarantine.csv", "instances.arrow", ".instances.arrow.", "train.lock", ".config.json.")
+_BEFORE_CONFIG = ("features", "quarantine.csv", "instances.arrow", ".instances.arrow.", "train.lock", ".config.json.")
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,12 @@ def train_on(
     log_source(say, source, look)
     log_settings(say, settings)
     check_order(settings.order, source.groups(), source.name)
-    encoder = _built(settings)  # an unknown name is refused before all is read
+    encoder = encoder_of(settings, look.side).to(device)  # an unknown name is refused before all is read
     quarantine = Quarantine(run.quarantine, strict=settings.strict)
     if source.skipped and ranks.is_main():
         quarantine.skip(source.skipped.lines(source.name))
         say(f"Skipped: each is named in {run.quarantine}.")
-    pictures = _opened(source, settings, device, quarantine, earlier)
+    pictures = _ready(run, source, settings, encoder, quarantine, before, say)
     say(f"Data: {pictures.why}")
     if before is not None:
         check_instances(run, before.rows, source.rows[pictures.rows] if isinstance(source, Subset) else pictures.rows)
@@ -169,9 +171,7 @@ def train_on(
     # A run of a version without this choice went by pictures.
     order = choose_order(pictures, settings.order, earlier and earlier["chosen"].get("order", Order().facts()))
     if earlier is None:
-        choice = choose_precision(encoder, device, settings.precision, settings.batch)
-        precision = choice.precision
-        say(f"Precision: {choice.why}")
+        precision = _precision(settings, encoder, device, say)
     else:
         precision = earlier["chosen"]["precision"]
         settings = replace(settings, bank_dtype=earlier["chosen"].get("bank_dtype", settings.bank_dtype))
@@ -179,7 +179,7 @@ def train_on(
     training = Training(run, settings, pictures, encoder, device, precision, order, compiled)
     log_training(say, training, order)
     training.metrics.listen(say, start.on_log)
-    if device.type == "cpu":
+    if device.type == "cpu" and not settings.features_are_kept:
         for augment in training.augmentations.values():
             augment.prepare(settings.stored_side)
     if start.warm is not None and earlier is None:
@@ -197,6 +197,7 @@ def train_on(
     training.fit(monitor)
     if training.finished:
         finish_search_vectors(training, say)
+        forget_features(run)
     say(closing(run, training, quarantine, time.monotonic() - started))
     return RunResult(
         run.path,
@@ -241,19 +242,38 @@ def _settled(
     return settings, look
 
 
-def _built(settings: Settings) -> Encoder:
-    """The encoder, fresh; InputError where it can't take the sizes of the views."""
-    encoder = build_encoder(settings.encoder, seed=settings.seed)
-    if encoder.config.dim != settings.dim:  # of head=none
-        dim = encoder.config.dim
-        raise InputError(
-            f"Without a head {settings.backbone} gives {dim} dimensions, not {settings.dim}: set dim to {dim}."
-        )
-    try:
-        encoder.check_sizes(settings.view_sizes)
-    except InputError as error:  # of a preset perhaps, and the backbone of the person
-        raise InputError(f"{error} Or add --set early_sizes= --set grow_at= for views of one size.") from None
-    return encoder
+def _ready(
+    run: RunFolder,
+    source: Source,
+    settings: Settings,
+    encoder: Encoder,
+    quarantine: Quarantine,
+    before: Run | None,
+    say: Callable[[str], None],
+) -> Pictures:
+    """The pictures, ready to be asked for, or the features of a frozen backbone in their device.
+
+    InputError where too few can be read.
+    """
+    device, earlier = next(encoder.parameters()).device, None if before is None else before.facts
+    if settings.features_are_kept:
+        once = replace(settings, storage="workers" if settings.storage == "auto" else settings.storage)
+        pixels = _opened(source, once, device, Noted(strict=settings.strict), None)
+        pictures: Pictures = kept_views(run, Features(source, pixels, encoder, settings), quarantine, before, say)
+    else:
+        pictures = _opened(source, settings, device, quarantine, earlier)
+    if pictures.count < FEWEST:
+        found = f"Only {counted(pictures.count, 'picture')} of {source.name} can be read"
+        raise InputError(f"{found}, and at least {FEWEST} are needed: see {quarantine.path}.")
+    return pictures
+
+
+def _precision(settings: Settings, encoder: Encoder, device: torch.device, say: Callable[[str], None]) -> str:
+    if settings.features_are_kept:
+        return "float32"  # as a head always is
+    choice = choose_precision(encoder, device, settings.precision, settings.batch)
+    say(f"Precision: {choice.why}")
+    return choice.precision
 
 
 def _opened(
@@ -263,7 +283,7 @@ def _opened(
     quarantine: Quarantine,
     earlier: Mapping[str, Any] | None,
 ) -> Pictures:
-    """The pictures, ready to be asked for; InputError where too few can be read."""
+    """The pictures' pixels, ready to be asked for."""
 
     def opened(storage: str) -> Pictures:
         return open_pictures(
@@ -280,9 +300,6 @@ def _opened(
     if earlier and earlier["chosen"]["storage"] == "workers" and pictures.count < earlier["data"]["readable"]:
         pictures.close()
         pictures = opened("workers")  # it began so, and counts those too that turn out unreadable only later
-    if pictures.count < FEWEST:
-        found = f"Only {counted(pictures.count, 'picture')} of {source.name} can be read"
-        raise InputError(f"{found}, and at least {FEWEST} are needed: see {quarantine.path}.")
     return pictures
 
 
@@ -378,8 +395,8 @@ def _compiled(
     """Whether the encoder goes through torch.compile: in a resumed run as before."""
     if earlier is not None and "compile" in earlier["chosen"]:
         return earlier["chosen"]["compile"] is True
-    if settings.compile != "auto":
-        return bool(settings.compile)
+    if settings.compile != "auto" or settings.features_are_kept:
+        return settings.compile is True
     steps = round(settings.epochs * count / settings.batch * settings.growth.mean_cost)  # as many of whole views
     batch = max(2, settings.batch * settings.views // (settings.accumulate * ranks.world()))
     seconds, sizes = 60 * (settings.minutes or 0), len(settings.view_sizes)

@@ -48,8 +48,10 @@ def log_training(log: Callable[[str], None], training: Training, order: Order) -
     """Network, bank, augmentation, order and batch statistics."""
     settings, encoder, device = training.settings, training.encoder, training.device
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    learning = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    some = "" if learning == parameters else f", {learning / 1e6:.2f} million of them learn,"
     log(
-        f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights on {device_name(device)}"
+        f"Network: {settings.backbone} with {parameters / 1e6:.2f} million weights{some} on {device_name(device)}"
         + (f", on each of {ranks.world()} ranks" if ranks.world() > 1 else "")
         + f", {settings.dim} dimensions."
     )

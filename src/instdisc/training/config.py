@@ -14,7 +14,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 from instdisc import objectives
 from instdisc.data.augment import Augmentation
 from instdisc.encoder import EncoderConfig
-from instdisc.encoder.backbones import has_width
+from instdisc.encoder.backbones import has_width, published_view
 from instdisc.encoder.config import SMALL_PICTURES
 from instdisc.errors import InputError
 from instdisc.schedule import Growth, Schedule
@@ -57,6 +57,13 @@ class Settings:
     """Side at which whole pictures are kept, for crops to be cut from, pixels; none: `size` to 64, 8/7 of it above."""
     pretrained: bool | str = False
     """Start from timm's weights, or from a safetensors file."""
+    unfreeze: Literal["none", "last", "all"] = "all"
+    """What learns below the head: none of the backbone, so that its features are computed once; its last stage; all."""
+    backbone_rate: float = 1.0
+    """The backbone's learning rates, as a share of the head's."""
+    kept_views: int = 8
+    """Random views of each picture whose features are computed, where none of the backbone learns; a step draws some.
+    """
     objective: str = "softmax"
     """What the bank teaches: softmax (eq 2, exact over all rows), sampled, nce (eq 4 to 8), parametric (eq 1)."""
     temperature: float = 0.1
@@ -176,6 +183,13 @@ class Settings:
         self._check(self.size >= 1, "size must be at least 1 pixel")
         self._check(self.stored is None or self.stored >= 1, "stored must be at least 1 pixel")
         self._check(self.views >= 1, "views must be at least 1")
+        self._check(0 < self.backbone_rate <= 1, "backbone_rate is a share in (0, 1]")
+        self._check(self.kept_views >= 1, "kept_views must be at least 1")
+        if self.features_are_kept:
+            self._check(self.head != "none", "without a head and with unfreeze=none nothing learns")
+            self._check(self.kept_views >= self.views, f"a step draws {self.views} views: set kept_views to as many")
+            self._check(not self.early_sizes, "kept features are of whole views: set early_sizes and grow_at empty")
+            self._check(self.order != "shards", "kept features lie in no shards: leave order at auto")
         self._check(self.fill_epochs >= 0, "fill_epochs must not be negative")
         self._check(
             self.fill_epochs == 0 or self.view_share > 0, "fill_epochs needs view_share, which teaches meanwhile"
@@ -212,6 +226,16 @@ class Settings:
     def _check(self, holds: bool, rule: str) -> None:
         if not holds:
             raise InputError(f"Invalid settings: {rule}.")
+
+    @property
+    def features_are_kept(self) -> bool:
+        """Whether nothing of the backbone learns, so that its features are computed once."""
+        return self.unfreeze == "none"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the backbone is a published one that stays as it is, or near it."""
+        return self.pretrained is not False and (self.unfreeze != "all" or self.backbone_rate < 1)
 
     @property
     def stored_side(self) -> int:
@@ -312,6 +336,8 @@ class Settings:
             values["minutes"] = None
         if "backbone" in values and "width" not in values and not has_width(values["backbone"]):
             values["width"] = None  # a preset's is for its own backbone
+        if "backbone" in values and "size" not in values and self.goes_on:
+            values["size"] = published_view(values["backbone"]).size  # as its weights were made for
         return replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:

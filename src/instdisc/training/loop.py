@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from instdisc import checkpoint, ranks
 from instdisc.bank import MemoryBank, choose_rows
 from instdisc.data.loading.dataset import Batch, Pictures
+from instdisc.data.loading.kept import KeptViews
 from instdisc.data.loading.sampler import Order
 from instdisc.encoder import Encoder
 from instdisc.errors import InputError, is_shortage
@@ -46,8 +47,9 @@ _LOGS_PER_EPOCH = 10
 class Training:
     """One run in memory: encoder, terms, bank, optimizer, and how far it has come.
 
-    device: where everything is. precision: "float32" or "bfloat16" (autocast). order: by pictures without one.
-    compiled: the encoder goes through torch.compile.
+    pictures: pixels, or the features of a frozen backbone (KeptViews). device: where everything is. precision:
+    "float32" or "bfloat16" (autocast). order: by pictures without one. compiled: the encoder goes through
+    torch.compile.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Training:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         if settings.sync_batchnorm and ranks.world() > 1:
             shared_statistics(self.encoder, device)
+        if settings.unfreeze != "all":
+            self.encoder.freeze(settings.unfreeze)
         if weight_gradients.pays(device, precision) and not compiled:
             weight_gradients.by_products(self.encoder)
         self.kinds = settings.terms(pictures.count, encoder.channels)
@@ -283,14 +287,17 @@ class Training:
         return part
 
     def _views(self, part: Batch) -> torch.Tensor:
-        aspects = self.pictures.aspects[part.indices]
-        augment = self.augmentations[self.view_size]
-        views = [
-            augment(part.images, part.indices, aspects, seed=self.settings.seed, step=self.step_number, view=view)
-            for view in range(self.settings.views)
-        ]
+        views = [self.random_view(part, self.view_size, self.step_number, view) for view in range(self.settings.views)]
         self.metrics.count(len(part.indices), part.waited)
         return views[0] if len(views) == 1 else torch.cat(views)
+
+    def random_view(self, part: Batch, size: int, step: int, view: int) -> torch.Tensor:
+        """A random view of each picture, of `size` pixels, normalised; or the features of one that are kept."""
+        if isinstance(self.pictures, KeptViews):
+            return self.pictures.random_view(part, seed=self.settings.seed, step=step, view=view)
+        aspects = self.pictures.aspects[part.indices]
+        augment = self.augmentations[size]
+        return augment(part.images, part.indices, aspects, seed=self.settings.seed, step=step, view=view)
 
     def _encoded(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The embedding of views, and the pooled features where a term reads them."""

@@ -21,26 +21,49 @@ _ROUNDS = 5
 
 
 def make_optimizer(settings: Settings, encoder: nn.Module, terms: nn.ModuleDict) -> torch.optim.Optimizer:
-    """The optimizer over the encoder's weights and those of the objective (the parametric softmax has some)."""
-    parameters = [*encoder.parameters(), *terms.parameters()]
+    """The optimizer over the encoder's weights that learn and those of the objective (the parametric softmax has some).
+
+    Where settings.backbone_rate is not 1, the backbone's weights are groups of their own, at the end.
+    """
+    slow = list(encoder.get_submodule("backbone").parameters()) if settings.backbone_rate != 1 else []
+    slowed = {id(parameter) for parameter in slow}
+    own = [weight for weight in encoder.parameters() if weight.requires_grad and id(weight) not in slowed]
+    slow = [weight for weight in slow if weight.requires_grad]
     if settings.optimizer == "sgd":
+        groups: list[dict[str, Any]] = [{"params": [*own, *terms.parameters()], "lr": settings.lr}]
+        if slow:
+            groups.append({"params": slow, "lr": settings.lr * settings.backbone_rate})
         return torch.optim.SGD(
-            parameters,
+            groups,
             lr=settings.lr,
             momentum=settings.momentum,
             nesterov=settings.nesterov,
             weight_decay=settings.weight_decay,
         )
-    matrices = [parameter for parameter in encoder.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in encoder.parameters() if parameter.ndim <= 1]
+    layers: list[nn.Parameter] = []
     others: list[nn.Parameter] = []  # the weights of a softmax are vectors, one a picture
     for term in terms.values():
-        (matrices if term.is_layer else others).extend(term.parameters())
-    groups = [
-        {"params": matrices, "lr": settings.lr, "orthogonal": True, "weight_decay": settings.weight_decay},
-        {"params": [*vectors, *others], "lr": settings.vector_lr, "orthogonal": False, "weight_decay": 0.0},
-    ]
+        (layers if term.is_layer else others).extend(term.parameters())
+    groups = _muon_groups(settings, own, layers, others)
+    if slow:
+        groups += _muon_groups(settings, slow, [], [], settings.backbone_rate)
     return Muon(groups, momentum=settings.momentum)
+
+
+def _muon_groups(
+    settings: Settings,
+    weights: list[nn.Parameter],
+    layers: list[nn.Parameter],
+    others: list[nn.Parameter],
+    share: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Matrices, and vectors with the rest, at this share of their rates."""
+    matrices = [weight for weight in weights if weight.ndim > 1] + layers
+    vectors = [weight for weight in weights if weight.ndim <= 1] + others
+    return [
+        {"params": matrices, "lr": share * settings.lr, "orthogonal": True, "weight_decay": settings.weight_decay},
+        {"params": vectors, "lr": share * settings.vector_lr, "orthogonal": False, "weight_decay": 0.0},
+    ]
 
 
 class Muon(torch.optim.Optimizer):

@@ -114,6 +114,32 @@ def digits(facts: DataFacts | None = None) -> Settings:
     )
 
 
+def from_pretrained(facts: DataFacts | None = None) -> Settings:
+    """instdisc train FOLDER --preset from_pretrained --set backbone=NAME --set pretrained=FILE.safetensors --out RUN
+
+    On a published network: its features are computed once, and a head learns on them in minutes. `--set unfreeze=last`
+    or `all` lets the network learn too, at a tenth of the rates. Without `pretrained`, timm's own weights.
+    """
+    count = 50_000 if facts is None else facts.count
+    epochs = max(5, min(100, round(1_500_000 / count)))
+    return replace(
+        _TWO_VIEWS,
+        preset="from_pretrained",
+        backbone="resnet18",
+        width=None,
+        hidden=512,
+        size=224,
+        pretrained=True,
+        unfreeze="none",
+        backbone_rate=0.1,
+        negatives=4096 if count >= 8192 else max(1, count // 2),
+        batch=min(256, max(8, count // 8)),
+        warmup=min(2.0, epochs / 16),
+        epochs=epochs,
+        monitor_epochs=max(1, round(epochs / 5)),
+    )
+
+
 def default(facts: DataFacts | None = None) -> Settings:
     """instdisc train FOLDER --out RUN
 
@@ -183,6 +209,7 @@ PRESETS: dict[str, Callable[[DataFacts | None], Settings]] = {
     "paper_cifar10": paper_cifar10,
     "paper_imagenet": paper_imagenet,
     "digits": digits,
+    "from_pretrained": from_pretrained,
 }
 
 

@@ -28,15 +28,18 @@ from instdisc.transfer import send
 
 @dataclass(frozen=True)
 class Batch:
-    """Stored pictures of one batch, on the device. waited: seconds for which training stood still for them."""
+    """Stored pictures of one batch, on the device, or features of them (loading/kept.py).
+
+    waited: seconds for which training stood still for them.
+    """
 
     indices: Int[Tensor, "batch"]
-    images: UInt8[Tensor, "batch 3 size size"]
+    images: UInt8[Tensor, "batch 3 size size"] | Float[Tensor, "batch width"]
     waited: float
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """What a background thread has put together for a batch, in the memory of the host; or `indices` are its instances
     on the device, and the images there too."""
 
@@ -106,7 +109,7 @@ class Pictures(ABC):
         """From now on batches come in an order by groups: see Source.keep_groups."""
 
     @abstractmethod
-    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
+    def _request(self, instances: np.ndarray) -> Future[Loaded]:
         """Begin to put a batch together."""
 
     def batches(self, order: Iterable[np.ndarray]) -> Iterator[Batch]:
@@ -115,7 +118,7 @@ class Pictures(ABC):
         A picture that turns out unreadable is left out of its batch, and a batch that has none left is skipped.
         Raises InputError for the first such picture under `strict`, and when none at all can be read.
         """
-        waiting: deque[Future[_Loaded]] = deque()
+        waiting: deque[Future[Loaded]] = deque()
         upcoming = iter(order)
         started = time.perf_counter()
         try:
@@ -133,14 +136,14 @@ class Pictures(ABC):
             for future in waiting:
                 future.cancel()
 
-    def _note(self, loaded: _Loaded) -> None:
+    def _note(self, loaded: Loaded) -> None:
         report_unreadable(self._source, loaded.unreadable, self.quarantine)
         self._read += len(loaded.instances)
         self._met += len(loaded.instances) + len(loaded.unreadable)
         if self._read == 0 and self._met >= min(1000, self.count):
             raise nothing_readable(self._source, loaded.unreadable, self._met)
 
-    def _on_device(self, loaded: _Loaded, started: float) -> Batch:
+    def _on_device(self, loaded: Loaded, started: float) -> Batch:
         indices = loaded.indices
         if indices is None:
             indices = send(torch.from_numpy(loaded.instances), self.device)
@@ -171,10 +174,10 @@ class InMemory(Pictures):
         self._images, self.aspects, self.rows = images, aspects, rows
         self._ahead = 0  # nothing to wait for
 
-    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
-        ready: Future[_Loaded] = Future()
+    def _request(self, instances: np.ndarray) -> Future[Loaded]:
+        ready: Future[Loaded] = Future()
         chosen = send(torch.from_numpy(instances), self.device)
-        ready.set_result(_Loaded(instances, self._images.index_select(0, chosen), indices=chosen))
+        ready.set_result(Loaded(instances, self._images.index_select(0, chosen), indices=chosen))
         return ready
 
 
@@ -195,13 +198,13 @@ class InCache(Pictures):
     def close(self) -> None:
         self._background.close()
 
-    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
+    def _request(self, instances: np.ndarray) -> Future[Loaded]:
         return self._background.submit(self._gather, instances)
 
-    def _gather(self, instances: np.ndarray) -> _Loaded:
+    def _gather(self, instances: np.ndarray) -> Loaded:
         images = _host_tensor(len(instances), self.size, self.device)
         self._cache.read(self.rows[instances], out=images.numpy())
-        return _Loaded(instances, images)
+        return Loaded(instances, images)
 
 
 class ByWorkers(Pictures):
@@ -231,7 +234,7 @@ class ByWorkers(Pictures):
         self._background.close()
         self._pool.close()
 
-    def _request(self, instances: np.ndarray) -> Future[_Loaded]:
+    def _request(self, instances: np.ndarray) -> Future[Loaded]:
         # Ascending rows, each process a run of neighbours: what lies together in a Parquet file is read together.
         rows, slots = np.unique(self.rows[instances], return_index=True)
         room = self._pool.room(len(instances))
@@ -253,7 +256,7 @@ class ByWorkers(Pictures):
 
     def _assemble(
         self, instances: np.ndarray, rows: np.ndarray, slots: np.ndarray, parts: list[Future[Fetched]]
-    ) -> _Loaded:
+    ) -> Loaded:
         fetched = [part.result() for part in parts]
         pixels = fetched[0].pixels
         if len(rows) < len(instances):  # a picture that is asked for twice is stored where it is first
@@ -268,7 +271,7 @@ class ByWorkers(Pictures):
         aspects = np.concatenate([part.aspects for part in fetched])[positions]
         images = torch.from_numpy(pixels)
         # Page-locked memory is what lets a copy to a GPU run beside its work.
-        return _Loaded(instances, images.pin_memory() if self.device.type == "cuda" else images, aspects, unreadable)
+        return Loaded(instances, images.pin_memory() if self.device.type == "cuda" else images, aspects, unreadable)
 
 
 def report_unreadable(source: Source, unreadable: dict[int, str], quarantine: Quarantine) -> None:
