@@ -300,7 +300,7 @@ REPLACED = {
     r"anew": "again, recomputed",
     r"can't be had": "unavailable",
     r"settings can't be": "Invalid settings",
-    r"for what can't be": "for an invalid argument",
+    r"for what can't be(?=[.:;])": "for an invalid argument",
     r"desk": "session",
     r"could go": "marked for removal, to be removed",
     r"query picture is not kept": "This search picture has expired",
@@ -345,10 +345,6 @@ ON_THE_PAGE = {
 }
 STILL = {  # file: what stays there
     "jobs/outliers.py": {"strangeness"},  # the old name, for one release; old files have that column
-    "jobs/handle.py": {"strangeness", "strangest", "of which"},
-    "jobs/open.py": {"for what can't be"},
-    "jobs/search.py": {"together()"},
-    "cli/train.py": {"together()", "let go"},
 }
 
 

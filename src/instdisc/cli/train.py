@@ -25,7 +25,7 @@ Examples:
 
 `instdisc train photos/ --out runs/photos --resume` — go on where it stopped
 
-`instdisc train runs/photos --add` — take in the pictures that came to photos/, let go of those that have gone
+`instdisc train runs/photos --add` — take in the pictures that came to photos/, drop those that are gone
 
 `instdisc train runs/photos --add new/ --epochs 5` — pictures from elsewhere too, and five epochs
 
@@ -146,7 +146,7 @@ def _run(source: list[str], out: Path | None, **more: Any) -> None:
     from instdisc.jobs.train import train
 
     first, *others = source
-    with ranks.together():  # around the last line too: once the processes have parted, each is the main one
+    with ranks.distributed():  # around the last line too: once the processes have parted, each is the main one
         if out is None:
             run = grow(first, others[0] if len(others) == 1 else others or None, **more)
         else:

@@ -35,11 +35,19 @@ class InstanceDiscrimination(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     After `fit`: encoder_, and run_, the folder, where there is an `out`. The vectors are search vectors, as
     `Encoder.embed` gives them; `get_feature_names_out` names their numbers, and `set_output(transform="pandas")` puts
     them into a DataFrame under these names. A fit that is interrupted (Ctrl-C) raises KeyboardInterrupt and leaves the
-    estimator as it was. Examples:
+    estimator as it was.
 
-        model = InstanceDiscrimination(epochs=20).fit("pictures/")
-        model.transform(["cat.jpg"])                                    # (1, at most 256), unit rows
         make_pipeline(InstanceDiscrimination(), LinearSVC()).fit(frame[["path"]], frame.label)
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc import InstanceDiscrimination
+        >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+        >>> small = dict(backbone="conv6", width=4, dim=8, size=16, batch=8, negatives=8)
+        >>> model = InstanceDiscrimination(epochs=1, device="cpu", settings=small).fit(pictures)
+        >>> vectors = model.transform(pictures[:3])
+        >>> vectors.dtype, bool(np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3))
+        (dtype('float32'), True)
     """
 
     def __init__(

@@ -152,11 +152,19 @@ class Handle:
     run: its folder. train_source: where the training pictures are now, if they were moved. device: "auto", "cpu", ...
     Search vectors are computed by the first call that needs them, once. What changes the run later (labels, new or
     removed pictures) is seen by the next `instdisc.open`. A run on vectors that were made elsewhere has no encoder, so
-    that only its own pictures can be searched for. Raises InputError for a folder that is no run. Examples:
+    that only its own pictures can be searched for. Raises InputError for a folder that is no run.
 
-        c = instdisc.open("runs/mine")
-        c[17][0]["path"], len(c), c.labels[:5]
         c.search("cat.jpg", k=12, label="animals").to_pandas()
+
+    Examples:
+        >>> import numpy as np
+        >>> import instdisc
+        >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+        >>> small = dict(backbone="conv6", width=4, dim=8, size=16, batch=8, negatives=8, epochs=1)
+        >>> run = instdisc.train(pictures, "runs/small", device="cpu", say=None, **small)
+        >>> c = instdisc.open("runs/small", train_source=pictures)
+        >>> len(c), c[17][0]["id"], len(c[3:6])
+        (40, 'array#17', 3)
     """
 
     def __init__(self, run: str | os.PathLike[str], *, train_source: Any = None, device: str = "auto") -> None:
@@ -218,7 +226,7 @@ class Handle:
         return self._results(found, f"{counted(len(found), 'picture')} most like {_name_of(picture)}")
 
     def duplicates(self) -> Results:
-        """Copies, proven by their pixels, a line each: `group`, `keep` (of which one stays), and why it is a copy."""
+        """Copies, proven by their pixels, a line each: `group`, `keep` (one of a group), and why it is a copy."""
         lines = []
         found = duplicates(self._searchable(), device=self._device, say=_bars_alone)
         for number, group in enumerate(found):
@@ -229,7 +237,7 @@ class Handle:
         return self._results(lines, f"{len(found)} groups of copies")
 
     def outliers(self, count: int = 50) -> Results:
-        """The pictures least like any other, the strangest first, with their outlier score."""
+        """The pictures least like any other, the most unusual first, with their outlier score."""
         found = outliers(self._searchable(), count=count, device=self._device, say=_bars_alone)
         lines = [
             {one.name: getattr(outlier, one.name) for one in fields(Entry)}

@@ -58,7 +58,7 @@ def open_run(
     our small ones. weights: a safetensors file; None = timm's own, fetched where a network is. size: side of the
     pictures the network sees, pixels; None = its own.
     Search vectors are whitened features of the stages; "embedding" vectors are the pooled features to unit length.
-    Raises InputError, with a sentence for a person, for what can't be.
+    Raises InputError for an invalid argument.
 
         open_run("pictures/", "runs/opened", "resnet50", weights="resnet50.safetensors")
     """
