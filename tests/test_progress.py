@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from instdisc import progress
-from instdisc.progress import Bar, duration, track
+from instdisc.progress import Bar, Pace, duration, track, watched
 
 
 class Clock:
@@ -155,3 +155,32 @@ def test_track_hands_on_the_items(clock: Clock, capsys: pytest.CaptureFixture[st
 )
 def test_duration_in_a_persons_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_the_time_left_goes_by_the_steps_and_not_by_what_came_before(clock: Clock) -> None:
+    """A hundred even steps after half a minute of loading: right from the second step on."""
+    pace = Pace()
+    assert pace.left(0.02) is None
+    clock.now += 30
+    assert pace.left(0.03) is None, "the first step, which took the loading with it"
+    for step in range(1, 90):
+        clock.now += 2
+        left = pace.left(0.03 + step / 100)
+        assert left == pytest.approx(2 * (97 - step))
+
+
+def test_whoever_watches_is_told_of_hidden_bars_too_and_may_end_the_work() -> None:
+    told: list[tuple[str, int, int | None]] = []
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        told.append((what, done, total))
+        if done == 3:
+            raise KeyError("enough")
+
+    with watched(tell), pytest.raises(KeyError):
+        for _ in track(range(9), description="Counting", enabled=False):
+            pass
+    assert told == [("Counting", done, 9) for done in range(4)]
+    for _ in track(range(9), description="Unwatched"):
+        pass
+    assert len(told) == 4

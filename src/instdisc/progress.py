@@ -1,6 +1,6 @@
 """Progress with the time left: a bar on a terminal or in a notebook, else a plain line now and then on standard error.
 
-Nothing is shown for work that ends within two seconds.
+Nothing is shown for work that ends within two seconds. `watched` lets a program follow the bars, shown or not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import html
 import importlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -18,6 +20,22 @@ Item = TypeVar("Item")
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 10.0
 _CELL_SECONDS = 0.25
+
+Tell = Callable[[str, int, int | None], None]
+_watcher: ContextVar[Tell | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(tell: Tell) -> Iterator[None]:
+    """Tell of every bar that this thread begins and moves: its description, how much is done, and of how much.
+
+    What `tell` raises ends the work.
+    """
+    before = _watcher.set(tell)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
 
 
 class Bar:
@@ -35,9 +53,12 @@ class Bar:
         self._rich: Any = None
         self._task: Any = None
         self._cell: Any = None  # what a notebook shows, which is replaced in its place
+        self._tell = _watcher.get()
 
     def __enter__(self) -> Bar:
         self._started = self._last = time.monotonic()
+        if self._tell is not None:
+            self._tell(self.description, self.done, self.total)
         return self
 
     def __exit__(
@@ -54,6 +75,8 @@ class Bar:
         self.done += count
         if note is not None:
             self.note = note
+        if self._tell is not None:
+            self._tell(self.description, self.done, self.total)
         now = time.monotonic()
         if not self.enabled or now - self._started < QUIET_SECONDS:
             return
@@ -113,6 +136,30 @@ class Bar:
             self._task = self._rich.add_task(self.description, total=self.total, unit=self.unit, note=self.note)
             self._rich.start()
         self._rich.update(self._task, completed=self.done, note=self.note)
+
+
+class Pace:
+    """The time left, by the pace since the first step: what comes before that, as loading, says nothing of the rest.
+
+    pace = Pace()
+    left = pace.left(0.25)    # seconds; None while that can't be known
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+        self._begun = False
+
+    def left(self, share: float) -> float | None:
+        """The seconds left, once `share` of all is done. The first call is the begin, the next the first step."""
+        now = time.monotonic()
+        if not self._begun or self._first is None:
+            self._first = (share, now) if self._begun else None
+            self._begun = True
+            return None
+        before, since = self._first
+        if share <= before or now - since < 1:
+            return None
+        return (now - since) / (share - before) * (1 - share)
 
 
 def track(

@@ -332,7 +332,7 @@ def test_the_page_shows_it(run):
                 'import { map } from "./map.js";\nimport { shapes } from "./shapes.js";\n',
             ),
             (f"{PAGE}/app.js", "    const shown = { ", "    const shown = { shapes, "),
-            (f"{PAGE}/index.html", "  </nav>\n", '    <a href="#/shapes" data-view="shapes">Shapes</a>\n  </nav>\n'),
+            (f"{PAGE}/index.html", "</nav>\n", '<a href="#/shapes" data-view="shapes">Shapes</a>\n</nav>\n'),
         ),
     ),
 }

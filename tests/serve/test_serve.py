@@ -134,23 +134,29 @@ def test_copies_are_those_of_the_command_with_the_facts_of_their_files_where_the
     assert not gone & {one["row"] for group in alike["groups"] for one in group["pictures"]}
 
 
-def test_clusters_are_those_of_the_vectors(tmp_path: Path) -> None:
+@pytest.mark.fault("clusters that are strewn over the map, and say nothing of what is in them")
+def test_clusters_are_places_of_the_map_with_names(tmp_path: Path) -> None:
     """Twelve heaps of different sizes far from one another, two pictures removed: each heap is a cluster."""
-    heaps = np.repeat(np.arange(12), np.arange(10, 34, 2))
-    order = np.random.default_rng(0).permutation(len(heaps))
-    vectors = np.eye(16, dtype=np.float32)[heaps[order]] + 0.01 * np.random.default_rng(1).standard_normal(
-        (len(heaps), 16)
-    )
-    names = pa.table({name: [f"{row}.png" for row in range(len(heaps))] for name in ("id", "location")})
+    heaps = np.repeat(np.arange(12), np.arange(10, 34, 2))[np.random.default_rng(0).permutation(252)]
+    places = np.stack([heaps % 4, heaps // 4], axis=1) + np.random.default_rng(1).normal(0, 0.02, (252, 2))
+    paths = [f"{'even' if heap % 2 == 0 else 'odd'}/{row}.png" for row, heap in enumerate(heaps.tolist())]
+    names = pa.table(dict.fromkeys(("id", "location"), paths))
     removed = np.arange(len(heaps)) < 2
-    rows = torch.nn.functional.normalize(torch.from_numpy(vectors).float(), dim=1)
-    made = {"opened": SimpleNamespace(index=Index([rows], names, removed=removed))}
-    session = type("Made", (Session,), made)(Opening("made", lambda: None))
-    codes = session.clusters()
+    index = Index([torch.nn.functional.normalize(torch.ones(252, 4))], names, removed=removed)
+    opened = SimpleNamespace(
+        index=index, map_points=lambda: (np.arange(252), places.astype(np.float32)), suggestions=lambda: None
+    )
+    session = type("Made", (Session,), {"opened": opened})(Opening("made", lambda: None))
+    codes = session.clusters("")
     assert (codes[:2] == -1).all() and set(codes[2:]) == set(range(12))
-    assert len(set(zip(codes[2:], heaps[order][2:], strict=True))) == 12
+    assert len(set(zip(codes[2:], heaps[2:], strict=True))) == 12
     sizes = np.bincount(codes[2:])
     assert (np.diff(sizes) <= 0).all()
+    said = session.cluster_names(codes)
+    assert len(set(said)) == 12
+    for code, text in enumerate(said):
+        heap = heaps[codes == code][0]
+        assert text.split(" (")[0] == f"{'even' if heap % 2 == 0 else 'odd'}, {sizes[code]}"
 
 
 def test_duplicates_and_outliers_are_those_of_the_commands(client: Client, run: Path) -> None:

@@ -369,7 +369,7 @@ def test_the_map_is_computed_once_and_a_region_labelled(page: playwright.Page, r
     page.wait_for_selector("canvas.map")  # not computed again
     assert page.locator(".dot").count() >= 1
     page.get_by_label("colour by").select_option("cluster")
-    page.wait_for_selector("text=/^[0-9]+ pictures$/", timeout=120_000)  # scikit-learn is loaded for it
+    page.wait_for_selector(".legend a >> text=/^(mostly )?(everything|mixed), [0-9]+/", timeout=120_000)  # scikit-learn
     assert page.locator(".dot").count() == 12
     page.wait_for_function("() => location.hash.includes('by=cluster')")
     page.reload()  # the colours are part of the address, and what is selected stays so

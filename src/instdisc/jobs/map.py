@@ -26,7 +26,7 @@ from instdisc.shapes import Float, Int
 
 _PERPLEXITY = 30
 _BLOCK = 65_536
-_NEIGHBOURS_SHARE = 0.15  # of the work, for the progress
+_NEIGHBOURS_SHARE = 0.02  # of the work, for the progress
 Progress = Callable[[float], None] | None
 
 

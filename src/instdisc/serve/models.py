@@ -274,6 +274,14 @@ class MapState(BaseModel):
     error: str = ""
 
 
+class WorkState(BaseModel):
+    """What is computed at the moment (empty: nothing that takes long), its share done and about how long yet."""
+
+    what: str = ""
+    progress: float = 0.0
+    seconds_left: float | None = None
+
+
 class Colours(BaseModel):
     """A code for each point of the map, in its order: the position in `names`; -1 for none.
 

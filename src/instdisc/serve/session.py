@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -18,11 +17,14 @@ import numpy as np
 from fastapi import HTTPException
 
 from instdisc.errors import InputError
+from instdisc.progress import Pace
 from instdisc.report.thumbnails import as_jpeg
 from instdisc.serve.facts import CopyFacts
 from instdisc.serve.models import MapState, Proposal, readable
+from instdisc.serve.regions import called
 from instdisc.serve.sets import Wanted, chosen, folders_of
 from instdisc.serve.sheets import Sheets, stretched, version_of
+from instdisc.serve.work import Work
 
 if TYPE_CHECKING:  # the page answers before torch is loaded
     from instdisc.jobs.catalogue import Listed
@@ -46,6 +48,7 @@ class Session:
         self._uploads: OrderedDict[str, tuple[Any, bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self._heavy = threading.Lock()  # one comparison of all with all at a time
+        self.work = Work()
         self._mapping: threading.Thread | None = None
         self._map = MapState(state="none")
         self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
@@ -91,7 +94,7 @@ class Session:
                 answer = kept[what]
             if not known:
                 try:
-                    with self._heavy:
+                    with self._heavy, self.work.doing():
                         answer.set_result(compute(*what))
                 except BaseException as error:
                     with lock:
@@ -178,11 +181,10 @@ class Session:
             return self._map
 
     def _make_map(self) -> None:
-        started = time.monotonic()
+        pace = Pace()
 
         def tell(share: float) -> None:
-            spent = time.monotonic() - started
-            self._map = MapState(state="computing", progress=share, seconds_left=spent / share * (1 - share))
+            self._map = MapState(state="computing", progress=share, seconds_left=pace.left(share))
 
         try:
             self.opened.make_map(tell)
@@ -236,23 +238,34 @@ class Session:
             for group in sorted(groups, key=lambda group: (-group.score, group.members))
         ]
 
-    def _clusters(self) -> np.ndarray:
-        """For each row the number of its cluster, the largest 0, by k-means on the vectors; -1 where there is none."""
+    def _clusters(self, version: str) -> np.ndarray:
+        """For each row the number of its cluster, the largest 0, by k-means on the map; -1 where there is none.
+
+        On the map and not on the vectors: a cluster is then one place that can be looked at. version: of the map.
+        """
         from sklearn.cluster import MiniBatchKMeans
 
-        rows, vectors = self.opened.index.present()
-        some = np.random.default_rng(0).permutation(len(rows))[:_CLUSTERED]
+        rows, points, _ = self.points()
         means = MiniBatchKMeans(min(CLUSTERS, len(rows)), random_state=0, n_init=3, batch_size=4_096)
-        means.fit(vectors.pick(np.sort(some)).numpy())
-        found = [
-            means.predict(vectors.read(start, min(start + _CLUSTERED, len(rows))).numpy())
-            for start in range(0, len(rows), _CLUSTERED)
-        ]
+        means.fit(points[:_CLUSTERED])  # in an order made at random
         codes = np.full(len(self.opened.index), -1)
-        codes[rows] = np.concatenate(found)
+        codes[rows] = means.predict(points)
         sizes = np.bincount(codes[rows], minlength=means.n_clusters)
         codes[rows] = np.argsort(np.argsort(-sizes, kind="stable"))[codes[rows]]
         return codes
+
+    def cluster_names(self, codes: np.ndarray) -> list[str]:
+        """What most pictures of each cluster are called, by hand, suggestion or folder, and how many they are."""
+        names, known = called(self.opened, self.folders())
+        said: list[str] = []
+        for code in range(int(codes.max(initial=-1)) + 1):
+            inside = known[codes == code]
+            sizes = np.bincount(inside[inside >= 0], minlength=1)
+            share = sizes.max() / max(1, len(inside))
+            name = names[int(sizes.argmax())] if share >= 0.5 else "mixed" if len(np.flatnonzero(sizes)) else "no name"
+            text = f"{'mostly ' if 0.5 <= share < 0.95 else ''}{name}, {len(inside):,}"
+            said.append(text if text not in said else f"{text} ({sum(one.startswith(text) for one in said) + 1})")
+        return said
 
     def _isolated(self) -> list[tuple[int, float]]:
         """Rows and their mean similarity, the most unlike first."""

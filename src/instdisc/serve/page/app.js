@@ -1,8 +1,9 @@
-// The views, chosen by the address after "#": every state has one, so that Back works and a link can be kept.
-import { ask, byId, complain, empty, goTo, h, link, number, on, say, servedSince, standing, way, withControl } from "./dom.js";
+// The views, chosen by the address after "#": every state has one.
+import { ask, byId, complain, empty, goTo, h, link, number, on, press, say, servedSince, standing, underWay, way, withControl } from "./dom.js";
 import { browse, tileSize } from "./browse.js";
 import { dozen } from "./dozen.js";
 import { undo } from "./journal.js";
+import { keepTaste, taste } from "./memory.js";
 import { picture, search } from "./look.js";
 import { open } from "./selection.js";
 import * as tray from "./tray.js";
@@ -16,11 +17,11 @@ let leave = () => {}; // what the present view holds on to
 let turn = 0; // a view that comes late is not shown
 let depth = 0; // of this tab within the page: how many times Back stays in it
 
-const patience = (name) => (["duplicates", "look-alikes", "outliers"].includes(name) ? `Comparing ${number(about.pictures)} pictures … The first time this may take a while; other views work meanwhile.` : "One moment …");
+const here = () => location.hash.replace(/^#\/?/, "").split("?");
 
 async function route() {
   const mine = ++turn;
-  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  const [path, query = ""] = here();
   const [name, row] = path.split("/");
   const parameters = Object.fromEntries(new URLSearchParams(query));
   for (const one of document.querySelectorAll("nav a")) {
@@ -31,7 +32,7 @@ async function route() {
   leave = () => held.splice(0).forEach((end) => end());
   const keep = (end) => (mine === turn ? held.push(end) : end());
   const slow = setTimeout(() => { if (mine === turn) busy.hidden = false; }, 150);
-  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(h("p.quiet", patience(name))); }, 500);
+  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(["duplicates", "look-alikes", "outliers"].includes(name) ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")); }, 500);
   const again = async () => { await learn(); await route(); };
   try {
     const shown = { "": browse, picture, search, duplicates, "look-alikes": lookAlikes, outliers, map, label: labelling, dozen }[name];
@@ -47,6 +48,7 @@ async function route() {
     }
   } catch (error) {
     if (mine !== turn) return;
+    if (error.lost) setTimeout(() => { if (mine === turn) again().catch(route); }, 2000);
     view.replaceChildren(empty(error.final ? "Page not found" : "Could not load this view", error.message,
       error.final ? null : h("button.main", () => again().catch(complain), "Try again"), way("#/", "All pictures")));
   } finally {
@@ -56,7 +58,7 @@ async function route() {
   }
 }
 
-// What there is, and the names that every field for a label offers.
+// What there is.
 async function learn() {
   Object.assign(about, await ask("api/collection"));
   byId("known").replaceChildren(...about.labels.map((value) => h("option", { value })));
@@ -75,7 +77,18 @@ async function upload(file, more = 0) {
   busy.hidden = true;
 }
 
+// Shortcuts of one letter can be off: speech and shaking hands press them unasked.
+function shortcuts() {
+  const button = byId("keys"), draw = () => press(button, !taste("off"));
+  on(button, "click", () => { keepTaste("off", !taste("off")); draw(); });
+  on(window, "keydown", (event) => {
+    if (taste("off") && /^\S$/.test(event.key) && !withControl(event) && !event.target.matches("input, select")) event.stopPropagation();
+  }, true);
+  draw();
+}
+
 function listen() {
+  shortcuts();
   const file = byId("file"), drop = byId("drop");
   const holds = (event) => [...event.dataTransfer?.types ?? []].includes("Files");
   on(byId("ask"), "click", () => file.click());
@@ -118,7 +131,7 @@ function step() {
 }
 
 function up() {
-  if (!location.hash.replace(/^#\/?/, "").split("?")[0]) return false; // the grid is the top
+  if (!here()[0]) return false; // the grid is the top
   if (depth > 0) history.back();
   else location.hash = "#/"; // a link that was opened by itself
   return true;

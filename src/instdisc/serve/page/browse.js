@@ -1,4 +1,4 @@
-// The grid of a set of pictures: its label, who gave that, tag, name and order are all in the address.
+// The grid of a set of pictures, which is in the address.
 import { ask, bytes, choice, empty, get, goTo, h, link, number, quiet, room, standing, walkable, way, working } from "./dom.js";
 import { Grid, PAGE } from "./grid.js";
 import { onLabels } from "./journal.js";
@@ -29,7 +29,7 @@ export async function browse({ parameters, keep, about, again }) {
     choice("sort", ORDERS, filter.sort, go("sort"), false),
     choice("size", SIZES, taste("size") ?? "", (value) => { keepTaste("size", value); tileSize(value); grid?.measure(); grid?.draw(); }, false), first.total ? everything : null);
   let grid;
-  // By whom the labels are, once there are any; the counts of a set that is narrowed otherwise are not known.
+  // By whom the labels are, once there are any.
   const count = async () => {
     if (!about.labelled && !filter.by) { facets.replaceChildren(); return; }
     const { classes, none } = await ask("api/labels");

@@ -2,7 +2,7 @@
 import { choice, complain, h, labelField, link, number, walkable } from "./dom.js";
 import { rename } from "./journal.js";
 
-// In the order of the classes; the letters that a key of the views has are left out.
+// In the order of the classes; letters that do something else are left out.
 export const KEYS = [..."1234567890abcdefghijkmopqrtvwyz"];
 
 export function classes(state) {

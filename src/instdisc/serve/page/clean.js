@@ -1,4 +1,4 @@
-// Copies, look-alikes and outliers, to go through by keyboard. Nothing is deleted: a list is saved.
+// Copies, look-alikes and outliers, by keyboard. Nothing is deleted: a list is saved.
 import { cell, clamp, empty, get, goTo, h, inBar, keys, listen, number as count, press, quiet, room, save, say, size, visit, walkable, way, working } from "./dom.js";
 import { recall, remember } from "./memory.js";
 
@@ -7,7 +7,7 @@ const MOST = 100; // groups, or twice as many outliers, that come at once
 function saveList(pictures) {
   const lines = pictures.map((one) => one.path).filter((path) => !path.includes("\n"));
   save("remove.txt", lines.map((line) => `${line}\n`).join(""));
-  say(`remove.txt lists ${lines.length.toLocaleString("en")} pictures; instdisc index RUN --remove-list remove.txt takes them out of the collection.`);
+  say(`remove.txt lists ${count(lines.length)} pictures; instdisc index RUN --remove-list remove.txt takes them out of the collection.`);
 }
 
 const byBank = (about) => (about.recomputed ? null : h("p.quiet", "Quick comparison from training: ", h("code", "instdisc index RUN --recompute"), " makes it exact."));
@@ -15,8 +15,8 @@ const byBank = (about) => (about.recomputed ? null : h("p.quiet", "Quick compari
 const facts = (one) => [`${one.width} × ${one.height}`, one.format, one.size ? size(one.size) : "", one.modified ? new Date(1000 * one.modified).toISOString().slice(0, 10) : ""].filter(Boolean).join(" · ");
 const why = (one) => [one.kind, ...one.changes].join(", ");
 
-// Groups to decide on. of: total and groups at first; more(start): further ones; marked: whether a group has one to keep
-// before anybody has chosen; stored: the name that decisions go by; header(group), below(picture): what is said of each.
+// Groups to decide on. of: total and the first; more(start): further ones; marked: whether one is kept before anybody has
+// chosen; stored: the name of decisions; header(group), below(picture): what is said of each.
 function deciding(of, more, { marked, stored, header, below, keep }) {
   const decided = recall(stored); // rows of a group: which to keep, or null for none
   const groups = [], told = h("span.quiet", { role: "status" }), list = h("div.groups");
@@ -33,7 +33,10 @@ function deciding(of, more, { marked, stored, header, below, keep }) {
     saving.disabled = !marked && !groups.some((group) => !group.apart);
   };
   const draw = (group) => {
-    group.element.classList.toggle("now", groups[now] === group);
+    const here = groups[now] === group; // the Tab key passes the others
+    group.element.classList.toggle("now", here);
+    group.element.querySelectorAll("button").forEach((one) => { one.tabIndex = here ? 0 : -1; });
+    if (here) group.element.querySelector(".few").settle();
     group.element.classList.toggle("apart", marked && group.apart);
     group.element.querySelector("button.apart").setAttribute("aria-pressed", String(group.apart));
     group.pictures.forEach((one, place) => {
@@ -82,8 +85,8 @@ function deciding(of, more, { marked, stored, header, below, keep }) {
   listen(keep, (key) => {
     const group = groups[now];
     if (!group) return false;
-    if (key === "j") go(now + 1);
-    else if (key === "k") go(now - 1);
+    if (key === "j" || key === "PageDown") go(now + 1);
+    else if (key === "k" || key === "PageUp") go(now - 1);
     else if (key === "x") decide(group, { apart: !group.apart });
     else if (/^[1-9]$/.test(key) && group.pictures[key - 1]) decide(group, { kept: group.pictures[key - 1].row, apart: false });
     else return false;
@@ -105,7 +108,7 @@ export async function duplicates({ parameters, keep, about }) {
     header: (group) => [...new Set(group.pictures.slice(1).map(why))].join("; "),
     below: (picture) => [picture.kind ? why(picture) : "best of these", facts(picture)] });
   return [heading(found.total, "copies", shown, others),
-    h("p.quiet", "Proven by the files' bytes, or by the pixels of both pictures laid over each other. The one with most pixels is kept, then the largest file, then the oldest. No file is touched."),
+    h("p.quiet", "Proven by their bytes, or by pixels laid over each other. The one with most pixels is kept, then the largest file, then the oldest. No file is touched."),
     found.total ? help(true) : empty("No copies", "No two pictures are the same file or show the same pixels.", others.cloneNode(true)), shown.list, shown.rest];
 }
 

@@ -3,7 +3,7 @@ import { selection } from "./selection.js";
 
 const ASKED = 100; // pictures that suggestions are asked for at once
 
-const SHORT = { label: "aria-label", keys: "aria-keyshortcuts", pressed: "aria-pressed" };
+const SHORT = { label: "aria-label", keys: "aria-keyshortcuts", pressed: "aria-pressed", mute: "aria-hidden" };
 
 // h("div.few", { title: "..." }, ...children): the attributes may be left out, or be what a click does.
 export function h(name, ...children) {
@@ -123,6 +123,23 @@ export function standing() {
   };
 }
 
+// How far the server is with what is waited for.
+export function underWay(path, words, stop, ended) {
+  const bar = h("progress", { max: "1", value: "0", label: words }), told = h("p.quiet", { role: "status" }, words);
+  const look = async () => {
+    try {
+      const { progress, seconds_left: left, what, state } = await ask(path);
+      if (!bar.isConnected) return;
+      bar.value = progress;
+      told.textContent = `${what || words}${left ? `, about ${Math.ceil(left)} s left` : ""} … Other views work meanwhile.`;
+      if (state && state !== "computing") { ended(); return; }
+    } catch { /* the next may be answered */ }
+    setTimeout(look, 700);
+  };
+  setTimeout(look, 700);
+  return h("div.stack", bar, told, stop && inBar(h("button", () => post(`${path}/stop`).catch(complain), "Stop")));
+}
+
 export function save(name, content) {
   const address = URL.createObjectURL(new Blob([content], { type: "text/plain" }));
   h("a", { href: address, download: name }).click();
@@ -166,7 +183,7 @@ export function visit(row, set = "") {
 export function caption(element, picture) {
   element.querySelector(".tagged")?.remove();
   const shown = sure(picture), said = words(picture);
-  if (shown || picture.label) element.append(h("span", { class: `tagged${shown ? " guessed" : picture.hand ? " given" : ""}` }, shown || picture.label));
+  if (shown || picture.label) element.append(h("span", { mute: "true", class: `tagged${shown ? " guessed" : picture.hand ? " given" : ""}` }, shown || picture.label));
   element.title = said;
   element.said = `${said}${element.score ? `, ${element.score}` : ""}`;
   mark(element);
@@ -175,7 +192,8 @@ export function caption(element, picture) {
 export function mark(element) {
   const chosen = selection.has(Number(element.dataset.row));
   element.classList.toggle("chosen", chosen);
-  element.setAttribute("aria-label", `${element.said}${chosen ? ", selected" : ""}`);
+  const picture = element.querySelector("img");
+  if (picture) picture.alt = `${element.said}${chosen ? ", selected" : ""}`;
 }
 
 // What is suggested for tiles; live(): whether anybody looks still.
@@ -192,11 +210,11 @@ export async function suggest(elements, live = () => true) {
 
 // pick: whether it can be selected.
 export function cell(picture, { score, open, pick = true, set, ...more } = {}) {
-  const said = words(picture), element = h("button.cell", { "data-row": String(picture.row), title: said, label: said, onclick: open ?? (() => visit(picture.row, set)), ...more }, image(picture.row),
-    score === undefined ? null : h("span.score", score.toFixed(3)), pick ? h("span.tick", { title: "Select (x)" }) : null);
+  const said = words(picture), element = h("button.cell", { "data-row": String(picture.row), title: said, onclick: open ?? (() => visit(picture.row, set)), ...more }, image(picture.row, { alt: said }),
+    score === undefined ? null : h("span.score", { mute: "true" }, score.toFixed(3)), pick ? h("span.tick", { mute: "true", title: "Select (x)" }) : null);
   element.score = score?.toFixed(3);
   if (pick) caption(element, picture);
-  else if (picture.label) element.append(h("span.tagged", picture.label));
+  else if (picture.label) element.append(h("span.tagged", { mute: "true" }, picture.label));
   return element;
 }
 
@@ -228,5 +246,5 @@ export function walkable(list, one = ".cell") {
   return list;
 }
 
-// Keys that work wherever the focus is.
+// Keys, wherever the focus is.
 export const listen = (keep, act) => keep(onKeys(document, act));

@@ -1,4 +1,4 @@
-// Suggestions confirmed by the dozen: a class, 24 pictures that it is suggested for, the wrong ones clicked out, Enter.
+// Suggestions confirmed by the dozen: the wrong ones clicked out, then Enter.
 import { ask, cell, choice, complain, count, empty, get, goTo, h, inBar, keys, listen, number, percent, press, room, walkable, way } from "./dom.js";
 import { give, onLabels } from "./journal.js";
 import { recall, remember } from "./memory.js";
@@ -45,12 +45,12 @@ export async function dozen({ parameters, keep, about }) {
     title.textContent = `Is this “${label}”?`;
     list.replaceChildren(...shown.map((one) => {
       const element = cell(one, { pick: false, open: () => flip(one.row) });
-      element.append(h("span.score", percent(one.confidence)));
+      element.append(h("span.score", { mute: "true" }, percent(one.confidence)));
       draw(element);
       return element;
     }));
     list.settle();
-    if (!shown.length) list.replaceChildren(h("p.quiet", "No further picture is suggested for this class: label some one by one, or choose another class."));
+    if (!shown.length) list.replaceChildren(h("p.quiet", "No further picture is suggested: label some one by one, or choose another class."));
     name();
     list.querySelector(".cell")?.focus();
   };

@@ -1,4 +1,4 @@
-// A grid of any number of pictures: only those in sight are elements; their names come by the page.
+// A grid of any number of pictures: only those in sight are elements.
 import { cell, clamp, h, mark, number, on, onKeys, suggest } from "./dom.js";
 import { watch } from "./selection.js";
 

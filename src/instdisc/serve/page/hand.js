@@ -1,4 +1,4 @@
-// What hands do on the map: one finger moves, two or a wheel zoom, Shift or the button draws a line; and a cursor for keys.
+// What hands do on the map: one finger moves, two or a wheel zoom, Shift draws a line; and a cursor for keys.
 import { clamp, on, onKeys, withControl } from "./dom.js";
 
 const MOST = 200; // corners of a line

@@ -1,8 +1,9 @@
-// Deeds on labels, each with its way back: an Undo beside what is said, `u`, or Ctrl-Z.
+// Deeds on labels, each with its way back.
 import { ask, complain, count, on, post, say } from "./dom.js";
+import { own } from "./memory.js";
 
-const others = new BroadcastChannel("instdisc labels"); // tabs of the same server
-const first = new Set(); // what takes back something of a view before the labels' journal is asked
+const others = new BroadcastChannel(own("labels")); // tabs of the same server
+const first = new Set(); // what takes back something of a view first
 let last = null; // the act that is taken back next; null: ask the server
 let acting = Promise.resolve(); // one deed after another, however quick the fingers
 
@@ -20,7 +21,7 @@ function inTurn(work) {
 
 // The answer to a deed: how labelling stands now.
 function done(state) {
-  if (!state.act) { say("Nothing to change: the labels are so already."); return state; }
+  if (!state.act) { say("Nothing to change."); return state; }
   last = state.act;
   say(`${state.text}.`, false, { text: "Undo", act: undo });
   others.postMessage("");
@@ -39,7 +40,7 @@ export const undo = () => inTurn(async () => {
     if (!last) { say("There is nothing to undo."); return; }
     const found = await post("api/undo", { act: last });
     last = found.next.act || null;
-    const kept = found.kept ? ` ${count(found.kept, "picture was", "pictures were")} labelled again since, and ${found.kept === 1 ? "stays" : "stay"} so.` : "";
+    const kept = found.kept ? ` ${count(found.kept, "picture")} labelled again since: not changed.` : "";
     say(`Undone: ${found.text}.${kept}`);
     others.postMessage("");
     told(found.rows);

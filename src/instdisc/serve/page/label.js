@@ -1,4 +1,4 @@
-// Labelling by keyboard: a picture comes, a digit names it, the next one comes.
+// Labelling by keyboard, one by one.
 import { ask, choice, complain, empty, get, goTo, h, image, inBar, keys, labelField, listen, percent, pixels, quiet, room, walkable, way } from "./dom.js";
 import { KEYS, classes } from "./classes.js";
 import { give, onLabels, undo, undoFirst } from "./journal.js";
@@ -75,7 +75,7 @@ export async function labelling({ parameters, keep, about }) {
         image(one.row, { class: "large", alt: one.id }, "full"),
         h("p.quiet", one.id, one.guess ? [" · Suggested: ", h("strong", one.guess), ` (${percent(one.confidence)})`] : null),
         state.order.length ? walkable(h("div.classes", { role: "group", label: "Classes" }, ...state.order.map((name, place) => h("button", { class: name === one.guess ? "guess" : "",
-          label: name, keys: KEYS[place] ?? null, onclick: () => choose(name) }, KEYS[place] ? h("kbd", KEYS[place]) : null, name))), "button") : null,
+          keys: KEYS[place] ?? null, onclick: () => choose(name) }, KEYS[place] ? h("kbd", { mute: "true" }, KEYS[place]) : null, name))), "button") : null,
         inBar(input,
           h("button.main", input.given, "Label"),
           h("button", { onclick: skip, keys: "s" }, "Skip"),

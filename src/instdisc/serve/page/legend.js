@@ -1,4 +1,4 @@
-// What the colours of the map mean. A click on one isolates it, a double click opens its pictures.
+// What the colours of the map mean. A click isolates one, a double click opens its pictures.
 import { get, goTo, h, quiet, walkable } from "./dom.js";
 import { packed } from "./plane.js";
 

@@ -1,4 +1,4 @@
-// One picture and what is like it; a search by several, or by a picture of one's own.
+// One picture and what is like it; search by several, or one's own.
 import { ask, cell, complain, empty, get, goTo, h, image, inBar, labelField, link, listen, number, onKeys, percent, press, size, suggest, sure, visit, walkable, way, words } from "./dom.js";
 import { setOf } from "./browse.js";
 import { give, onLabels } from "./journal.js";

@@ -1,5 +1,5 @@
-// All pictures in the plane: what is alike stands together.
-import { answered, ask, choice, complain, empty, get, h, image, link, number, on, press, quiet, room, say, standing, visit, words, working } from "./dom.js";
+// All pictures in the plane.
+import { answered, ask, choice, complain, empty, get, h, image, link, number, on, press, quiet, room, say, standing, underWay, visit, words, working } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Cursor, handle } from "./hand.js";
 import { onLabels } from "./journal.js";
@@ -16,25 +16,9 @@ export async function map({ parameters, keep, about }) {
   const stay = standing();
   const state = await ask("api/map");
   if (state.state === "ready") return view(parameters, keep, about, stay);
-  if (state.state === "computing") return [h("h1", "The map"), await waiting(keep)];
+  if (state.state === "computing") return [h("h1", "The map"), underWay("api/map", "Computing the map", false, () => dispatchEvent(new Event("hashchange")))];
   return [empty("There is no map yet", `${state.error ? `${state.error} ` : ""}Similar pictures are placed close together. It is computed once, about a minute for 10,000 pictures, and kept.`,
     working(state.error ? "Try again" : "Compute the map", async () => { await ask("api/map", { method: "POST" }); dispatchEvent(new Event("hashchange")); }, { class: "main" }))];
-}
-
-async function waiting(keep) {
-  const bar = h("progress", { max: "1", value: "0", label: "Computing the map" }), left = h("p.quiet", { role: "status" }, "Computing the map …");
-  let over = false;
-  const timer = setInterval(async () => {
-    try {
-      const state = await ask("api/map");
-      if (over) return;
-      bar.value = state.progress;
-      if (state.seconds_left) left.textContent = `Computing the map, about ${Math.ceil(state.seconds_left)} s left. Other views work meanwhile.`;
-      if (state.state !== "computing") { over = true; dispatchEvent(new Event("hashchange")); }
-    } catch { /* the next may be answered */ }
-  }, 700);
-  keep(() => { over = true; clearInterval(timer); });
-  return h("div", bar, left);
 }
 
 async function points() {

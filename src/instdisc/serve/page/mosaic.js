@@ -1,4 +1,4 @@
-// The map as pictures: a grid of cells, each drawn as the picture next to its centre, finer the nearer one looks.
+// The map as pictures: a grid of cells, each drawn as the picture next to its centre.
 // Level L cuts the map into 2^L x 2^L parts of as many cells each; the tiles of a part come as one sheet.
 import { answered, clamp, complain } from "./dom.js";
 
@@ -41,7 +41,7 @@ export class Mosaic {
     return [wide * scale / (this.columns << level), high * scale / (this.rows << level)];
   }
 
-  // The cell, of the whole level, in which a place of the map lies.
+  // The cell of the level in which a place lies.
   cell(u, v, level = this.level) {
     return [[u, this.columns << level], [v, this.rows << level]].map(([one, many]) => clamp(Math.floor(one * many), many - 1));
   }

@@ -1,4 +1,4 @@
-// Names of regions over the map, the largest first, where there is room.
+// Names of regions over the map, where there is room.
 export const naming = (plane) => ({
   regions: [],
   draw(pen, ratio) {

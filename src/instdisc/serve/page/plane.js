@@ -1,4 +1,4 @@
-// Points in the plane on a canvas. Dots are written straight into the pixels of a frame.
+// Points in the plane on a canvas. Dots are written straight into pixels.
 import { clamp } from "./dom.js";
 
 const MARGIN = 16; // pixels around the whole map

@@ -1,4 +1,4 @@
-// What is selected, over all views: rows in the order in which they were picked. It outlives a reload, but not the tab.
+// What is selected, over all views: rows as they were picked. It outlives a reload, not the tab.
 import { recall, remember } from "./memory.js";
 
 export const MOST = 100_000; // the server takes as many in one request

@@ -1,4 +1,4 @@
-// Selecting pictures in any view, and the tray at the bottom: what can be done with them.
+// Selecting pictures in any view, and the tray: what can be done with them.
 import { answered, byId, complain, count, goTo, h, json, labelField, mark, number, on, post, save, say, walkable, withControl, working } from "./dom.js";
 import { give, undo } from "./journal.js";
 import { MOST, add, clear, replace, selection, toggle, watch } from "./selection.js";
@@ -95,7 +95,7 @@ function draw() {
   const input = labelField("Label of the selected pictures", (given) => label(given).catch(complain), { keys: "l", size: 12 });
   tray.replaceChildren(h("strong", { role: "status" }, `${number(selection.size)} selected`), h("span.pair", input, h("button.main", input.given, "Label")),
     h("button", { onclick: similar, title: "Search by all of them" }, "Similar"), working("Download list", download, { title: "Where the files are now, one a line" }),
-    h("button", { onclick: undo, keys: "u", title: "Undo the last labels (u)" }, "Undo"), h("button", { onclick: clear, keys: "Escape", title: "Select nothing (Esc)" }, "Clear"));
+    h("button", { onclick: undo, keys: "u" }, "Undo"), h("button", { onclick: clear, keys: "Escape" }, "Clear"));
   tray.settle();
 }
 

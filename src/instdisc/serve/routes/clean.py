@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from instdisc.search import THRESHOLDS
-from instdisc.serve.models import Copies, Copy, Duplicates, Found, Group, Groups, Outliers, Picture
+from instdisc.serve.models import Copies, Copy, Duplicates, Found, Group, Groups, Outliers, Picture, WorkState
 from instdisc.serve.routes import Count, Start, TheSession
 
 router = APIRouter()
@@ -59,3 +59,16 @@ def outliers(session: TheSession, start: Start = 0, count: Count = 100) -> Outli
         by="outlier_score" if known else "similarity",
         pictures=[Found(**one, score=score) for one, (_, score) in zip(entries, chosen, strict=True)],
     )
+
+
+@router.get("/api/work")
+def work(session: TheSession) -> WorkState:
+    """How far the comparison is that somebody waits for; answers at once."""
+    return session.work.state()
+
+
+@router.post("/api/work/stop")
+def stop_work(session: TheSession) -> WorkState:
+    """End it; those who wait for it are told."""
+    session.work.stop()
+    return session.work.state()

@@ -88,7 +88,7 @@ def map_colours(
 
     agreement: whether the label that a picture has from its folder is the class that is suggested.
     """
-    rows, *_ = session.points()
+    rows, _, version = session.points()
     index = session.opened.index
     if by == "label":
         return _colours(index.label_names, index.labels[rows], "label", "")
@@ -96,10 +96,8 @@ def map_colours(
         folders, inside = session.folders()
         return _colours(folders, inside[rows], "folder", "All pictures are in one folder.")
     if by == "cluster":
-        clusters = session.clusters()[rows]
-        return _colours(
-            [f"{size:,} pictures" for size in np.bincount(clusters[clusters >= 0])], clusters, "cluster", ""
-        )
+        clusters = session.clusters(version)
+        return _colours(session.cluster_names(clusters), clusters[rows], "cluster", "")
     if by == "outlier":
         known = session.opened.known_outliers()
         codes = np.full(len(index), -1)
