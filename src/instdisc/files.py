@@ -4,9 +4,10 @@
         save(temporary)
     write_json(path, {"rate": 0.03})        # the same for small ones; write_text and csv_text, write_arrow for tables
     replace_together(folder, staged, drop)  # many files of a folder, all or none
+    append_json(path, {"undo": name})       # a line of a journal; read_json_lines reads what is whole
 
-Every file that outlives a command is written here, but those that grow in place (a pixel cache, metrics.jsonl, a
-journal), the folder of a checkpoint, and the two files of `embed`, which are renamed together.
+Every file that outlives a command is written here, but those that grow in place (a pixel cache, metrics.jsonl), the
+folder of a checkpoint, and the two files of `embed`, which are renamed together.
 """
 
 from __future__ import annotations
@@ -47,6 +48,37 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} is damaged: a JSON object was expected.")
     return value
+
+
+def append_json(path: Path, line: Mapping[str, Any]) -> None:
+    """A line at the end of a file, on the disk when this returns. What a crash left of a line stays one by itself."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":
+                    stream.write(b"\n")
+            stream.write(json.dumps(line).encode("ascii") + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error.strerror or error}): {advice(error)}.") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that `append_json` wrote; the half of a line that a crash left is none."""
+    if not path.is_file():
+        return []
+    found = []
+    for text in path.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
+    return found
 
 
 def sync_folder(folder: Path) -> None:

@@ -139,6 +139,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
         "a group of duplicates does not show its worst pair",
         "a list of copies holds pictures that were never proven to be any",
         "the saved list of copies holds only the groups on the screen",
+        "decisions on copies die with the tab",
+        "a removed picture is still searched, counted or drawn by the open page",
         "a label for many pictures overwrites others and can't be taken back",
         "labels given to many at once raise the accuracy that is told",
         "no way to pick several pictures, and nothing can be got out",

@@ -22,6 +22,8 @@ Examples:
 
 `instdisc label runs/photos --set 2019/a.jpg=beach --set 2019/b.jpg=town` — or one by one
 
+`instdisc label runs/photos --doubtful 50` — labels that the neighbours contradict, those of the folders too
+
 `instdisc label runs/photos -o labels.parquet` — every picture's label: by hand, or by vote, and how sure
 """
 
@@ -34,6 +36,9 @@ def command(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="New labels take the place of others by hand.")] = False,
     propose: Annotated[int | None, typer.Option(metavar="COUNT", help="Propose pictures to label next.")] = None,
+    doubtful: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Show labels that the neighbours contradict.", min=1)
+    ] = None,
     by: Annotated[str, typer.Option(help="Proposals: covered, uncertain, or mixed.")] = "mixed",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write all labels: .csv or .parquet.")] = None,
     votes: Annotated[str, typer.Option(help="How labels come to the others: spread, or neighbours.")] = "spread",
@@ -57,6 +62,10 @@ def command(
 
     shown = console()
     _assign(run, one or [], file, replace)
+    if doubtful is not None:
+        _show_doubtful(run, doubtful, bank, train_source, device)
+        if out is None and propose is None:
+            return
     if propose is not None:
         job.propose(run, propose, by=by, bank=bank, train_source=train_source, device=device)
         folder = RunFolder(run).labels
@@ -80,6 +89,23 @@ def command(
     if out is not None:
         job.save(run, found, out)
         shown.print(f"All labels: {out}")
+
+
+def _show_doubtful(run: Path, count: int, bank: bool, train_source: str | None, device: str) -> None:
+    from rich.table import Table
+
+    from instdisc.cli.console import console
+    from instdisc.jobs.doubtful import doubtful
+    from instdisc.runs import RunFolder
+
+    found = doubtful(run, count, bank=bank, train_source=train_source, device=device)
+    table = Table(title="Labels in doubt, the most doubtful first", title_justify="left")
+    for column in ("path", "label", "neighbours say", "doubt"):
+        table.add_column(column, justify="right" if column == "doubt" else "left", overflow="fold")
+    for one in found:
+        table.add_row(one.path, f"{one.label}{' (by hand)' if one.hand else ''}", one.voted, f"{one.doubt:.2f}")
+    console().print(table)
+    console().print(f"All of them: {RunFolder(run).labels / 'doubtful.csv'}; --set PATH=LABEL changes one.")
 
 
 def _assign(run: Path, one_by_one: Sequence[str], file: Path | None, replace: bool) -> None:

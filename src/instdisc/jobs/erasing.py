@@ -23,7 +23,7 @@ from instdisc.data.sources.source import Source
 from instdisc.data.sources.subset import Subset
 from instdisc.data.storage.scan import cache_folder
 from instdisc.files import file_digest, write_arrow, write_json, write_text, write_whole
-from instdisc.jobs import journal
+from instdisc.jobs import journal, review
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import marks_now
 from instdisc.runs import RunFolder
@@ -218,11 +218,15 @@ class Erasing:
         self._wrote(file, f"{int((~keep).sum())} points")
 
     def journal(self) -> None:
-        """RUN/labels/journal.jsonl without the changes of their labels."""
+        """RUN/labels/journal.jsonl and RUN/review/journal.jsonl without what was done to them."""
         found = journal.rewritten(self._folder, lambda path: None if path in self._forgotten else path)
         if found is not None:
             write_whole(self._stage.journal, found[0])
             self._wrote(self._folder.journal, f"{found[1]} changes of labels")
+        found = review.rewritten(self._folder, lambda path: None if path in self._forgotten else path)
+        if found is not None:
+            write_whole(self._stage.review, found[0])
+            self._wrote(self._folder.review, f"{found[1]} decisions")
 
     def tables(self) -> None:
         """Lists without the lines that name them; contact sheets and pages, which show pictures, go."""

@@ -25,7 +25,7 @@ from instdisc.data.loading.quarantine import Quarantine
 from instdisc.encoder.backbones import evaluating
 from instdisc.errors import InputError, advice
 from instdisc.files import csv_text, held, read_json, replace_together, write_json, write_text, write_whole
-from instdisc.jobs import journal
+from instdisc.jobs import journal, review
 from instdisc.jobs.additions import Grown, gather
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.identity import unreadable_before
@@ -276,12 +276,14 @@ def _keep_past(folder: RunFolder, grown: Run, number: int) -> None:
 
 
 def _move_labels(run: Run, stage: RunFolder, moved: dict[str, str]) -> None:
-    """The labels by hand and their journal, with the paths as they are now."""
+    """The labels by hand, their journal and the decisions of a review, with the paths as they are now."""
     lines = [(moved.get(path, path), label, when) for path, (label, when) in run.hand_labels().items()]
     if lines:
         write_text(stage.hand_labels, csv_text(journal.COLUMNS, lines))
     if (found := journal.rewritten(run.folder, lambda path: moved.get(path, path))) is not None:
         write_whole(stage.journal, found[0])
+    if (found := review.rewritten(run.folder, lambda path: moved.get(path, path))) is not None:
+        write_whole(stage.review, found[0])
 
 
 def _outdated(folder: RunFolder) -> list[Path]:

@@ -305,7 +305,7 @@ def remove(
             )
         if len(removed := np.union1d(collection.changes.removed, rows)) == len(index):
             raise InputError("That is every picture of the collection: at least one has to stay.")
-        _write(folder, collection, replace(collection.changes, removed=removed))
+        write_marks(folder, collection, replace(collection.changes, removed=removed))
         return len(rows)
 
 
@@ -323,7 +323,7 @@ def tag(run: str | Path, name: str, *, where: str | None = None, label: str | No
         tagged = np.setdiff1d(tagged, rows) if untag else np.union1d(tagged, rows)
         if len(tagged):
             tags[name] = tagged
-        _write(folder, collection, replace(collection.changes, tags=tags))
+        write_marks(folder, collection, replace(collection.changes, tags=tags))
         return len(tagged)
 
 
@@ -394,7 +394,7 @@ def _keep(folder: RunFolder, changes: Changes, *worked: str) -> None:
     forget(folder, *worked)
 
 
-def _write(folder: RunFolder, collection: Collection, changes: Changes) -> None:
+def write_marks(folder: RunFolder, collection: Collection, changes: Changes) -> Changes:
     """Marks alone: they hold at any step, unless there are vectors, whose step must stay."""
     vectors = changes.recomputed or changes.added
-    write_changes(folder.index, changes if vectors else replace(changes, step=collection.saved.step))
+    return write_changes(folder.index, changes if vectors else replace(changes, step=collection.saved.step))

@@ -11,15 +11,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from instdisc.errors import InputError, advice, is_shortage
-from instdisc.files import csv_text, write_json, write_text
+from instdisc.errors import InputError, is_shortage
+from instdisc.files import append_json, csv_text, read_json_lines, write_json, write_text
 from instdisc.runs import RunFolder
 
 COLUMNS = ("path", "label", "time")
@@ -40,7 +40,8 @@ class Act:
     """What was done at once. name: to undo it by. text: for people.
 
     bulk: whether its pictures were labelled together, without a look at each. file: hand.csv as it was, where
-    that can't be told from the changes: "" for no file. classes: classes.json as it was, of a rename.
+    that can't be told from the changes: "" for no file. classes: classes.json as it was, of a rename. time: when, in
+    UTC; "" in journals of before.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Act:
     changes: tuple[Change, ...]
     file: str | None = None
     classes: dict[str, Any] | None = None
+    time: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Undone:
     act: Act
     paths: tuple[str, ...]
     kept: int
+
+
+def now() -> str:
+    """The time in UTC, to the microsecond, so that acts of several journals have an order."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def read(folder: RunFolder) -> Known:
@@ -94,8 +101,8 @@ def write(
     if not changes and classes is None:
         return None
     plain = _text(before)
-    act = Act(secrets.token_hex(6), text, bulk, changes, None if raw == plain else raw, classes)
-    _append(folder, asdict(act))
+    act = Act(secrets.token_hex(6), text, bulk, changes, None if raw == plain else raw, classes, now())
+    append_json(folder.journal, asdict(act))
     if changes:
         write_text(file, _text(after))
     return act
@@ -133,7 +140,7 @@ def undo(folder: RunFolder, name: str | None = None) -> Undone:
         write_text(file, _text(dict(lines)))
     if found.classes is not None:
         write_json(folder.classes, found.classes)
-    _append(folder, {"undo": found.name})  # the last: after a crash it can be undone again
+    append_json(folder.journal, {"undo": found.name})  # the last: after a crash it can be undone again
     return Undone(found, tuple(change.path for change in ours), len(found.changes) - len(ours))
 
 
@@ -201,36 +208,9 @@ def _text(known: Mapping[str, tuple[str, str]]) -> str:
     return csv_text(COLUMNS, [(path, label, time) for path, (label, time) in known.items()])
 
 
-def _append(folder: RunFolder, line: dict[str, Any]) -> None:
-    """A line at the end, on the disk when this returns. What a crash left of a line before stays a line by itself."""
-    file = folder.journal
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a+b") as stream:
-            if stream.tell():
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    stream.write(b"\n")
-            stream.write(json.dumps(line).encode("ascii") + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise InputError(f"{file} could not be written ({error.strerror or error}): {advice(error)}.") from None
-
-
 def _lines(folder: RunFolder) -> list[dict[str, Any]]:
-    """What can be read; the half of a line that a crash left is not."""
-    if not folder.journal.is_file():
-        return []
-    found = []
-    for text in folder.journal.read_bytes().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and ("undo" in line or {"name", "text", "bulk", "changes"} <= line.keys()):
-            found.append(line)
-    return found
+    needed = {"name", "text", "bulk", "changes"}
+    return [line for line in read_json_lines(folder.journal) if "undo" in line or needed <= line.keys()]
 
 
 def _act(line: dict[str, Any]) -> Act:
@@ -239,6 +219,5 @@ def _act(line: dict[str, Any]) -> Act:
         return Change(given["path"], before, after)
 
     changes: Sequence[Any] = line["changes"]
-    return Act(
-        line["name"], line["text"], line["bulk"], tuple(map(change, changes)), line.get("file"), line.get("classes")
-    )
+    more = (line.get("file"), line.get("classes"), line.get("time", ""))
+    return Act(line["name"], line["text"], line["bulk"], tuple(map(change, changes)), *more)

@@ -47,15 +47,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Undone:
-    """text: of the act. rows: that have their label of before. kept: how many were labelled again since, and stay so.
-
-    next: what can be undone now; None for nothing.
-    """
+    """text: of the act. rows: that have their label of before. kept: how many were labelled again since."""
 
     text: str
     rows: list[int]
     kept: int
-    next: Done | None
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,13 @@ class Outliers(BaseModel):
     pictures: list[Found]
 
 
+class LastAct(BaseModel):
+    """What would be undone next; "" for nothing."""
+
+    act: str
+    text: Name
+
+
 class Labelling(BaseModel):
     """rows get `label` by hand, or lose theirs where it is null. keep: pictures with another label by hand keep it.
 
@@ -198,13 +205,6 @@ class Renaming(BaseModel):
     to: Given
 
 
-class LastAct(BaseModel):
-    """What would be undone next; "" for nothing."""
-
-    act: str
-    text: Name
-
-
 class Undoing(BaseModel):
     """act: as the answer to the deed named it."""
 
@@ -212,12 +212,17 @@ class Undoing(BaseModel):
 
 
 class Undone(BaseModel):
-    """text: of the act. rows: that have their label of before. kept: pictures that were labelled again since."""
+    """text: of the act. rows: that have their label of before. kept: pictures that were labelled again since.
+
+    pictures: whether hidden pictures are shown again. review: whether the act was a decision of a review.
+    """
 
     text: Name
     rows: list[int]
     kept: int
     next: LastAct
+    pictures: bool = False
+    review: bool = False
 
 
 class Proposal(Picture):

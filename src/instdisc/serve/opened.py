@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from instdisc.data.decoding.decode import format_and_size
+from instdisc.data.sources.gathered import rows_by_id
 from instdisc.encoder import Encoder
 from instdisc.jobs import classes as classes_job
-from instdisc.jobs import journal
+from instdisc.jobs import hiding, journal
 from instdisc.jobs import label as label_job
 from instdisc.jobs import votes as votes_job
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import grouped, look_at_collection
 from instdisc.jobs.duplicates import proposed_pairs
+from instdisc.jobs.identity import unreadable_before
 from instdisc.jobs.index import changing
 from instdisc.jobs.map import make_map, read_map
 from instdisc.jobs.outliers import known_outliers
 from instdisc.jobs.run import Run
 from instdisc.jobs.sources import stamps_of
+from instdisc.runs import RunFolder
 from instdisc.search.index import Index
 from instdisc.serve.facts import CopyFacts, Done, FileFacts, LabelState, Suggestions, Undone
 from instdisc.shapes import Float, Tensor
@@ -37,7 +42,8 @@ class Opened:
     """A run's collection, as the page works with it. All of it may be called from several threads at once.
 
     vectors: what the index holds, "search" vectors or the "embedding". recomputed: whether they come from the pictures
-    as they are, and not from augmented views. version: grows when labels change.
+    as they are, and not from augmented views. version: grows when labels change, or which pictures are there; returned:
+    when hidden pictures are shown again.
     """
 
     def __init__(self, run: str | Path | Run, *, train_source: Any = None, device: str = "auto") -> None:
@@ -45,7 +51,7 @@ class Opened:
         self.index: Index = self.collection.index
         self.vectors = self.collection.vectors
         self.recomputed = self.collection.given or self.collection.changes.recomputed is not None
-        self.version = 0
+        self.version = self.returned = 0
         self._device = device
         self._lock = threading.RLock()  # of the labels: every view needs it, so nothing long is computed under it
         self._embedding, self._voting, self._linking = threading.Lock(), threading.Lock(), threading.Lock()
@@ -54,7 +60,7 @@ class Opened:
         self._hand = self._read_hand()
         self._known: tuple[np.ndarray, Tensor] | None = None
         self._voted: votes_job.Labelled | None = None
-        self._graph: tuple[Any] | None = None  # None: not looked for yet
+        self._graph: tuple[Tensor, Any] | None = None  # the vectors that it links; None: not looked for yet
 
     @property
     def dim(self) -> int:
@@ -145,18 +151,48 @@ class Opened:
             self._relabel(changed)
         return _done(act) or Done("", "")
 
-    def last_act(self) -> Done | None:
-        """What would be undone next, here or by another tab; None for nothing."""
-        return _done(next(iter(journal.still_done(self.collection.folder)), None))
-
     def undo(self, act: str) -> Undone:
-        """Take an act back. Raises InputError for one that was taken back already."""
+        """Take an act on labels back. Raises InputError for one that was taken back already."""
         with self._lock, changing(self.collection.folder.path) as folder:
             found = journal.undo(folder, act)
             self.hand_labels()
             rows = self.index.rows_of(list(found.paths))
-            next_one = _done(next(iter(journal.still_done(folder)), None))
-        return Undone(found.act.text, rows[rows >= 0].tolist(), found.kept, next_one)
+        return Undone(found.act.text, rows[rows >= 0].tolist(), found.kept)
+
+    @contextmanager
+    def reviewing(self) -> Iterator[RunFolder]:
+        """Alone with the run's decisions, and with which of its pictures are there."""
+        with self._lock, changing(self.collection.folder.path) as folder:
+            yield folder
+
+    def show_again(self, paths: Sequence[str]) -> None:
+        """Put hidden pictures back, by their paths as the index has them. Only inside `reviewing`."""
+        self.set_hidden(hiding.hidden_rows(self.collection, paths), False)
+
+    def unreadable(self) -> list[tuple[str, str, str, str]]:
+        """(id, path, where it is now, why) of the files that could not be read as pictures when the run was trained."""
+        known = unreadable_before(self.collection.folder)
+        if self.collection.moved_to is None or not known:
+            return [(own, path, path, why) for own, path, why in known]
+        source = self.collection.training_source()
+        rows = rows_by_id(source, pa.chunked_array([[os.fsencode(own) for own, _, _ in known]], pa.large_binary()))
+        places = [source.location(row) if row >= 0 else "" for row in rows.tolist()]
+        return [(own, path, now or path, why) for (own, path, why), now in zip(known, places, strict=True)]
+
+    def folders_of_sources(self) -> list[str]:
+        """The folders that the pictures come from, where they are now."""
+        described = [part.source for part in self.collection.changes.added if part.source is not None]
+        own, moved = self.collection.facts["source"], self.collection.moved_to
+        given = [moved] if moved is not None else [one["given"] for one in (own, *own.get("more", ()))]
+        given += [one["given"] for one in described]
+        return [str(one) for one in given if isinstance(one, str | Path) and Path(one).is_dir()]
+
+    def set_hidden(self, rows: Sequence[int] | np.ndarray, hidden: bool) -> None:
+        """Take pictures out of the collection, or put them back. Only inside `reviewing`."""
+        (hiding.hide if hidden else hiding.show)(self.collection, rows)
+        self._hand = self._read_hand()
+        self._relabel(self._hand)
+        self._known, self.returned = None, self.returned + (not hidden)
 
     def classes(self) -> list[str]:
         """The classes of the folders and of the labels by hand, in the order that gives each its key."""
@@ -227,10 +263,10 @@ class Opened:
     def _spreading_graph(self, vectors: Tensor) -> Any:
         """The graph that labels spread over; None, once for all, where computing it would keep the page waiting."""
         with self._linking:
-            if self._graph is None:
+            if self._graph is None or self._graph[0] is not vectors:
                 folder, most = self.collection.folder, _MOST_LINKED
-                self._graph = (votes_job.spreading_graph(folder, vectors, device=self._device, most=most),)
-            return self._graph[0]
+                self._graph = vectors, votes_job.spreading_graph(folder, vectors, device=self._device, most=most)
+            return self._graph[1]
 
     def _stamp(self) -> tuple[int, int]:
         """Another one after every change of the file, which is replaced as a whole."""

@@ -22,6 +22,7 @@ from instdisc.report.thumbnails import as_jpeg
 from instdisc.serve.facts import CopyFacts
 from instdisc.serve.models import MapState, Proposal, readable
 from instdisc.serve.regions import called
+from instdisc.serve.review import Review
 from instdisc.serve.sets import Wanted, chosen, folders_of
 from instdisc.serve.sheets import Sheets, stretched, version_of
 from instdisc.serve.work import Work
@@ -31,7 +32,8 @@ if TYPE_CHECKING:  # the page answers before torch is loaded
     from instdisc.serve.opened import Opened
     from instdisc.serve.opening import Opening
 
-THUMB, FULL = 224, 1_024  # pixels of the longer side; screens have up to two for one of the page
+# Pixels of the longer side; screens have up to two for one of the page, and who zooms wants all.
+THUMB, FULL, LARGE = 224, 1_024, 4_096
 CLUSTERS, _CLUSTERED = 12, 50_000  # colours that can be told apart; vectors at once
 _OPENING_SECONDS = 60.0
 _IN_LINE = 3  # different comparisons of all with all that are computed or wait for it
@@ -54,12 +56,14 @@ class Session:
         self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
         self.sheets = Sheets(lambda row, at_least: self.opened.picture(row, at_least))
         self._found = lru_cache(maxsize=16)(lambda wanted, version: chosen(self.opened, wanted))
-        self.copies = self._once(lambda: self.opened.copies(), 1)
-        self.look_alikes = self._once(self._look_alikes, 4)
+        self._copies = self.once(lambda turn: self._all_copies(), 1)
+        self._turn = 0  # of the search for copies
+        self._look_alikes = self.once(self._compared, 4)
         self.folders = lru_cache(maxsize=1)(lambda: folders_of(self.opened.index))
-        self.clusters = self._once(self._clusters, 1)
-        self.isolated = self._once(self._isolated, 1)
-        self._proposed = self._once(lambda count, by, version: self.opened.proposals(count, by), 2)
+        self.clusters = self.once(self._clusters, 1)
+        self._least_like = self.once(lambda returned: self._isolated(), 1)
+        self._proposed = self.once(lambda count, by, version: self.opened.proposals(count, by), 2)
+        self.review = Review(self)
 
     @property
     def opened(self) -> Opened:
@@ -71,7 +75,7 @@ class Session:
         """What can be shown now: the pictures as they are listed, until the whole is open."""
         return self.opening.listed() or self.opened
 
-    def _once(self, compute: Callable[..., Kept], most: int) -> Callable[..., Kept]:
+    def once(self, compute: Callable[..., Kept], most: int) -> Callable[..., Kept]:
         """The last `most` answers are kept. Who asks for what is being computed waits: it is not computed twice.
 
         What is kept is answered meanwhile; who asks for one thing more than can wait in line is told to come again.
@@ -214,15 +218,52 @@ class Session:
         self.opened.hand_labels()  # looks whether they have changed
         return self._proposed(count, by, self.opened.version)
 
-    def gone(self) -> frozenset[int]:
+    def copies(self) -> list[list[CopyFacts]]:
+        """Groups of copies of the pictures that are there, the one to keep first, the most certain groups first.
+
+        Where some have been hidden since the search, it holds without them; where others came back, it begins again.
+        """
+        turn, removed = self._turn, self.opened.index.removed
+        groups, looked = self._copies(turn)
+        if (~removed & ~looked).any():
+            with self._lock:
+                self._turn = max(self._turn, turn + 1)
+            groups, looked = self._copies(self._turn)
+        left = ([one for one in group if not removed[one.row]] for group in groups)
+        return [group for group in left if len(group) > 1]
+
+    def _all_copies(self) -> tuple[list[list[CopyFacts]], np.ndarray]:
+        looked = ~self.opened.index.removed
+        return self.opened.copies(), looked
+
+    def look_alikes(self, threshold: float) -> list[tuple[list[int], float, tuple[int, int]]]:
+        """Groups by their vectors alone, the most alike first, of pictures that are no copies: rows, least, worst."""
+        removed = self.opened.index.removed
+        found = self._look_alikes(threshold, self._gone(), self.opened.returned)
+        left = (([row for row in rows if not removed[row]], least, worst) for rows, least, worst in found)
+        return [group for group in left if len(group[0]) > 1]
+
+    def _gone(self) -> frozenset[int]:
         """Rows of the copies to remove; none where nothing can be proven, as where the pictures are not there."""
         try:
-            return frozenset(one.row for group in self.copies() for one in group[1:])
+            self.copies()
+            return frozenset(one.row for group in self._copies(self._turn)[0] for one in group[1:])
         except InputError:
             return frozenset()
 
-    def _look_alikes(self, threshold: float, gone: frozenset[int]) -> list[tuple[list[int], float, tuple[int, int]]]:
-        """Groups by their vectors alone, the most alike first, of those that are no copies."""
+    def outliers(self) -> tuple[bool, list[tuple[int, float]]]:
+        """Rows and scores, the least like any other first. Whether the scores are computed by the network's stages.
+
+        Else they are the mean cosines with the ten nearest others.
+        """
+        removed = self.opened.index.removed
+        known = self.opened.known_outliers()
+        found = known or self._least_like(self.opened.returned)
+        return bool(known), [(row, score) for row, score in found if not removed[row]]
+
+    def _compared(
+        self, threshold: float, gone: frozenset[int], returned: int
+    ) -> list[tuple[list[int], float, tuple[int, int]]]:
         from instdisc.search.groups import linked
         from instdisc.search.pairs import similar_pairs
 

@@ -7,7 +7,7 @@ import { keepTaste, taste } from "./memory.js";
 import { picture, search } from "./look.js";
 import { open } from "./selection.js";
 import * as tray from "./tray.js";
-import { duplicates, lookAlikes, outliers } from "./clean.js";
+import { review } from "./review.js";
 import { labelling } from "./label.js";
 import { map } from "./map.js";
 
@@ -17,27 +17,28 @@ let leave = () => {}; // what the present view holds on to
 let turn = 0; // a view that comes late is not shown
 let depth = 0; // of this tab within the page: how many times Back stays in it
 
+const CLEANING = { duplicates: "copies", "look-alikes": "look-alikes", outliers: "outliers" }; // former views
 const here = () => location.hash.replace(/^#\/?/, "").split("?");
 
 async function route() {
   const mine = ++turn;
   const [path, query = ""] = here();
-  const [name, row] = path.split("/");
+  const [name, part] = path.split("/");
   const parameters = Object.fromEntries(new URLSearchParams(query));
   for (const one of document.querySelectorAll("nav a")) {
-    one.ariaCurrent = one.dataset.view === ({ "": "browse", "look-alikes": "duplicates", dozen: "label" }[name] ?? name) ? "page" : null;
+    one.ariaCurrent = one.dataset.view === ({ "": "browse", dozen: "label" }[name] ?? (CLEANING[name] ? "review" : name)) ? "page" : null;
   }
   leave();
   const held = [];
   leave = () => held.splice(0).forEach((end) => end());
   const keep = (end) => (mine === turn ? held.push(end) : end());
   const slow = setTimeout(() => { if (mine === turn) busy.hidden = false; }, 150);
-  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(["duplicates", "look-alikes", "outliers"].includes(name) ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")); }, 500);
+  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(name === "review" || CLEANING[name] ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")); }, 500);
   const again = async () => { await learn(); await route(); };
   try {
-    const shown = { "": browse, picture, search, duplicates, "look-alikes": lookAlikes, outliers, map, label: labelling, dozen }[name];
+    const shown = { "": browse, picture, search, duplicates: review, "look-alikes": review, outliers: review, review, map, label: labelling, dozen }[name];
     if (!shown) throw Object.assign(new Error("Choose a view above."), { final: true });
-    const content = await shown({ row: Number(row), parameters, keep, about, again });
+    const content = await shown({ row: Number(part), part: CLEANING[name] ?? part, parameters, keep, about, again });
     if (mine !== turn) return;
     view.replaceChildren(...content.filter(Boolean));
     view.scrollTop = history.state?.top ?? 0;
@@ -109,10 +110,10 @@ function listen() {
     event.preventDefault();
   });
   let learning;
-  on(window, "labels", () => {
-    about.labelled = true;
+  on(window, "labels", ({ detail }) => {
+    about.labelled ||= !detail.review;
     clearTimeout(learning);
-    learning = setTimeout(() => learn().catch(() => {}), 300);
+    learning = setTimeout(() => learn().then(() => detail.pictures && route()).catch(() => {}), detail.pictures ? 0 : 300);
   });
   let resting;
   on(view, "scroll", () => {

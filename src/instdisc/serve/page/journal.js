@@ -1,4 +1,4 @@
-// Deeds on labels, each with its way back.
+// Deeds on labels and decisions of a review, each with its way back: an Undo beside what is said, `u`, or Ctrl-Z.
 import { ask, complain, count, on, post, say } from "./dom.js";
 import { own } from "./memory.js";
 
@@ -7,10 +7,12 @@ const first = new Set(); // what takes back something of a view first
 let last = null; // the act that is taken back next; null: ask the server
 let acting = Promise.resolve(); // one deed after another, however quick the fingers
 
-others.onmessage = () => { last = null; told([], true); };
+others.onmessage = ({ data }) => { last = null; told({ ...data, elsewhere: true }); };
 
-function told(undone, elsewhere = false) {
-  dispatchEvent(new CustomEvent("labels", { detail: { undone, elsewhere } }));
+// undone: rows that have their label of before; review: it was no label; pictures: some are hidden, or shown again.
+function told(what) {
+  dispatchEvent(new CustomEvent("labels", { detail: { undone: [], ...what } }));
+  if (!what.elsewhere) others.postMessage({ review: what.review, pictures: what.pictures });
 }
 
 function inTurn(work) {
@@ -19,18 +21,18 @@ function inTurn(work) {
   return turn;
 }
 
-// The answer to a deed: how labelling stands now.
-function done(state) {
+// The answer to a deed: how labelling, or the review, stands now.
+function done(state, what = {}) {
   if (!state.act) { say("Nothing to change."); return state; }
   last = state.act;
   say(`${state.text}.`, false, { text: "Undo", act: undo });
-  others.postMessage("");
-  told([]);
+  told(what);
   return state;
 }
 
 // together: many at once, without a look at each; keep: pictures that have another label by hand keep it.
 export const give = (rows, label, { keep = false, together = false } = {}) => inTurn(async () => done(await post("api/labels", { rows, label, keep, together })));
+export const act = (path, body, pictures = false) => inTurn(async () => done(await post(path, body), { review: true, pictures }));
 export const rename = (label, to) => inTurn(async () => done(await post("api/classes", { label, to })));
 
 export const undo = () => inTurn(async () => {
@@ -42,8 +44,7 @@ export const undo = () => inTurn(async () => {
     last = found.next.act || null;
     const kept = found.kept ? ` ${count(found.kept, "picture")} labelled again since: not changed.` : "";
     say(`Undone: ${found.text}.${kept}`);
-    others.postMessage("");
-    told(found.rows);
+    told({ undone: found.rows, review: found.review, pictures: found.pictures });
   } catch (error) {
     last = null; // another tab may have taken it back
     complain(error);
@@ -56,9 +57,9 @@ export function undoFirst(own) {
   return () => first.delete(own);
 }
 
-// heard({undone, elsewhere}): after labels have changed, here or in another tab.
-export function onLabels(keep, heard) {
-  const listener = (event) => heard(event.detail);
+// heard({undone, elsewhere}): after labels have changed, or decisions too, here or in another tab.
+export function onLabels(keep, heard, decisions = false) {
+  const listener = ({ detail }) => { if (decisions || !detail.review) heard(detail); };
   on(window, "labels", listener);
   keep(() => removeEventListener("labels", listener));
 }

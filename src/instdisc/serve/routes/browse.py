@@ -15,7 +15,7 @@ from instdisc.search import THRESHOLDS
 from instdisc.serve.limits import UPLOADS
 from instdisc.serve.models import About, Found, Hits, Listing, Picture, Row, Status, Uploaded
 from instdisc.serve.routes import Count, Rows, Start, Text, TheSession, TheSet
-from instdisc.serve.session import FULL, THUMB
+from instdisc.serve.session import FULL, LARGE, THUMB
 from instdisc.serve.sets import Wanted
 from instdisc.serve.upload import decode_aside
 
@@ -73,11 +73,12 @@ def picture(session: TheSession, row: Row) -> Picture:
 
 
 @router.get("/pictures/{row}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
-def image(session: TheSession, row: Row, size: Literal["thumb", "full"] = "thumb") -> Response:
-    """A picture's pixels: at most 224 pixels long, or 1,024. A browser may keep them for an hour."""
+def image(session: TheSession, row: Row, size: Literal["thumb", "full", "large"] = "thumb") -> Response:
+    """A picture's pixels: at most 224 pixels long, 1,024, or 4,096. A browser may keep them for an hour."""
     session.opening.picture_asked()
     try:
-        content = session.thumb(session.row(row), THUMB) if size == "thumb" else session.jpeg(session.row(row), FULL)
+        row, side = session.row(row), {"thumb": THUMB, "full": FULL, "large": LARGE}[size]
+        content = session.thumb(row, side) if size == "thumb" else session.jpeg(row, side)
     except HTTPException:
         raise
     except Exception as error:  # of whatever a decoder or a disk comes up with

@@ -38,7 +38,7 @@ def look_alikes(
 
     They are not proven to be copies; what is, is not among them.
     """
-    groups = session.look_alikes(round(threshold or THRESHOLDS[session.opened.vectors], 4), session.gone())
+    groups = session.look_alikes(round(threshold or THRESHOLDS[session.opened.vectors], 4))
     return Groups(
         total=len(groups),
         groups=[
@@ -51,9 +51,8 @@ def look_alikes(
 @router.get("/api/outliers")
 def outliers(session: TheSession, start: Start = 0, count: Count = 100) -> Outliers:
     """The pictures that are least like any other."""
-    index = session.opened.index
-    known = [(row, score) for row, score in session.opened.known_outliers() if not index.removed[row]]
-    chosen = (known or session.isolated())[start : start + count]
+    known, found = session.outliers()
+    chosen = found[start : start + count]
     entries = session.pictures([row for row, _ in chosen])
     return Outliers(
         by="outlier_score" if known else "similarity",

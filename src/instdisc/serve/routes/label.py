@@ -104,14 +104,19 @@ def rename_class(session: TheSession, renaming: Renaming) -> Labels:
 @router.get("/api/journal")
 def last_act(session: TheSession) -> LastAct:
     """What would be undone next, whoever did it."""
-    return _last(session.opened.last_act())
+    return _last(session.review.last_act())
 
 
 @router.post("/api/undo")
 def undo(session: TheSession, undoing: Undoing) -> Undone:
-    """Take one act back. Pictures that were labelled again since stay as they are."""
+    """Take one act back, of labels or of a review. Pictures that were labelled again since stay as they are."""
+    decided = session.review.undo(undoing.act)
+    if decided is not None:
+        done, shown = decided
+        rest = _last(session.review.last_act())
+        return Undone(text=done.text, rows=[], kept=0, next=rest, pictures=shown, review=True)
     found = session.opened.undo(undoing.act)
-    return Undone(text=found.text, rows=found.rows, kept=found.kept, next=_last(found.next))
+    return Undone(text=found.text, rows=found.rows, kept=found.kept, next=_last(session.review.last_act()))
 
 
 def _last(done: Done | None) -> LastAct:

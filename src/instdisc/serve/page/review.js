@@ -1,0 +1,238 @@
+// A review, case by case: copies, outliers, doubtful labels, unreadable files, look-alikes. Decisions stay in the run;
+// nothing happens to a picture before somebody takes the list, the script, or hides.
+import { answered, ask, cell, clamp, complain, count, empty, get, goTo, h, image, inBar, keys, labelField, link, listen, number, on, pixels, press, quiet, room, save, say, size, walkable, way, working } from "./dom.js";
+import { act, give, onLabels, undoFirst } from "./journal.js";
+
+const KINDS = { copies: "Copies", outliers: "Outliers", labels: "Labels", unreadable: "Unreadable", "look-alikes": "Look-alikes" };
+const ASKED = 12, LOOKED_OVER = 100, SHARP = 1024; // cases at once; on the sheet at once; pixels of a picture before it is zoomed
+const WORDS = {
+  copies: ["group", "Proven by the files' bytes, or by the pixels of both pictures laid over each other. Suggested: keep the one with most pixels, then the largest file, then the oldest."],
+  outliers: ["picture", "The highest outlier score first."],
+  labels: ["label", "Labels that the nearest labelled pictures contradict, the most doubtful first."],
+  unreadable: ["file", "Files that could not be read as pictures when the collection was trained."],
+  "look-alikes": ["group", "Alike to the encoder, and not proven to be copies: nothing is marked before you mark it."],
+};
+
+const why = (one) => [one.kind, ...one.changes].filter(Boolean).join(", ");
+const slash = (path) => Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\"));
+const facts = (one) => [one.width ? `${number(one.width)} × ${number(one.height)}` : "", one.format, one.size ? size(one.size) : "",
+  one.modified ? new Date(1000 * one.modified).toISOString().slice(0, 10) : "", one.path.slice(slash(one.path) + 1), one.path.slice(0, Math.max(0, slash(one.path)))];
+const keyOf = (one) => one.pictures.map((picture) => picture.row).join(",");
+
+// Pictures side by side, or one after another at the same place; a wheel, + and -, and a drag move all of them alike.
+function stages(pictures, readable) {
+  const boxes = pictures.map((one) => h("div.box", readable ? image(one.row, { alt: one.id }, "full") : h("span.broken", "File damaged"))), host = h("div.case");
+  let alone = -1, zoom = 1, x = 0, y = 0;
+  const draw = () => {
+    for (const [name, value] of [["--zoom", zoom], ["--x", `${x}%`], ["--y", `${y}%`]]) host.style.setProperty(name, value);
+    host.classList.toggle("zoomed", zoom > 1);
+    host.classList.toggle("alone", alone >= 0);
+    [...host.children].forEach((element, place) => element.classList.toggle("shown", place === alone));
+    if (zoom > 1.3) boxes.forEach((box, place) => { // as many pixels as there are
+      const shown = box.querySelector("img"), one = pictures[place];
+      if (shown && !box.sharp && Math.max(one.width, one.height) > SHARP) { box.sharp = true; shown.src = pixels(one.row, "large"); }
+    });
+  };
+  const move = (right, down) => { const most = 50 * (zoom - 1); x = clamp(x + right + most, 2 * most) - most; y = clamp(y + down + most, 2 * most) - most; draw(); };
+  const by = (factor, left = 0, top = 0) => { // the point at left, top (percent from the middle) stays
+    const before = zoom;
+    zoom = Math.max(1, Math.min(16, zoom * factor));
+    move((left - x) * (1 - zoom / before), (top - y) * (1 - zoom / before));
+  };
+  for (const box of boxes) {
+    on(box, "wheel", (event) => {
+      event.preventDefault();
+      const edge = box.getBoundingClientRect();
+      by(Math.exp(-event.deltaY * 0.002), 100 * ((event.clientX - edge.left) / edge.width - 0.5), 100 * ((event.clientY - edge.top) / edge.height - 0.5));
+    }, { passive: false });
+    on(box, "pointerdown", (event) => { if (zoom > 1) box.setPointerCapture(event.pointerId); });
+    on(box, "pointermove", (event) => { if (zoom > 1 && event.buttons & 1) move(100 * event.movementX / box.clientWidth, 100 * event.movementY / box.clientHeight); });
+  }
+  const flicker = (back = false) => { alone = back ? -1 : (alone + 1) % pictures.length; draw(); return alone; };
+  return { host, boxes, by, flicker, get alone() { return alone; }, fit: () => { zoom = 1; move(0, 0); } };
+}
+
+export async function review({ part, parameters, keep, about, again }) {
+  const kind = KINDS[part] ? part : "copies", [noun, said] = WORDS[kind], decided = Boolean(parameters.decided), grouped = kind === "copies" || kind === "look-alikes";
+  const threshold = parameters.threshold ?? about.threshold, most = Number(parameters.most) || 40;
+  const synced = kind !== "look-alikes" && most === 40; // the server counts the usual cases
+  const asked = { ...(kind === "look-alikes" ? { threshold } : {}), ...(kind === "outliers" ? { most } : {}) };
+  const told = h("span.quiet", { role: "status" }), stage = h("div.stack"), tabs = walkable(h("div.facets", { role: "group", label: "Kinds" }), ".facet"), foot = h("div.bar.foot");
+  let queue = [], at = 0, skipped = [], counts = { open: 0, decided: 0, certain: 0 }, own = false, shown, busy = false, alive = true;
+  keep(() => { alive = false; });
+
+  const tab = (one) => {
+    const known = one.kind === kind ? counts.open : one.open;
+    return h("a.facet", { href: link(`review/${one.kind}`), ...(one.kind === kind ? { "aria-current": "true" } : {}) }, KINDS[one.kind], known === null ? "" : quiet(` ${number(known)}`));
+  };
+  const state = (given) => { // how the review stands
+    if (!alive) return;
+    const mine = given.kinds.find((one) => one.kind === kind);
+    if (mine.open !== null && synced) Object.assign(counts, mine);
+    tabs.replaceChildren(...Object.keys(KINDS).map((name) => tab(given.kinds.find((one) => one.kind === name))));
+    tabs.settle();
+    all.textContent = `Accept all ${number(counts.certain)} certain ones`;
+    all.hidden = decided || !counts.certain;
+    const windows = /Win/.test(navigator.platform), script = `move-pictures.${windows ? "ps1" : "sh"}`;
+    const take = (text, path, name, words) => working(text, async () => { save(name, await (await answered(path)).blob()); say(words); }, { title: words });
+    foot.replaceChildren(h("strong", `${number(given.going)} marked for removal`), given.hidden ? quiet(`${number(given.hidden)} hidden already`) : "", room(),
+      ...(given.going ? [take("Download list", "api/review/list", "remove.txt", "remove.txt lists where the files are now, one a line."),
+        take("Download script", `api/review/script?shell=${windows ? "powershell" : "sh"}`, script, `Look at ${script}, then run it: it moves the files into a folder beside, and never deletes.`)] : []),
+      given.going > given.hidden ? working("Hide from the collection", () => deed("api/review/hide", {}, true), { title: "Grid, map and search pass them over; no file is touched" }) : "");
+  };
+  const deed = async (path, body, pictures = false) => {
+    own = !pictures;
+    try { const done = await act(path, body, pictures); state(done); return done; } finally { own = false; }
+  };
+  const load = async () => {
+    const start = decided ? queue.length : skipped.length;
+    const found = await get(`api/review/${kind}`, { which: decided ? "decided" : "open", start, count: ASKED, ...asked });
+    const known = new Set(queue.slice(at).map(keyOf).concat(skipped));
+    counts = { open: found.open, decided: found.decided, certain: found.certain };
+    queue.push(...found.cases.filter((one) => !known.has(keyOf(one))));
+  };
+  const begin = async () => {
+    [queue, at, skipped] = [[], 0, []];
+    await load();
+    state(await ask("api/review"));
+    draw();
+  };
+
+  const next = async () => {
+    at += 1;
+    if (at >= queue.length) await load();
+    draw();
+  };
+  const inTurn = (work) => async (...given) => { // one deed after another
+    if (busy) return;
+    busy = true;
+    try { await work(...given); } catch (error) { complain(error); }
+    busy = false;
+  };
+  const chosen = (one) => one.choices ??= one.pictures.map((picture, place) => picture.choice || (kind === "copies" && place ? "remove" : "keep"));
+  const accept = inTurn(async () => {
+    const one = queue[at];
+    if (!one || kind === "labels") return;
+    const done = await deed(`api/review/${kind}`, { choices: one.pictures.map((picture, place) => ({ row: picture.row, choice: chosen(one)[place] })) });
+    if (!synced && done.act) counts.open -= 1;
+    await next();
+  });
+  const keepLabel = inTurn(async () => { await deed("api/review/labels", { choices: [{ row: queue[at].pictures[0].row, choice: "keep" }] }); await next(); });
+  const change = inTurn(async (label) => {
+    own = true;
+    try { await give([queue[at].pictures[0].row], label); } finally { own = false; }
+    state(await ask("api/review"));
+    await next();
+  });
+  const skip = inTurn(async () => { if (queue[at]) { skipped.push(keyOf(queue[at])); await next(); } });
+  const before = () => { if (at) { at -= 1; skipped = skipped.filter((one) => one !== keyOf(queue[at])); draw(); } };
+  const choose = (to) => {
+    const now = chosen(queue[at]);
+    if (grouped && !to.includes("keep")) { say("Keep at least one of them.", true); return; }
+    now.splice(0, now.length, ...to);
+    mark();
+  };
+  const only = (place) => choose(chosen(queue[at]).map((_, other) => (other === place ? "keep" : "remove")));
+  const flip = (place) => choose(chosen(queue[at]).map((one, other) => (other !== place ? one : one === "keep" ? "remove" : "keep")));
+  const mark = () => [...shown.host.children].forEach((element, place) => {
+    const kept = chosen(queue[at])[place] === "keep", chip = element.querySelector(".chip");
+    element.classList.toggle("kept", kept && queue[at].pictures.length > 1);
+    element.classList.toggle("gone", !kept);
+    if (!chip) return;
+    chip.replaceChildren(h("kbd", String(place + 1)), kept ? "Keep" : "Remove");
+    press(chip, kept);
+  });
+
+  const evidence = (one) => { // beside one picture
+    const few = h("div.few");
+    get(`api/neighbours/${one.row}`, { count: 12 }).then(({ results }) => few.append(...results.map((found) => cell(found, { score: found.score }))), () => {}).finally(() => few.children.length && walkable(few));
+    return h("section.stack", { label: "Similar pictures" }, h("h2", "Similar pictures"), few);
+  };
+  const draw = () => {
+    if (!alive) return;
+    const one = queue[at];
+    told.textContent = decided ? `${number(counts.decided)} decided` : `${count(counts.open, noun)} to decide on`;
+    if (!one) {
+      const rest = skipped.length ? h("button.main", () => begin().catch(complain), `Look at ${number(skipped.length)} skipped again`) : kind === "outliers" && !decided ? way(link("review/outliers", { most: most + 40 }), "40 more") : null;
+      stage.replaceChildren(empty(counts.decided || skipped.length ? "That was the last one" : `No ${KINDS[kind].toLowerCase()}`, kind === "look-alikes" && !counts.decided ? `No two pictures have a cosine of ${threshold} or more: a lower number finds more.` : said, ...[rest].filter(Boolean)));
+      return;
+    }
+    shown = stages(one.pictures, kind !== "unreadable");
+    const lines = one.pictures.map(facts), differ = lines[0].map((_, column) => new Set(lines.map((line) => line[column])).size > 1);
+    shown.host.append(...one.pictures.map((picture, place) => h("figure.shot", shown.boxes[place],
+      h("figcaption", ...(kind === "labels" ? [] : [h("button.chip", { keys: String(place + 1), onclick: (event) => { flip(place); if (event.detail) event.currentTarget.blur(); } })]),
+        quiet(picture.kind ? why(picture) : kind === "copies" ? "best of these" : ""), h("p.fact", ...lines[place].map((text, column) => text && h(differ[column] ? "b" : "span", text)))))));
+    const { given, voted, score, note } = one, hand = one.pictures[0].hand ? "by you" : "of the folder";
+    const labels = () => { const input = labelField("Type a label", change, { size: 12, keys: "n" }); return [h("p", `Labelled “${given}” (${hand}). Its neighbours say `, h("strong", voted), quiet(` (doubt ${score.toFixed(2)})`)),
+      inBar(h("button", { onclick: keepLabel, keys: "1" }, h("kbd", "1"), `Keep “${given}”`), h("button", { onclick: () => change(voted), keys: "2" }, h("kbd", "2"), `Change to “${voted}”`), input, h("button", { onclick: input.given }, "Change"))]; };
+    const more = one.pictures.length > 1 ? [h("button", { keys: "a", onclick: () => choose(one.pictures.map(() => "keep")) }, "Keep all"), h("button", { keys: "Space", onclick: () => shown.flicker() }, "Flicker")] : [];
+    const single = kind === "labels" || kind === "outliers";
+    stage.replaceChildren(...[single ? h("div.beside", shown.host, evidence(one.pictures[0])) : shown.host, note ? h("p", `Why: ${note}.`) : null, kind === "look-alikes" ? quiet(`lowest similarity: ${score.toFixed(3)}`) : null, ...(kind === "labels" ? labels() : []),
+      inBar(...(kind === "labels" ? [] : [h("button.main", { keys: "Enter", onclick: accept }, grouped ? "Accept" : "Done"), ...more]),
+        h("button", { onclick: skip, keys: "s" }, "Skip"), h("button", { onclick: before, keys: "k", disabled: !at }, "Back"), room(),
+        ...(kind === "unreadable" ? [] : [h("button", { label: "Zoom out", onclick: () => shown.by(1 / 1.5) }, "−"), h("button", { label: "Zoom in", onclick: () => shown.by(1.5) }, "+")]))].filter(Boolean));
+    if (kind !== "labels") mark();
+    if (queue[at + 1]) for (const { row } of kind === "unreadable" ? [] : queue[at + 1].pictures) new Image().src = pixels(row, "full");
+  };
+
+  const sheet = async () => { // what is certain, to look over before all of it is accepted
+    const list = h("div.sheet", { tabIndex: 0, role: "group", label: "Kept, and marked for removal" }), from = async (start) => {
+      const found = await get("api/review/copies", { which: "certain", start, count: LOOKED_OVER });
+      list.append(...found.cases.map((one) => h("div", ...one.pictures.map((picture, place) => h("figure", { class: place ? "gone" : "kept", title: picture.path }, image(picture.row, { alt: picture.id, loading: "lazy" }), h("figcaption", place ? why(picture) : "keep"))))));
+      more.hidden = list.children.length >= found.total;
+      return found.total;
+    };
+    const more = working(`Show ${LOOKED_OVER} more`, () => from(list.children.length)), total = await from(0);
+    const dialog = h("dialog", { label: "Certain copies", onkeydown: (event) => event.stopPropagation(), onclose: () => dialog.remove() }, h("h2", `Accept ${count(total, "certain group")}?`),
+      h("p.quiet", "The same bytes, or nearly the same pixels. The first of each is kept; the others are marked for removal, and no file is touched."), list, more,
+      inBar(room(), h("button", () => dialog.close(), "Cancel"), working(`Accept all ${number(total)}`, async () => { await deed("api/review/certain", { expected: total }); dialog.close(); await begin(); }, { class: "main", autofocus: true })));
+    keep(() => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  };
+  const all = working("", sheet, { keys: "A", title: "Look them over first (Shift-A)" });
+
+  const inCase = (key, event) => {
+    const one = queue[at], place = Number(key) - 1, onButton = event.target.matches("a, button");
+    if (key === "A" && counts.certain) { all.click(); return true; }
+    if (!one) return false;
+    const acts = { s: skip, j: skip, k: before, "+": () => shown.by(1.5), "=": () => shown.by(1.5), "-": () => shown.by(1 / 1.5), 0: shown.fit };
+    if (acts[key]) acts[key]();
+    else if (kind === "labels" && place === 0) keepLabel();
+    else if (kind === "labels" && place === 1) change(one.voted);
+    else if (kind === "labels" && key === "n") stage.querySelector("input").focus();
+    else if (key === " " && !onButton && one.pictures.length > 1) shown.flicker();
+    else if (key === "Escape" && shown.alone >= 0) shown.flicker(true);
+    else if (kind === "labels") return false;
+    else if (key === "Enter" && !onButton) accept();
+    else if (key === "a") choose(one.pictures.map(() => "keep"));
+    else if (key === "x") flip(Math.max(shown.alone, one.pictures.length > 1 ? 1 : 0));
+    else if (one.pictures[place]) only(place);
+    else return false;
+    return true;
+  };
+  listen(keep, inCase);
+  keep(undoFirst(async () => { // a skip is nothing that the server knows
+    if (!skipped.length || keyOf(queue[at - 1] ?? { pictures: [] }) !== skipped.at(-1)) return false;
+    before();
+    return true;
+  }));
+  onLabels(keep, ({ pictures }) => own || pictures || begin().catch(complain), true);
+
+  let fault;
+  await load().catch((error) => { fault = error; });
+  if (fault?.lost) throw fault;
+  state(await ask("api/review"));
+  if (fault) stage.replaceChildren(empty(`${KINDS[kind]} unavailable`, fault.message, h("button.main", () => again().catch(complain), "Try again")));
+  else draw();
+  const rest = async () => { // counts of the other kinds, one after another
+    for (const name of ["labels", "outliers", "copies"]) if (name !== kind && alive && (name !== "copies" || about.pictures <= 20_000)) await get(`api/review/${name}`, { count: 1 }).catch(() => {});
+    if (alive) state(await ask("api/review"));
+  };
+  setTimeout(() => rest().catch(() => {}), 400);
+  const least = h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold), onchange: (event) => { if (event.target.checkValidity()) goTo("review/look-alikes", { threshold: event.target.value }); } });
+  return [inBar(h("h1", "Review"), tabs, room(), told, decided ? way(link(`review/${kind}`), "To decide on") : counts.decided ? way(link(`review/${kind}`, { decided: 1 }), `Decided (${number(counts.decided)})`) : null,
+    kind === "look-alikes" ? h("label", "Minimum similarity ", least) : null, kind === "copies" ? all : null),
+  h("p.quiet.said", said), stage,
+  keys(kind === "labels" ? "[1] keep the label, [2] change it, [n] another label, [s] skip, [k] back, [u] undo" : `${grouped ? "[1]–[9] keep that one alone, [a] keep all, [x] flip one, [Enter] accept and next, [Space] flicker" : "[x] mark for removal, or not, [Enter] done and next"}, [s] skip, [k] back, [u] undo, [+] [-] [0] or a wheel zoom`), foot];
+}
