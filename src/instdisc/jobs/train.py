@@ -100,8 +100,7 @@ def train(
     config: a run's config.json, or a JSON or TOML file of settings, in place of a preset.
     on_log: is called with each line of metrics.jsonl as a dict, by the main process. If it raises an exception, that is
         said, it is not called again, and the training goes on.
-    overrides: any field of Settings by name, over the preset or the file.
-    Raises InputError for an invalid argument.
+    overrides: any field of Settings by name, over the preset or the file. Raises InputError for an invalid argument.
 
     Examples:
         >>> import numpy as np
@@ -117,7 +116,7 @@ def train(
             raise InputError("config says what the run starts from: leave out preset, or name it in that file.")
         preset, overrides = read_recipe(config, overrides)
     with ranks.distributed():
-        log: Callable[[str], None] = say if say is not None and ranks.is_main() else _silent
+        log: Callable[[str], None] = say if say is not None and ranks.is_main() else (lambda _: None)
         folder = RunFolder(out)
         if resume == "auto":  # the main rank's word: it makes the folder, and another may look before or after that
             resume = bool(ranks.broadcast_object(folder.exists()))
@@ -313,10 +312,6 @@ def _held_out(test: Any, source: Source, say: Callable[[str], None]) -> Source |
         why = found.labels_problem or "There are none."
         say(f"Test pictures: {found.name} has no valid labels, so nothing is measured on it. {why}")
     return found
-
-
-def _silent(_: str) -> None:
-    """Take no notice."""
 
 
 def _open_in_turn(given: Any, **how: Any) -> Source:
