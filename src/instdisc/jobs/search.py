@@ -122,7 +122,7 @@ def query_vectors(
     """The vectors of pictures as `own_rows` takes them, which can be compared with those of the collection; on the CPU.
 
     own: their rows, or -1. Files and pixels are embedded as they are now; a picture that is named by its row or id has
-    the vector that the collection has of it. Raises InputError for what can't be read, and for a picture from elsewhere
+    the vector that the collection has of it. Raises InputError for an unreadable picture, and for one from elsewhere
     where there is no encoder.
     """
     stored = np.array([_is_stored(collection, one, row) for one, row in zip(pictures, own.tolist(), strict=True)])

@@ -24,8 +24,8 @@ def read_recipe(
 
     file: a run's config.json, or its folder; or JSON or TOML (*.toml) with settings by their names, and with the name
     of a preset as `preset` if it is not default, in a section `settings` or without one. given: settings from
-    elsewhere, which stand over those of the file. Raises InputError, naming the file, for what can't be read, is no
-    setting, or has an invalid value.
+    elsewhere, which stand over those of the file. Raises InputError, naming the file, for an unreadable file, an
+    unknown setting, and an invalid value.
     """
     path = Path(file)
     path = path / "config.json" if path.is_dir() else path
