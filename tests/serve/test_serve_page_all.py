@@ -153,7 +153,7 @@ def test_a_view_says_that_the_server_is_gone_and_comes_back_by_itself(visit, run
         page.wait_for_selector(".empty")
         page.context.set_offline(True)
         page.evaluate("view => { location.hash = '#/' + view; }", view)
-        page.wait_for_selector("text=The server does not answer: is it still running?")
+        page.wait_for_selector("text=Lost connection to instdisc: is it still running?")
         page.context.set_offline(False)
         page.wait_for_selector(".scroll .cell img, .few .cell img, .large, canvas.map", timeout=15_000)
 
@@ -165,7 +165,7 @@ def test_a_label_that_did_not_get_through_is_told_and_can_be_given_again(visit, 
         page.wait_for_selector(".large")
         page.context.set_offline(True)
         page.keyboard.press("1")
-        page.wait_for_selector("#message.bad >> text=The server does not answer")
+        page.wait_for_selector("#message.bad >> text=Lost connection to instdisc")
         assert hand_labels(run) == {}
         page.context.set_offline(False)
         page.keyboard.press("1")
