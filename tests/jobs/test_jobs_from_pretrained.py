@@ -186,7 +186,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_computes_no_feature_twi
         assert not train(pictures, run, **how).finished
     assert computed == [0, -1, 16, 32], "parts of sixteen pictures, each once"
     assert train(pictures, run, resume=True, **how).finished
-    assert train(pictures, run, resume=True, **how).finished, "nothing is left to do"
+    told: list[str] = []
+    assert train(pictures, run, resume=True, **how | {"say": told.append}).finished, "nothing is left to do"
+    assert "Data: nothing is computed, as the run has ended." in told
     assert len(computed) == 4
     assert saved_state(run) == saved_state(whole)
 

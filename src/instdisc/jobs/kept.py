@@ -129,18 +129,16 @@ def kept_views(
     out = run.features / f"{wanted.fingerprint()[:32]}.npy"
     if before is not None and ranks.on_main(lambda: not out.is_file() and _has_ended(before)):
         rows = np.arange(len(wanted.source)) if isinstance(wanted.source, Subset) else before.rows
-        features = np.empty((len(rows), 0), np.float32)
+        features, why = np.empty((len(rows), 0), np.float32), "nothing is computed, as the run has ended."
     else:
         if not ranks.on_main(out.is_file):
             _compute(run, out, wanted, say)
         ranks.on_main(lambda: note_unreadable(out, quarantine))
         rows, features = read_vectors(out, wanted.source)
+        size, count = readable_bytes(features.nbytes), counted(len(rows), "picture")
+        why = f"the features of {count} and of {views} random views of each, {size} in {out.parent}."
     wanted.pictures.close()
     ranks.barrier()
-    size = readable_bytes(4 * len(rows) * wanted.width)
-    why = (
-        f"the features of {counted(len(rows), 'picture')} and of {views} random views of each, {size} in {out.parent}."
-    )
     return KeptViews(wanted.source, quarantine, why, device, rows, features, levels=levels, views=views)
 
 
