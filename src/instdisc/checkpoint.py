@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,8 @@ def save(
         return final
 
     def prepare() -> None:
-        _remove_leftovers(folder)
+        for leftover in folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
         if final.exists():  # damaged, or it would be standing
             _discard(final)
         temporary.mkdir(parents=True)
@@ -277,13 +278,11 @@ def load_encoder(
     Raises InputError, in a sentence, for a folder that is no run, is damaged, has no checkpoint yet, or is newer.
 
     Examples:
-        >>> import numpy as np
         >>> import instdisc
-        >>> pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-        >>> small = dict(backbone="conv6", width=4, dim=8, size=16, batch=8, negatives=8, epochs=1)
-        >>> run = instdisc.train(pictures, "runs/small", device="cpu", say=None, **small)
-        >>> instdisc.load("runs/small").embed(pictures, vectors="embedding").shape
-        torch.Size([40, 8])
+        >>> small = dict(limit=40, width=4, dim=8, size=16, batch=8, negatives=8, epochs=1)
+        >>> run = instdisc.train("digits", "runs/small", device="cpu", say=None, **small)
+        >>> instdisc.load("runs/small").dimensions("embedding")  # of what its embed(pictures) gives
+        8
     """
     folder = RunFolder(run)
     config = folder.read_config() if facts is None else facts
@@ -390,20 +389,12 @@ def _step(path: Path) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    try:
-        open_checkpoint(path)
-    except DamagedError:
-        return False
-    return True
+    with suppress(DamagedError):
+        return bool(open_checkpoint(path))
+    return False
 
 
 def _discard(path: Path) -> None:
     """Removes a checkpoint; renamed first, so that a kill halfway leaves a leftover and not a damaged checkpoint."""
-    doomed = path.with_name(f".{path.name}.tmp")
-    os.rename(path, doomed)
+    os.rename(path, doomed := path.with_name(f".{path.name}.tmp"))
     shutil.rmtree(doomed)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path)

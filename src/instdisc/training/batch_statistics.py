@@ -3,6 +3,7 @@
     encoder = shared_statistics(encoder, device)
 
 On GPUs that is torch's SyncBatchNorm, which has no CPU kernel; elsewhere `SharedBatchNorm`, by two sums over all ranks.
+timm's BatchNormAct2d keeps its dropout and activation, under their names.
 """
 
 from __future__ import annotations
@@ -10,18 +11,31 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from instdisc import ranks
 
 
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm of any number of dimensions with the mean and variance of all ranks' batches; alone, the usual one."""
+    """BatchNorm of any number of dimensions with the mean and variance of all ranks' batches; alone, the usual one.
+
+    It takes the place of another, with its weights, and does what that does after normalising.
+    """
+
+    def __init__(self, other: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
+        self.drop, self.act = (getattr(other, name, nn.Identity()) for name in ("drop", "act"))
+        self.load_state_dict(other.state_dict())
+        self.train(other.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, channels, ...) normalised; differentiable through the statistics, on every rank."""
-        if not self.training or ranks.world() == 1:
-            return super().forward(input)
+        alone = not self.training or ranks.world() == 1
+        answer: Tensor = self.act(self.drop(super().forward(input) if alone else self._shared(input)))
+        return answer
+
+    def _shared(self, input: Tensor) -> Tensor:
         along = [0, *range(2, input.dim())]
         values = input.float()
         count = ranks.total(torch.tensor(input.numel() // input.shape[1], dtype=torch.float64)).item()
@@ -55,14 +69,10 @@ def _over_ranks(sums: Tensor) -> Tensor:
 def shared_statistics(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with every BatchNorm over all ranks, weights and names as they were."""
     if device.type == "cuda":
-        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+        return cast(nn.Module, convert_sync_batchnorm(module))
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            shared = SharedBatchNorm(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            ).to(device)
-            shared.load_state_dict(child.state_dict())
-            setattr(module, name, shared.train(child.training))
+            setattr(module, name, SharedBatchNorm(child).to(device))
         else:
             shared_statistics(child, device)
     return module
