@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import os
 import pickle
 import re
 import sys
@@ -26,6 +27,7 @@ from instdisc.jobs import index
 from instdisc.jobs.duplicates import look_alikes
 from instdisc.jobs.search import search
 from instdisc.jobs.train import train
+from instdisc.runs import RunFolder
 from instdisc.serve.access import Reach
 from instdisc.serve.serve import serve
 
@@ -177,24 +179,33 @@ def test_an_upload_is_never_unpickled(client: Client, tmp_path: Path, write: Any
 
 
 @pytest.mark.fault("index files from strangers parsed by C++ code")
-def test_a_graph_is_built_from_the_vectors_and_never_read(
+def test_a_graph_that_somebody_else_made_is_never_read(
     run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Approximate search neither writes a graph nor reads one that lies in the run folder."""
+    """usearch parses files in C++: approximate search reads what this user wrote, and builds it again in all others."""
     usearch = pytest.importorskip("usearch.index", reason="usearch is not installed: pip install 'instdisc[ann]'")
-
-    def parsed(*_: Any, **__: Any) -> None:
-        raise AssertionError("a graph was read or written")
-
-    for name in ("load", "restore", "view", "save"):
-        monkeypatch.setattr(usearch.Index, name, parsed)
     index.add(run, picture_folder(tmp_path / "more", 8, seed=3), say=None)
     strange = [
         folder / name for folder in (run, run / "index") for name in ("graph.usearch", "index.faiss", "hnsw.bin")
     ]
     for file in strange:
         file.write_bytes(b"a stranger's graph")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))
+    links = RunFolder(run).links
     assert look_alikes(run, threshold=0.5, approximate=True, say=None)
+    theirs, restore = links.stat().st_ino, usearch.Index.restore
+    opened: list[int] = []
+
+    def seen(path: str, **how: Any) -> Any:
+        opened.append(os.stat(path).st_ino)
+        return restore(path, **how)
+
+    monkeypatch.setattr(usearch.Index, "restore", seen)
+    assert look_alikes(run, threshold=0.5, approximate=True, say=None)
+    assert opened == [theirs], "its own is read"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "ours"))
+    assert look_alikes(run, threshold=0.5, approximate=True, say=None)
+    assert opened[1:] == [links.stat().st_ino] and links.stat().st_ino != theirs
     for file in strange:
         file.unlink()
     (found,) = search(run, sorted((tmp_path / "more").rglob("*.png"))[:1], neighbours=3)
@@ -204,7 +215,7 @@ def test_a_graph_is_built_from_the_vectors_and_never_read(
         for path in run.rglob("*")
         if path.is_file() and path.parent.name != "tensorboard" and path.name != "lock"
     }
-    assert kinds <= {".json", ".jsonl", ".csv", ".txt", ".png", ".safetensors", ".arrow", ".lock"}
+    assert kinds <= {".json", ".jsonl", ".csv", ".txt", ".png", ".safetensors", ".arrow", ".lock", ".usearch"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

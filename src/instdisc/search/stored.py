@@ -3,14 +3,17 @@
     graph = stored_links(file, vectors, rows=rows, made_of=[("sha256 of a file of vectors", 50_000)])
 
 Two files: usearch's own, and beside it a header (safetensors) with the sample that its recall is measured by at every
-start, which rows it lacks, what it was made of, and its length and SHA-256. One that is not what its header says, or
-is of another version of usearch, is made again: nothing follows links out of a damaged file.
+start, which rows it lacks, what it was made of, and its length and SHA-256, all signed with a key of this user's, in
+the cache folder. One that is not what its header says, is of another version of usearch, or was made by anybody else is
+made again: nothing follows links out of a damaged file or a stranger's.
 """
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import json
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from instdisc.data.storage.scan import cache_folder
 from instdisc.errors import InputError, is_shortage
 from instdisc.files import file_digest, replacing, save_tensors
 from instdisc.search.approximate import OPTIONS, RECALL, Graph, Sample, linked, usearch
@@ -119,12 +123,22 @@ def header_of(file: Path) -> Path:
 
 
 def _said(tensors: Mapping[str, np.ndarray], made_of: str, file: Mapping[str, Any]) -> dict[str, str]:
-    """The words of a header: what a graph must be of to be read, and the SHA-256 of the rest."""
+    """The words of a header: what a graph must be of to be read, and the signature of all."""
     kind = json.dumps([_FORMAT, usearch().__version__, OPTIONS])
-    content = hashlib.sha256(json.dumps([kind, made_of, file]).encode())
+    content = hmac.new(_key(), json.dumps([kind, made_of, file]).encode(), "sha256")
     for name in _TENSORS:
         content.update(np.ascontiguousarray(tensors[name]).data)
     return {"kind": kind, "made_of": made_of, "file": json.dumps(file), "content": content.hexdigest()}
+
+
+def _key() -> bytes:
+    """What this user signs with: who writes into a run folder can't know it."""
+    file = cache_folder() / "key"
+    with suppress(FileExistsError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
+            new.write(secrets.token_bytes(32))
+    return file.read_bytes()
 
 
 def _with_new(sample: Sample, vectors: Vectors, rows: np.ndarray, new: np.ndarray) -> Sample:
