@@ -68,7 +68,7 @@ def needs(cluster: Cluster) -> dict[str, float]:
         "rows a rank": c.pictures / c.ranks,
         "bank a rank (bytes)": c.pictures / c.ranks * row,
         "order and shapes a rank (bytes)": 12 * c.pictures,
-        "a checkpoint (two are stored) (bytes)": c.pictures * row + 8 * c.weights,
+        "a checkpoint, two are stored (bytes)": c.pictures * row + 8 * c.weights,
         "pictures on disk (bytes)": c.pictures * 1000 * c.kilobytes,
         "read a rank (bytes a second)": c.rate * 1000 * c.kilobytes,
         "sent a step, exact (bytes)": exact_bytes,

@@ -9,16 +9,15 @@ By search vectors and by the embedding; the number of neighbours and the tempera
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from instdisc.files import write_json
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from record import record
+
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.index import recompute
 from instdisc.search.doubtful import NEIGHBOURS, TEMPERATURE, doubts
@@ -35,8 +34,8 @@ def average_precision(wrong: np.ndarray, doubt: np.ndarray) -> float:
     return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
 
 
-def measured(scores: np.ndarray, places: np.ndarray, codes: np.ndarray, temperature: float) -> dict[str, float]:
-    """The mean over the draws, its deviation, and the share of wrong ones among as many as were flipped."""
+def measured(scores: np.ndarray, places: np.ndarray, codes: np.ndarray, temperature: float) -> dict[str, Any]:
+    """Of each draw, their mean and deviation; and the share of wrong ones among as many as were flipped."""
     found, first = [], []
     for draw in range(DRAWS):
         random = np.random.default_rng(draw)
@@ -48,7 +47,12 @@ def measured(scores: np.ndarray, places: np.ndarray, codes: np.ndarray, temperat
         doubt = doubts(scores, places, noisy, temperature=temperature)[1]
         found.append(average_precision(wrong, doubt))
         first.append(float(wrong[np.argsort(-doubt, kind="stable")[:count]].mean()))
-    return {"ap": float(np.mean(found)), "deviation": float(np.std(found)), "right_of_first": float(np.mean(first))}
+    return {
+        "values": [round(one, 4) for one in found],
+        "ap": float(np.mean(found)),
+        "deviation": float(np.std(found, ddof=1)),
+        "right_of_first": float(np.mean(first)),
+    }
 
 
 def main() -> None:
@@ -69,26 +73,22 @@ def main() -> None:
             for k in TRIED[0]
             for warmth in TRIED[1]
         ]
-    write_json(
-        asked.out,
-        {
-            "command": f"python runs/doubtful.py RUN -o {asked.out}",
-            "device": f"CPU ({platform.machine()}), {torch.get_num_threads()} threads, torch {torch.__version__}",
-            "run": {
-                "source": collection.facts["source"]["name"],
-                "pictures": len(codes),
-                "epochs": round(float(collection.saved.facts["epoch"]), 1),
-                "preset": collection.facts["chosen"].get("preset"),
-            },
-            "flipped": FLIPPED,
-            "draws": DRAWS,
-            "chosen": {"neighbours": NEIGHBOURS, "temperature": TEMPERATURE},
-            "by": tables,
-        },
-    )
     best = next(one for one in tables["search"] if (one["neighbours"], one["temperature"]) == (NEIGHBOURS, TEMPERATURE))
-    json.dump(best, sys.stdout)
-    print()
+    record(
+        asked.out,
+        name=asked.out.stem,
+        command=f"python runs/doubtful.py RUN -o {asked.out}",
+        unit=f"average precision of the {FLIPPED:.0%} of labels that were flipped, by search vectors, "
+        f"{NEIGHBOURS} neighbours, temperature {TEMPERATURE}; `by` has all that was tried",
+        values=best["values"],
+        seeds=list(range(DRAWS)),
+        run={
+            "source": collection.facts["source"]["name"],
+            "pictures": len(codes),
+            "epochs": round(float(collection.saved.facts["epoch"]), 1),
+        },
+        by=tables,
+    )
 
 
 if __name__ == "__main__":

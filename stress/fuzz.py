@@ -36,7 +36,7 @@ _LAST = re.compile(r"#(\d+)\s+\S+\s+cov: (\d+) ft: (\d+) corp: (\d+)")
 
 def labels(folder: Path) -> tuple[Act, list[bytes]]:
     """A table of labels beside pictures, and one of labels by hand."""
-    from instdisc.data.sources.labels import read_labels
+    from instdisc.data.sources.labels import labels_of_lines, read_label_lines
     from instdisc.jobs.label import read_table
 
     file = folder / "labels.csv"
@@ -45,11 +45,12 @@ def labels(folder: Path) -> tuple[Act, list[bytes]]:
     def act(content: bytes) -> None:
         file.write_bytes(content)
         with refused():
-            (codes, classes), _ = read_labels(file, 3, lambda a, b: names[a:b], lambda a, b: names[a:b])
+            lines = read_label_lines(file)
+            (codes, classes), _ = labels_of_lines(lines, 3, lambda a, b: names[a:b], lambda a, b: names[a:b])
             assert codes.shape == (3,) and codes.min() >= -1 and codes.max() < max(len(classes), 1)
         with refused():
-            lines = read_table(file)
-            assert len(lines.names) == len(lines.labels) and all(lines.labels)
+            table = read_table(file)
+            assert len(table.names) == len(table.labels) and all(table.labels)
 
     lines = "path,label\na.jpg,1\nb.jpg,2\n"
     return act, [lines.encode(), b'"id","label"\n"a.jpg","x, y"\n', b"label\n1\n2\n3\n", lines.encode("utf-16")]

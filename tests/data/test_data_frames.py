@@ -64,7 +64,7 @@ class Streamed:
 
 def labels_of(source: Any) -> list[str]:
     assert source.labels is not None
-    return [source.class_name(code) for code in source.labels]
+    return [source.class_name(int(code)) for code in source.labels]
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {

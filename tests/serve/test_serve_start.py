@@ -123,19 +123,18 @@ def test_the_grid_is_shown_while_the_rest_is_opened(trained: tuple[Path, Path]) 
 def test_who_asks_for_what_is_being_computed_waits_for_it() -> None:
     asked: list[float] = []
 
-    class Slow(Session):
-        def _look_alikes(self, threshold: float, gone: frozenset[int]) -> list:
-            asked.append(threshold)
-            time.sleep(0.2)
-            return [threshold]
+    def slow(threshold: float) -> list[float]:
+        asked.append(threshold)
+        time.sleep(0.2)
+        return [threshold]
 
-    session = Slow(Opening("made", lambda: None))
-    threads = [threading.Thread(target=session.look_alikes, args=(one, frozenset())) for one in (0.9, 0.9, 0.8, 0.9)]
+    ask = Session(Opening("made", lambda: None)).once(slow, 2)
+    threads = [threading.Thread(target=ask, args=(one,)) for one in (0.9, 0.9, 0.8, 0.9)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(asked) == [0.8, 0.9] and session.look_alikes(0.9, frozenset()) == [0.9]
+    assert sorted(asked) == [0.8, 0.9] and ask(0.9) == [0.9] and sorted(asked) == [0.8, 0.9]
 
 
 def test_the_command_serves_until_it_is_interrupted(trained: tuple[Path, Path]) -> None:

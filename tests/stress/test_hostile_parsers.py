@@ -30,7 +30,7 @@ from serving import Client, served
 from tiny_runs import picture_folder, tiny
 
 from instdisc import checkpoint, files
-from instdisc.data.sources.labels import read_labels
+from instdisc.data.sources.labels import labels_of_lines, read_label_lines
 from instdisc.data.sources.open import open_source
 from instdisc.data.storage.scan import read_index, write_index
 from instdisc.encoder.weights import start_from_file
@@ -262,14 +262,13 @@ def test_labels_in_a_table(content: bytes, tmp_path: Path) -> None:
     file.write_bytes(content)
     names = [b"a", b"b", b"ab"]
     with contextlib.suppress(InputError):
-        (codes, classes), sentences = read_labels(
-            file, 3, lambda start, stop: names[start:stop], lambda start, stop: names[start:stop]
-        )
+        lines = read_label_lines(file)
+        (codes, classes), sentences = labels_of_lines(lines, 3, lambda a, b: names[a:b], lambda a, b: names[a:b])
         assert codes.shape == (3,) and codes.min() >= -1 and codes.max() < max(len(classes), 1)
         assert all(isinstance(sentence, str) for sentence in sentences)
     with contextlib.suppress(InputError):
-        lines = read_table(file)
-        assert len(lines.names) == len(lines.labels) and all(lines.labels)
+        table = read_table(file)
+        assert len(table.names) == len(table.labels) and all(table.labels)
 
 
 @quick
