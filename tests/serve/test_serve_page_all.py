@@ -134,7 +134,7 @@ def test_keys_of_one_letter_can_be_off(visit, run: Path) -> None:
             page.keyboard.press(key)
         page.wait_for_timeout(300)
         assert hand_labels(run) == {} and page.evaluate("document.activeElement.tagName") != "INPUT"
-        page.get_by_label("Another label").fill("")
+        page.get_by_label("Type a label").fill("")
         page.keyboard.type("x1")  # fields take letters
         page.keyboard.press("Enter")
         page.wait_for_selector("#message >> text=Labelled 1 picture")
