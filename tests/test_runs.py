@@ -16,7 +16,7 @@ def test_a_run_folder_names_files_and_makes_none(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     assert not run.exists()
     assert not run.path.exists()
-    names = {name: value.name for name, value in vars(run).items() if name != "path"}
+    names = {name: value.relative_to(run.path).as_posix() for name, value in vars(run).items() if name != "path"}
     assert names["config"] == "config.json"
     assert len(set(names.values())) == len(names), "two things share a file"
     assert all(run.path in value.parents for name, value in vars(run).items() if name != "path")

@@ -203,24 +203,24 @@ def test_an_address_that_asks_for_much_leaves_turns_to_others(trained: tuple[Pat
 def test_different_comparisons_wait_in_line_and_one_too_many_is_told_so() -> None:
     go = threading.Event()
 
-    class Slow(Session):
-        def _look_alikes(self, threshold: float, gone: frozenset[int]) -> list:
-            assert threshold == 0.95 or go.wait(120)
-            return [threshold]
+    def slow(threshold: float) -> list[float]:
+        assert threshold == 0.95 or go.wait(1200)
+        return [threshold]
 
-    session, refused, found = Slow(Opening("made", lambda: None)), queue.Queue[HTTPException](), list[float]()
-    assert session.look_alikes(0.95, frozenset()) == [0.95]
+    compare = Session(Opening("made", lambda: None)).once(slow, 4)
+    refused, found = queue.Queue[HTTPException](), list[float]()
+    assert compare(0.95) == [0.95]
 
     def ask(threshold: float) -> None:
         try:
-            found.extend(session.look_alikes(threshold, frozenset()))
+            found.extend(compare(threshold))
         except HTTPException as error:
             refused.put(error)
 
     with running(*[threading.Thread(target=ask, args=(one,)) for one in (0.9, 0.8, 0.7, 0.6)]):
         error = refused.get(timeout=1200)  # one of them, while no other is done
         assert (error.status_code, error.headers) == (503, {"retry-after": "2"})
-        assert session.look_alikes(0.95, frozenset()) == [0.95]  # what is known is answered meanwhile
+        assert compare(0.95) == [0.95]  # what is known is answered meanwhile
         go.set()
     assert len(found) == 3 and refused.empty()
 

@@ -22,7 +22,7 @@ from instdisc import draws, ranks
 from instdisc.checkpoint import latest, load_encoder
 from instdisc.encoder import Encoder, build_encoder
 from instdisc.errors import InputError
-from instdisc.jobs import train as jobs_train
+from instdisc.jobs import frozen
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 from instdisc.training import Measurement, Training, loop, read_metrics
@@ -191,7 +191,7 @@ def test_collapse_warns_once_in_plain_words(
             encoder.head.weight.zero_()
         return encoder
 
-    monkeypatch.setattr(jobs_train, "build_encoder", constant_encoder)
+    monkeypatch.setattr(frozen, "build_encoder", constant_encoder)
     run = train(made_pictures(67), tmp_path / "run", tiny(epochs=2, monitor_epochs=1, lr=1e-9))
     shown = capsys.readouterr().out
     assert shown.count("Warning: The vectors have collapsed: two different pictures have a mean cosine of 1.000") == 1
