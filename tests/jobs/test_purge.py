@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,15 @@ GONE, GONE_ADDED = "green/0013.png", "red/0003.png"  # one of the training, one 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder for these tests alone: others keep pixels of the same made pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> tuple[Path, Path, Path]:
     """Pictures, others that were added, and a run that holds all there can be of them."""
     folder = tmp_path_factory.mktemp("purge")
     pictures, others = picture_folder(folder / "pictures", COUNT), picture_folder(folder / "others", MORE, seed=5)

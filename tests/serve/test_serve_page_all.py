@@ -118,11 +118,11 @@ def test_keys_of_one_letter_can_be_off(visit, run: Path) -> None:
         page = visit(client)
         page.goto("/")
         switch = page.get_by_role("button", name="Keys", exact=True)
-        assert switch.get_attribute("aria-pressed") == "true"
+        playwright.expect(switch).to_have_attribute("aria-pressed", "true")
         switch.click()
         page.reload()  # it stays so
         page.wait_for_selector(".scroll .cell img")
-        assert switch.get_attribute("aria-pressed") == "false"
+        playwright.expect(switch).to_have_attribute("aria-pressed", "false")
         page.locator(".scroll .cell").first.focus()
         page.keyboard.press("x")
         page.keyboard.press("ArrowRight")

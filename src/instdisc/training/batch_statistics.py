@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from instdisc import ranks
@@ -69,6 +68,8 @@ def _over_ranks(sums: Tensor) -> Tensor:
 def shared_statistics(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with every BatchNorm over all ranks, weights and names as they were."""
     if device.type == "cuda":
+        from timm.layers.norm_act import convert_sync_batchnorm
+
         return cast(nn.Module, convert_sync_batchnorm(module))
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):

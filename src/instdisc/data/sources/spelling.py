@@ -66,6 +66,14 @@ def spelled(name: bytes, *, fold: bool = False) -> str:
     return text.casefold() if fold else text
 
 
+def _at_home(name: str) -> str:
+    """~/x and ~someone/x as paths; a name that only begins so, as it is."""
+    try:
+        return os.path.expanduser(name)
+    except ValueError:  # a NUL in the name of someone
+        return name
+
+
 def _exactly(
     rows: np.ndarray, names: list[bytes], root: str | None, read: Names, count: int, usable: np.ndarray | None
 ) -> None:
@@ -97,9 +105,9 @@ def _as_read(
         readings = {spelled(names[location], fold=fold)}
         for root in roots:
             inside = os.path.join(os.fsencode(root), spelled(names[location]).encode())
-            readings.add(spelled(os.path.expanduser(inside), fold=fold))
+            readings.add(spelled(inside, fold=fold))
         if roots:
-            readings.add(spelled(os.path.expanduser(spelled(names[location]).encode()), fold=fold))
+            readings.add(spelled(_at_home(spelled(names[location])).encode(errors="surrogateescape"), fold=fold))
         for reading in readings - {""}:
             wanted[reading].append(location)
     if not wanted:
