@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import needs_chromium, playwright
+from browsing import needs_chromium, playwright, quiet_page
 from serving import served
 from tiny_runs import picture_folder, tiny
 
@@ -37,20 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def page(browser: playwright.Browser, run: Path) -> Iterator[playwright.Page]:
     """The front page of a server, which must not complain in the console."""
-    with served(run) as client:
-        context = browser.new_context(viewport={"width": 1100, "height": 800}, base_url=client.address)
-        page = context.new_page()
-        page.set_default_timeout(120_000)
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    expected = " (400|503) |ERR_FAILED"  # tests ask for them
+    with served(run) as client, quiet_page(browser, client.address, expected) as page:
         elsewhere: list[str] = []
         page.on("request", lambda request: elsewhere.append(request.url))
         page.goto("/")
         page.wait_for_selector(".scroll .cell img")
         yield page
-        context.close()
-        assert not [one for one in complaints if not re.search(" (400|503) |ERR_FAILED", one)]  # tests ask for them
         assert all(url.startswith((client.address, "blob:")) for url in elsewhere)
 
 

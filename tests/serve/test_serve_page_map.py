@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import needs_chromium, playwright
+from browsing import needs_chromium, playwright, quiet_page
 from PIL import Image
 from serving import COUNT, Told, made_collection, served
 
@@ -85,16 +85,8 @@ def run(made: tuple[Path, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def drawn(browser: playwright.Browser, run: Path) -> Iterator[Drawn]:
-    with served(Told(run)) as client:
-        context = browser.new_context(viewport={"width": 1100, "height": 800}, base_url=client.address)
-        page = context.new_page()
-        page.set_default_timeout(120_000)
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    with served(Told(run)) as client, quiet_page(browser, client.address) as page:
         yield Drawn(page).visit()
-        context.close()
-        assert not complaints
 
 
 def selected(drawn: Drawn, count: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browsing import needs_chromium, playwright
+from browsing import needs_chromium, playwright, quiet_page
 from planted import planted
 from serving import Client, served
 
@@ -39,17 +39,10 @@ def client(run: Path) -> Iterator[Client]:
 @contextmanager
 def review_page(browser: playwright.Browser, client: Client) -> Iterator[playwright.Page]:
     """The review of copies, which must not complain in the console."""
-    context = browser.new_context(viewport={"width": 1100, "height": 800}, base_url=client.address)
-    page = context.new_page()
-    page.set_default_timeout(120_000)
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.goto("/#/review")
-    page.wait_for_selector(".shot img")
-    yield page
-    context.close()
-    assert not [one for one in complaints if " 404 " not in one]
+    with quiet_page(browser, client.address, " 404 ") as page:
+        page.goto("/#/review")
+        page.wait_for_selector(".shot img")
+        yield page
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import needs_chromium, playwright
+from browsing import needs_chromium, playwright, quiet_page
 from serving import Told, served
 from tiny_runs import picture_folder, tiny
 
@@ -28,18 +28,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def page(browser: playwright.Browser, run: Path) -> Iterator[playwright.Page]:
-    with served(Told(run)) as client:
-        context = browser.new_context(viewport={"width": 1100, "height": 800}, base_url=client.address)
-        page = context.new_page()
-        page.set_default_timeout(120_000)
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    with served(Told(run)) as client, quiet_page(browser, client.address, " 400 |ERR_") as page:
         page.goto("/")
         page.wait_for_selector(".scroll .cell img")
         yield page
-        context.close()
-        assert not [one for one in complaints if " 400 " not in one and "ERR_" not in one]
 
 
 def cell(page: playwright.Page, row: int) -> playwright.Locator:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import routes
-from browsing import chromium, needs_chromium, playwright
+from browsing import chromium, needs_chromium, playwright, quiet_page
 from serving import Told, made_collection, served
 
 from instdisc.jobs.label import hand_labels
@@ -61,46 +61,39 @@ def reached(
 
 def walk(browser: playwright.Browser, address: str, question: str, trained: tuple[Path, Path], run: Path) -> None:
     """What a person does: look, search, label, undo, the map, lists. All of it stays below the address."""
-    context = browser.new_context(viewport={"width": 1100, "height": 800}, ignore_https_errors=True)
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    complaints: list[str] = []
     asked: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda it: complaints.append(it.text) if it.type == "error" else None)
-    page.on("request", lambda request: asked.append(request.url))
-    seen = "selector => [...document.querySelectorAll(selector)].some((one) => one.naturalWidth > 0)"
-    page.goto(address + question)
-    page.wait_for_function(seen, arg=".scroll .cell img")
-    page.locator(".scroll .cell").nth(3).click()
-    page.wait_for_selector(".few .score")
-    page.get_by_label("Label by hand").fill("leaf")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#message >> text=Labelled 1 picture")
-    assert list(hand_labels(run).values()) == ["leaf"]
-    page.locator("#message button").click()
-    page.wait_for_selector("#message >> text=Undone")
-    assert hand_labels(run) == {}
-    page.set_input_files("#file", trained[0] / "green" / "0001.png")
-    page.wait_for_function(seen, arg=".asked img[alt='your picture']")
-    page.wait_for_selector(".few .score")
-    with page.expect_response("**/api/map/sheet/**") as sheet:
-        page.evaluate("location.hash = '#/map'")
-    assert sheet.value.status == 200
-    page.evaluate("location.hash = '#/label'")
-    with page.expect_download() as labels:
-        page.get_by_role("link", name="Export labels").click()
-    assert Path(labels.value.path()).read_text().startswith("id,path,label")
-    page.evaluate("location.hash = '#/'")
-    page.locator(".scroll .cell").nth(2).focus()
-    page.keyboard.press("x")
-    with page.expect_download() as listed:
-        page.get_by_role("button", name="Download list").click()
-    assert len(Path(listed.value.path()).read_text().splitlines()) == 1
-    page.reload()  # the cookie is good for it
-    page.wait_for_function(seen, arg=".scroll .cell img")
-    context.close()
-    assert not [one for one in complaints if "Cross-Origin-Opener-Policy" not in one]
+    with quiet_page(browser, address, "Cross-Origin-Opener-Policy") as page:
+        page.on("request", lambda request: asked.append(request.url))
+        seen = "selector => [...document.querySelectorAll(selector)].some((one) => one.naturalWidth > 0)"
+        page.goto(address + question)
+        page.wait_for_function(seen, arg=".scroll .cell img")
+        page.locator(".scroll .cell").nth(3).click()
+        page.wait_for_selector(".few .score")
+        page.get_by_label("Label by hand").fill("leaf")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#message >> text=Labelled 1 picture")
+        assert list(hand_labels(run).values()) == ["leaf"]
+        page.locator("#message button").click()
+        page.wait_for_selector("#message >> text=Undone")
+        assert hand_labels(run) == {}
+        page.set_input_files("#file", trained[0] / "green" / "0001.png")
+        page.wait_for_function(seen, arg=".asked img[alt='your picture']")
+        page.wait_for_selector(".few .score")
+        with page.expect_response("**/api/map/sheet/**") as sheet:
+            page.evaluate("location.hash = '#/map'")
+        assert sheet.value.status == 200
+        page.evaluate("location.hash = '#/label'")
+        with page.expect_download() as labels:
+            page.get_by_role("link", name="Export labels").click()
+        assert Path(labels.value.path()).read_text().startswith("id,path,label")
+        page.evaluate("location.hash = '#/'")
+        page.locator(".scroll .cell").nth(2).focus()
+        page.keyboard.press("x")
+        with page.expect_download() as listed:
+            page.get_by_role("button", name="Download list").click()
+        assert len(Path(listed.value.path()).read_text().splitlines()) == 1
+        page.reload()  # the cookie is good for it
+        page.wait_for_function(seen, arg=".scroll .cell img")
     assert all(url.startswith((address, f"blob:{address.rstrip('/')[:8]}")) for url in asked), asked
 
 

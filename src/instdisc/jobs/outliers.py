@@ -103,14 +103,7 @@ def outliers(
     )
     write_text(folder / "outliers.csv", csv_text(_COLUMNS, lines))
     drawn = order[: min(count, _DRAWN)]
-    neighbour_sheet(
-        [picture_or_grey(collection, int(row)) for row in rows[drawn]],
-        [[picture_or_grey(collection, int(row)) for row in rows[positions[position, :_NEAREST]]] for position in drawn],
-        scores[drawn, :_NEAREST].tolist(),
-        folder / "outliers.png",
-        heading="Outlier",
-        title="Similar pictures, with the cosine",
-    )
+    _draw(collection, rows[drawn], rows[positions[drawn, :_NEAREST]], scores[drawn, :_NEAREST], folder)
     return [
         Outlier(
             **vars(entry),
@@ -123,6 +116,18 @@ def outliers(
             index.entries(rows[order[:count]]), nearest[:count], order[:count], strict=True
         )
     ]
+
+
+def _draw(collection: Collection, rows: np.ndarray, nearest: np.ndarray, scores: np.ndarray, folder: Path) -> None:
+    """outliers.png: each of `rows` with its nearest others, (pictures, neighbours), and their cosines."""
+    neighbour_sheet(
+        [picture_or_grey(collection, int(row)) for row in rows],
+        [[picture_or_grey(collection, int(row)) for row in others] for others in nearest],
+        scores.tolist(),
+        folder / "outliers.png",
+        heading="Outlier",
+        title="Similar pictures, with the cosine",
+    )
 
 
 def known_outliers(collection: Collection) -> list[tuple[int, float]]:

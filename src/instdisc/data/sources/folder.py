@@ -271,17 +271,17 @@ def _judge(table: pa.Table, roots: Sequence[str], names: Sequence[bytes], before
     told: list[str | None] = [None] * len(asked)
     if before is not None and facts_of(before).get("reads") == list(kinds_read()):
         told = _as_before(table.take(pa.array(asked)), before)
-    unknown = [location for location, kind in enumerate(told) if kind is None]
+    unknown = [position for position, kind in enumerate(told) if kind is None]
     pieces = list(chunks(len(unknown), 256))
     with ThreadPoolExecutor(8) as pool:  # on a network disk the time goes into waiting
 
         def look(piece: tuple[int, int]) -> None:
-            locations = unknown[piece[0] : piece[1]]
-            rows = table.take(pa.array(asked[locations]))
-            for location, path, kind in zip(
-                locations, _places(rows, roots, names), rows["kind"].to_pylist(), strict=True
+            positions = unknown[piece[0] : piece[1]]
+            rows = table.take(pa.array(asked[positions]))
+            for position, path, kind in zip(
+                positions, _places(rows, roots, names), rows["kind"].to_pylist(), strict=True
             ):
-                told[location] = kind_of_content(kind, _head(path))
+                told[position] = kind_of_content(kind, _head(path))
 
         for _ in track(pool.map(look, pieces), total=len(pieces), description="Looking into files"):
             pass

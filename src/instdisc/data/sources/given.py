@@ -189,14 +189,14 @@ def _with_names(path: Path, table: pa.Table) -> pa.Table:
     own = {name.lower(): name for name in reversed(table.column_names)}
     identifier, location, label = (next((own[n] for n in ns if n in own), None) for ns in (_IDS, _PATHS, _LABELS))
     ids = _text(table, identifier or location) or pa.chunked_array([_numbers(len(table))])
-    positions = _text(table, location) or ids
+    locations = _text(table, location) or ids
     counted = pc.value_counts(ids.combine_chunks())
     twice = counted.filter(pc.greater(counted.field("counts"), 1))
     if len(twice):
         name = twice[0].as_py()["values"]
         first, second = np.flatnonzero(pc.equal(ids, name).to_numpy())[:2]
         raise InputError(f'The id "{name}" stands twice in {path}, in rows {first} and {second}: give each its own.')
-    columns = {"id": ids, "location": positions}
+    columns = {"id": ids, "location": locations}
     if label is not None and (labels := _labels(table, label)) is not None:
         columns["label"] = labels
         table = table.drop_columns([label])

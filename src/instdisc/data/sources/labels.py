@@ -42,8 +42,8 @@ def encode(values: Any, names: Sequence[str] | None = None) -> Encoded:
     classes = [value for value in present if value not in (None, "", -1)]
     whole = all(isinstance(value, int) or _WHOLE.fullmatch(value) for value in classes)
     classes = sorted((value for value in classes if value != "-1"), key=int) if whole else sorted(classes)
-    location = {value: number for number, value in enumerate(classes)}
-    lookup = np.array([location.get(value, -1) for value in present] + [-1], dtype=np.int64)  # the last entry: missing
+    code_of = {value: code for code, value in enumerate(classes)}
+    lookup = np.array([code_of.get(value, -1) for value in present] + [-1], dtype=np.int64)  # the last entry: missing
     codes = pc.fill_null(coded.indices, len(present)).to_numpy(zero_copy_only=False)
     return lookup[codes], [str(value) for value in classes]
 
@@ -115,9 +115,9 @@ class LabelLines:
             fit, mean = ("fits", "counts") if len(lost) == 1 else ("fit", "count")
             sentences.append(f"{lines} {fit} no picture, or several, and {mean} for nothing: the first is {first}.")
         labelled: dict[int, str] = {}
-        for location in np.flatnonzero(rows >= 0).tolist():
-            if labelled.setdefault(int(rows[location]), self.labels[location]) != self.labels[location]:
-                rows[location] = -2
+        for line in np.flatnonzero(rows >= 0).tolist():
+            if labelled.setdefault(int(rows[line]), self.labels[line]) != self.labels[line]:
+                rows[line] = -2
         if (rows == -2).any():
             again = int(np.flatnonzero(rows == -2)[0])
             count = int((rows == -2).sum())
@@ -143,11 +143,9 @@ def read_label_lines(path: Path | str, *, by: tuple[str, ...] = KEYS, votes: boo
     keys = table["key"].to_pylist()
     ways = table["by"].to_pylist() if "by" in table.column_names else [b""] * len(keys)
     kept = [
-        location
-        for location, label in enumerate(labels)
-        if label and keys[location] and (votes or ways[location].strip() != b"vote")
+        line for line, label in enumerate(labels) if label and keys[line] and (votes or ways[line].strip() != b"vote")
     ]
-    return LabelLines(Path(path), [keys[location] for location in kept], [labels[location] for location in kept])
+    return LabelLines(Path(path), [keys[line] for line in kept], [labels[line] for line in kept])
 
 
 def labels_of_lines(lines: LabelLines, count: int, identifiers: Names, locations: Names) -> tuple[Encoded, list[str]]:

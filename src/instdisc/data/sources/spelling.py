@@ -82,7 +82,7 @@ def _exactly(
     if not len(still):
         return
     asked = [
-        names[location] if root is None else os.path.join(os.fsencode(root), names[location]) for location in still
+        names[position] if root is None else os.path.join(os.fsencode(root), names[position]) for position in still
     ]
     wanted = pa.array(asked, pa.large_binary())
     for start, stop in chunks(count, _CHUNK):
@@ -92,8 +92,8 @@ def _exactly(
             here = here[usable[start + here]]
         rows[still[found.take(pa.array(here)).to_numpy().astype(np.int64)]] = start + here
     first: dict[bytes, int] = {}
-    for location, name in zip(still.tolist(), asked, strict=True):  # a name that is given twice
-        rows[location] = rows[first.setdefault(name, location)]
+    for position, name in zip(still.tolist(), asked, strict=True):  # a name that is given twice
+        rows[position] = rows[first.setdefault(name, position)]
 
 
 def _as_read(
@@ -101,22 +101,22 @@ def _as_read(
 ) -> None:
     """The same by how names read; what would be several rows is none."""
     wanted: dict[str, list[int]] = defaultdict(list)
-    for location in np.flatnonzero(rows < 0).tolist():
-        readings = {spelled(names[location], fold=fold)}
+    for position in np.flatnonzero(rows < 0).tolist():
+        readings = {spelled(names[position], fold=fold)}
         for root in roots:
-            inside = os.path.join(os.fsencode(root), spelled(names[location]).encode())
+            inside = os.path.join(os.fsencode(root), spelled(names[position]).encode())
             readings.add(spelled(inside, fold=fold))
         if roots:
-            readings.add(spelled(_at_home(spelled(names[location])).encode(errors="surrogateescape"), fold=fold))
+            readings.add(spelled(_at_home(spelled(names[position])).encode(errors="surrogateescape"), fold=fold))
         for reading in readings - {""}:
-            wanted[reading].append(location)
+            wanted[reading].append(position)
     if not wanted:
         return
     found: dict[int, set[int]] = defaultdict(set)
     for start, stop in chunks(count, _CHUNK):
         for row, name in enumerate(read(start, stop), start):
-            for location in wanted.get(spelled(name, fold=fold), ()) if free[row] else ():
-                found[location].add(row)
-    for location, meant in found.items():
+            for position in wanted.get(spelled(name, fold=fold), ()) if free[row] else ():
+                found[position].add(row)
+    for position, meant in found.items():
         if len(meant) == 1:
-            rows[location] = meant.pop()
+            rows[position] = meant.pop()

@@ -44,10 +44,10 @@ def short_names(roots: Sequence[str]) -> list[str]:
     Raises InputError when one root lies inside another: its pictures would count twice.
     """
     real = [root if is_url(root) else os.path.realpath(root) for root in roots]
-    for location, inner in enumerate(real):
+    for own, inner in enumerate(real):
         for other, outer in enumerate(real):
-            if location != other and (inner + "/").startswith(outer.rstrip("/") + "/"):
-                raise InputError(f"{roots[location]} is in {roots[other]}, or the same: give each folder once.")
+            if own != other and (inner + "/").startswith(outer.rstrip("/") + "/"):
+                raise InputError(f"{roots[own]} is in {roots[other]}, or the same: give each folder once.")
     parts = [root.strip("/").split("/") for root in roots]
     depth = 1
     while len({tuple(part[-depth:]) for part in parts}) < len(parts):
