@@ -108,6 +108,15 @@ def test_help_does_not_pay_for_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("job", ["train", "search", "index", "embed", "evaluate"])
+def test_a_command_pays_for_what_it_needs_alone(job: str) -> None:
+    """timm takes two seconds, and tells people in a notebook to install ipywidgets."""
+    heavy = {"timm", "torchvision", "sklearn", "matplotlib", "pandas", "datasets", "numba", "huggingface_hub"}
+    program = f"import sys, instdisc.jobs.{job}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_examples(command: Command, name: str) -> None:
     status, out, _ = command(name, "--help")

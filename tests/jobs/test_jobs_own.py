@@ -173,6 +173,8 @@ def test_vectors_that_cannot_be_used_are_listed(tmp_path: Path, said: Callable[.
         ("damaged", "can't be read as vectors"),
         ("pickle", "can't be read as vectors"),
         ("ids", "give one row a vector"),
+        ("nowhere", "There is no file"),
+        ("lance", "is a Lance data set: write it as Parquet first"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused(wrong: str, words: str, tmp_path: Path, said: Callable[..., str]) -> None:
@@ -193,7 +195,10 @@ def test_a_file_that_cannot_be_is_refused(wrong: str, words: str, tmp_path: Path
     elif wrong == "pickle":
         path = tmp_path / "v.npy"
         np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    else:
+    elif wrong == "lance":
+        path = tmp_path / "v.lance"
+        path.mkdir()
+    elif wrong == "ids":
         path = tmp_path / "v.npy"
         np.save(path, vectors)
         pq.write_table(pa.table({"id": ["a"]}), tmp_path / "v.ids.parquet")

@@ -49,7 +49,13 @@ def command(
     run = out or Path("runs") / (Path(source[0].rstrip("/")).stem or "opened")
     how: dict[str, Any] = {"labels": labels, "split": split, "limit": limit}
     if encoder is None:
-        if Path(source[0]).suffix not in (".npy", ".parquet") or weights is not None:
+        ending = Path(source[0]).suffix.lower()
+        if ending == ".lance":
+            raise InputError(
+                f"{source[0]} is a Lance data set: write it as Parquet first, in Python by "
+                f"`pyarrow.parquet.write_table(lance.dataset({source[0]!r}).to_table(), 'vectors.parquet')`."
+            )
+        if ending not in (".npy", ".parquet") or weights is not None:
             raise InputError(
                 "Name a network with --encoder, as in --encoder resnet50; or give a .npy or .parquet file of vectors. "
                 "`instdisc train` learns a network of your own."

@@ -53,8 +53,10 @@ def read_vectors(path: Path, column: str | None = None) -> Given:
     Raises InputError, with what to do, for a file that holds none, for vectors of several lengths or of more than 4,096
     numbers, and for an id that stands twice.
     """
+    if not path.exists():
+        raise InputError(f"There is no file {path}: check the path.")
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
             beside = path.with_suffix(".ids.parquet")
             table = pq.read_table(beside) if beside.is_file() else pa.table({"id": _numbers(len(vectors))})
