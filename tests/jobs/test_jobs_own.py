@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,22 @@ def test_what_embed_writes_opens_again(tmp_path: Path) -> None:
     entries = Collection(tmp_path / "run").index.entries(range(4))
     assert [one.label for one in entries] == ["dog", "cat", "", "dog"]
     assert [one.path for one in entries] == [f"/x/{row}.png" for row in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pa.array([uuid.UUID(int=n).bytes for n in range(4)], pa.uuid()), str(uuid.UUID(int=2))),  # DuckDB's
+        (pa.array([bytes([n] * 12) for n in range(4)], pa.binary(12)), "02" * 12),  # MongoDB's
+        (pa.array([{"$oid": f"a{n}"} for n in range(4)]), "{'$oid': 'a2'}"),
+        (pa.array([f"a{n}" for n in range(4)]).dictionary_encode(), "a2"),
+        (pa.array([n / 1 for n in range(4)]), "2"),
+    ],
+)
+def test_ids_of_any_kind(ids: pa.Array, expected: str, tmp_path: Path) -> None:
+    pq.write_table(table_of(made_vectors(4)).set_column(0, "id", ids), tmp_path / "v.parquet")
+    open_vectors(tmp_path / "v.parquet", tmp_path / "run", say=None)
+    assert Collection(tmp_path / "run").index.entries([2])[0].id == expected
 
 
 def test_a_purge_is_refused_in_a_sentence(tmp_path: Path) -> None:

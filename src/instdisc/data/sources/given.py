@@ -229,6 +229,10 @@ def _text(table: pa.Table, name: str | None) -> pa.ChunkedArray | None:
         return pa.chunked_array(
             [pa.array([one.encode("utf-8", "replace").decode() for one in values], pa.large_string())]
         )
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind):
+        # a UUID, as DuckDB writes it; MongoDB's ids
+        values = [one.hex() if isinstance(one, bytes) else str(one) for one in table[name].to_pylist()]
+        return pa.chunked_array([pa.array(values, pa.large_string())])
     return table[name].cast(pa.large_string())
 
 
