@@ -30,7 +30,18 @@ from instdisc.errors import InputError, is_shortage
 
 MOST_DIMENSIONS = 4096
 _IDS = ("id", "_id", "sample_id", "uuid", "image_id")
-_PATHS = ("location", "path", "filepath", "file_path", "image_path", "file_name", "filename", "uri", "url")
+_PATHS = (
+    "location",
+    "path",
+    "filepath",
+    "file_path",
+    "file_path_abs",
+    "image_path",
+    "file_name",
+    "filename",
+    "uri",
+    "url",
+)
 _LABELS = ("label", "ground_truth", "class", "category")
 _VECTORS = ("vector", "embedding", "embeddings", "vectors", "features")
 
