@@ -16,7 +16,17 @@ _COMFORTABLE = 0.5  # of what is free: the encoder, its optimizer and the batche
 
 @dataclass(frozen=True)
 class RowsChoice:
-    """dtype and storage as `MemoryBank` takes them; why: one sentence for the person."""
+    """dtype and storage as `MemoryBank` takes them; why: one sentence for the person.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.bank import MemoryBank, choose_rows
+        >>> choice = choose_rows(1000, 128, torch.device("cpu"), "float16", "memory")
+        >>> choice.why
+        '1,000 rows in float16, 256 kB, in memory as asked for.'
+        >>> MemoryBank(1000, 128, dtype=choice.dtype, storage=choice.storage).rows.dtype
+        torch.float16
+    """
 
     dtype: torch.dtype
     storage: str

@@ -107,6 +107,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     `no_grad` and not `inference_mode`: some backbones keep position tables they computed in a forward pass, and an
     inference tensor kept that way would break the next training step.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.encoder import EncoderConfig, build_encoder, evaluating
+        >>> encoder = build_encoder(EncoderConfig("conv6", dim=8, width=4, image_size=16)).train()
+        >>> with evaluating(encoder):
+        ...     vectors = encoder(torch.zeros(2, 3, 16, 16))
+        >>> vectors.shape, vectors.requires_grad, encoder.training
+        (torch.Size([2, 8]), False, True)
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -215,6 +215,16 @@ def load_whitening(path: Path, step: int, channels: Mapping[str, int] | None = N
 
     channels: of the encoder's levels by name, to check that it fits. Raises InputError for a damaged file, and for one
     of another encoder.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from instdisc.encoder.whitening import Moments, fit_whitening, load_whitening
+        >>> moments = Moments([8])
+        >>> moments.add(torch.eye(8).repeat(4, 1))  # 32 pictures
+        >>> fit_whitening(moments, ["stage1"], dimensions=4, step=500).save(Path("search_vectors.safetensors"))
+        >>> load_whitening(Path("search_vectors.safetensors"), step=500)(torch.eye(8)).shape
+        torch.Size([8, 4])
     """
     if not path.is_file():
         return None

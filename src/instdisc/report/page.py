@@ -20,7 +20,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A line of the table: shares in [0, 1]."""
+    """A line of the table: shares in [0, 1].
+
+    Examples:
+        >>> from instdisc.report import Accuracy, PageRun, page
+        >>> found = Accuracy("kNN", top1=0.8123, interval=(0.8045, 0.8198), top5=0.97)
+        >>> "80.45 to 81.98" in page([PageRun("mine", {}, {}, accuracies=[found])], title="mine")
+        True
+    """
 
     name: str
     top1: float
@@ -30,7 +37,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A query and its neighbours, best first: (JPEG, label or "", cosine); the query's own cosine is not there."""
+    """A query and its neighbours, best first: (JPEG, label or "", cosine); the query's own cosine is not there.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.report import Gallery, PageRun, page
+        >>> from instdisc.report.thumbnails import as_jpeg
+        >>> picture = as_jpeg(np.zeros((32, 32, 3), np.uint8), side=64)
+        >>> query = Gallery(picture, "cat", [(picture, "cat", 0.98), (picture, "dog", 0.71)])
+        >>> page([PageRun("mine", {}, {}, gallery=[query])], title="mine").count("data:image/jpeg")
+        3
+    """
 
     picture: bytes
     label: str
@@ -39,7 +56,17 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pictures of one class that were taken for another: how many of those tried, and some of them (JPEG)."""
+    """Pictures of one class that were taken for another: how many of those tried, and some of them (JPEG).
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.report import Confusion, PageRun, page
+        >>> from instdisc.report.thumbnails import as_jpeg
+        >>> picture = as_jpeg(np.zeros((32, 32, 3), np.uint8), side=64)
+        >>> confusion = Confusion("cat", taken_for="dog", count=104, pictures=[picture, picture])
+        >>> page([PageRun("mine", {}, {}, confusions=[confusion])], title="mine").count("data:image/jpeg")
+        2
+    """
 
     label: str
     taken_for: str
@@ -50,7 +77,18 @@ class Confusion:
 @dataclass(frozen=True)
 class Map:
     """points: (n, 2). classes: n numbers of `names`, -1 = no label. sheet: a JPEG with the pictures in rows of
-    `columns` squares of `side` pixels, in the order of the points."""
+    `columns` squares of `side` pixels, in the order of the points.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.report import Map, PageRun, page
+        >>> from instdisc.report.thumbnails import as_jpeg
+        >>> sheet = as_jpeg(np.zeros((16, 48, 3), np.uint8), side=48)  # three squares of 16 pixels
+        >>> points = np.array([[0.0, 0.0], [5.0, 10.0], [10.0, 5.0]])
+        >>> found = Map(points, np.array([0, 1, -1]), ["cat", "dog"], sheet, columns=3, side=16)
+        >>> '"points": [[0.0, 0.0], [0.5, 1.0], [1.0, 0.5]]' in page([PageRun("mine", {}, {}, map=found)], title="mine")
+        True
+    """
 
     points: np.ndarray
     classes: np.ndarray
@@ -63,7 +101,14 @@ class Map:
 
 @dataclass(frozen=True)
 class PageRun:
-    """What a report shows of a run; what is missing is left out."""
+    """What a report shows of a run; what is missing is left out.
+
+    Examples:
+        >>> from instdisc.report import PageRun, page
+        >>> run = PageRun("mine", facts={"pictures": "50,000"}, settings={"epochs": 60}, sentences=["It is <new>."])
+        >>> "<p>It is &lt;new&gt;.</p>" in page([run], title="mine")  # what comes from data is escaped
+        True
+    """
 
     name: str
     facts: Mapping[str, str]
@@ -80,7 +125,16 @@ class PageRun:
 
 
 def page(runs: Sequence[PageRun], title: str) -> str:
-    """The whole file. Several runs stand side by side where there is room, section by section."""
+    """The whole file. Several runs stand side by side where there is room, section by section.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from instdisc.report import PageRun, page
+        >>> runs = [PageRun(name, {"objective": name}, {"epochs": 60}) for name in ("softmax", "nce")]
+        >>> written = Path("report.html").write_text(page(runs, title="Two objectives"), encoding="utf-8")
+        >>> Path("report.html").read_text(encoding="utf-8").count("<td>epochs</td><td>60</td>")
+        2
+    """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     templates = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

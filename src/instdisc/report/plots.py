@@ -25,11 +25,22 @@ _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 
 def training_curves(metrics: Path | str, out_png: Path | str, *, title: str = "") -> None:
-    """The loss terms, the kNN accuracy and the label-free health of a run against epochs, one panel each.
+    r"""The loss terms, the kNN accuracy and the label-free health of a run against epochs, one panel each.
 
     metrics: the `metrics.jsonl` of a run; lines with `losses` and lines with `measured` are drawn, a line cut short
     by a kill is left out. Where views grow a dotted line says to what side [px]: whole pictures are measured, so the
     measurements rise there. Raises InputError without matplotlib, without the file, or if it holds nothing to draw.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from instdisc.report import training_curves
+        >>> lines = '{"epoch": 1, "losses": {"nce": 9.1}}\n{"epoch": 2, "losses": {"nce": 7.4}}'
+        >>> written = Path("metrics.jsonl").write_text(lines)
+        >>> training_curves("metrics.jsonl", "curves.png", title="runs/mine")
+        >>> with Image.open("curves.png") as image:
+        ...     image.size
+        (660, 510)
     """
     lines = _read_lines(Path(metrics))
     panels = _panels(lines)
@@ -88,6 +99,15 @@ def table_plot(
     rows: as `instdisc reproduce` makes them (name, measure -> mean and std, published). measures: name -> words.
     curves: row -> (epoch, loss), drawn in a second panel. out: its ending, png or svg, decides the format.
     Raises InputError without matplotlib.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from instdisc.report import table_plot
+        >>> row = {"name": "NCE", "knn": {"mean": 79.8, "std": 0.2}, "published": {"knn": 80.4}}
+        >>> table_plot("CIFAR-10", [row], {"knn": "kNN"}, "table.png")
+        >>> with Image.open("table.png") as image:
+        ...     image.size
+        (960, 630)
     """
     figure = _new_figure(figsize=((10.5 if curves else 6.4), 4.2))
     left, *right = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
@@ -123,6 +143,16 @@ def few_labels_plot(shares: Sequence[dict[str, Any]], methods: dict[str, str], o
 
     shares: as `evaluate --with semi` makes them (share, method -> mean and std, from 0 to 1). methods: name -> words.
     Raises InputError without matplotlib.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from instdisc.report import few_labels_plot
+        >>> one, ten = {"mean": 0.55, "std": 0.02}, {"mean": 0.7, "std": 0.01}
+        >>> shares = [{"share": 0.01, "knn": one}, {"share": 0.1, "knn": ten}]
+        >>> few_labels_plot(shares, {"knn": "kNN"}, "few_labels.png")
+        >>> with Image.open("few_labels.png") as image:
+        ...     image.size
+        (960, 630)
     """
     figure = _new_figure(figsize=(6.4, 4.2))
     ax = figure.subplots()

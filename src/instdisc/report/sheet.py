@@ -50,19 +50,22 @@ def neighbour_sheet(
     query's class has a solid green border and one of another class a broken orange one. An unlabelled picture has the
     label "" and no border.
     Raises InputError if there is nothing to show, or if the numbers of pictures, scores and labels misfit.
+
+    Examples:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from instdisc.report import neighbour_sheet
+        >>> pictures = list(np.zeros((5, 32, 32, 3), np.uint8))
+        >>> neighbour_sheet(pictures[:1], [pictures[1:]], [[0.9, 0.8, 0.7, 0.6]], "sheet.png")
+        >>> with Image.open("sheet.png") as image:
+        ...     image.size
+        (700, 206)
     """
     table = [[float(score) for score in row] for row in scores]
-    counts = [len(row) for row in neighbours]
-    width = max(counts, default=0)
-    if not len(queries) or not width:
-        raise InputError("A neighbour sheet needs at least one query with at least one neighbour.")
-    if len(counts) != len(queries) or [len(row) for row in table] != counts:
-        raise InputError("A neighbour sheet needs neighbours for each query, and a score for each of them.")
     labelled = query_labels is not None and neighbour_labels is not None
     own_labels = query_labels if labelled and query_labels is not None else [""] * len(queries)
-    found_labels = neighbour_labels if labelled and neighbour_labels is not None else [[""] * count for count in counts]
-    if len(own_labels) != len(queries) or [len(row) for row in found_labels] != counts:
-        raise InputError("A neighbour sheet needs one label for each picture.")
+    found_labels = neighbour_labels if labelled and neighbour_labels is not None else [[""] * len(row) for row in table]
+    width = _checked_width(queries, neighbours, table, own_labels, found_labels)
 
     font = ImageFont.load_default(_TEXT)
     step_x = _CELL + _GAP
@@ -99,6 +102,25 @@ def neighbour_sheet(
     content = io.BytesIO()
     sheet.save(content, "PNG", optimize=True)
     write_whole(Path(out_png), content.getvalue())
+
+
+def _checked_width(
+    queries: Sequence[Picture],
+    neighbours: Sequence[Sequence[Picture]],
+    scores: list[list[float]],
+    own_labels: Sequence[str],
+    labels: Sequence[Sequence[str]],
+) -> int:
+    """The most neighbours that a query has. Raises InputError if there are none, or if the numbers misfit."""
+    counts = [len(row) for row in neighbours]
+    width = max(counts, default=0)
+    if not len(queries) or not width:
+        raise InputError("A neighbour sheet needs at least one query with at least one neighbour.")
+    if len(counts) != len(queries) or [len(row) for row in scores] != counts:
+        raise InputError("A neighbour sheet needs neighbours for each query, and a score for each of them.")
+    if len(own_labels) != len(queries) or [len(row) for row in labels] != counts:
+        raise InputError("A neighbour sheet needs one label for each picture.")
+    return width
 
 
 def _paste(sheet: Image.Image, picture: Picture, x: int, y: int) -> None:

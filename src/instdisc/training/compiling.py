@@ -39,6 +39,15 @@ def choose_compile(
 
     seconds: of the run where that is known, else 0. sizes: that views have in the run, each compiled by itself. What
     a trial gave is remembered for this device, torch, encoder, precision and batch, in the cache folder.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.encoder import EncoderConfig, build_encoder
+        >>> from instdisc.training import choose_compile
+        >>> encoder = build_encoder(EncoderConfig("conv6", dim=8, width=4, image_size=16))
+        >>> cpu = torch.device("cpu")
+        >>> choose_compile(encoder, cpu, "float32", batch=8, steps=100, seconds=60.0).compiled  # in so short a run
+        False
     """
     return ranks.on_main(lambda: _choose(encoder, device, precision, batch, steps, seconds, sizes))
 

@@ -36,7 +36,11 @@ OPERATIONAL = (
 class Settings:
     """A run, described. Each field says what it is; a Greek letter is the paper's. `training.described` lists them.
 
-    Example: `Settings(objective="nce", negatives=512).with_overrides({"lr": "0.1"})`.
+    Examples:
+        >>> from instdisc.training import Settings
+        >>> settings = Settings(objective="nce", negatives=512).with_overrides({"lr": "0.1", "epochs": "20"})
+        >>> settings.objective, settings.lr, settings.epochs
+        ('nce', 0.1, 20.0)
     """
 
     preset: str = "custom"

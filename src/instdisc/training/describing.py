@@ -39,6 +39,12 @@ class Setting:
 
     group: a heading. values: what it may be, in words. default, presets (preset -> value, where it is another): as
     `--set NAME=VALUE` takes them, "" for no numbers.
+
+    Examples:
+        >>> from instdisc.training import described
+        >>> optimizer = next(setting for setting in described() if setting.name == "optimizer")
+        >>> optimizer.group, optimizer.values, optimizer.default, optimizer.presets["digits"]
+        ('Optimizer and length', 'sgd or muon', 'sgd', 'muon')
     """
 
     name: str
@@ -51,7 +57,13 @@ class Setting:
 
 @cache
 def described() -> tuple[Setting, ...]:
-    """All settings but the preset's name, in the order of `Settings`."""
+    """All settings but the preset's name, in the order of `Settings`.
+
+    Examples:
+        >>> from instdisc.training import described
+        >>> {setting.name: setting.default for setting in described() if setting.group == "Encoder"}["dim"]
+        '128'
+    """
     base = Settings()
     fixed = {name: _fixed(make) for name, make in PRESETS.items()}
     settings, group = [], ""

@@ -50,6 +50,18 @@ class Training:
     pictures: pixels, or the features of a frozen backbone (KeptViews). device: where everything is. precision:
     "float32" or "bfloat16" (autocast). order: by pictures without one. compiled: the encoder goes through
     torch.compile.
+
+    Examples:
+        >>> import numpy as np, torch
+        >>> from instdisc import data, encoder, runs, training
+        >>> settings = training.Settings(backbone="conv6", width=4, dim=8, size=16, batch=16, epochs=2)
+        >>> pictures = data.open_pictures(data.open_source(np.zeros((32, 16, 16, 3), np.uint8)), 16, "cpu")
+        >>> made = encoder.build_encoder(settings.encoder)
+        >>> run = training.Training(runs.RunFolder("."), settings, pictures, made, torch.device("cpu"))
+        >>> run.metrics.listen(lambda sentence: None, None)
+        >>> run.fit()
+        >>> run.step_number, run.epoch, run.bank.rows.shape
+        (4, 2, torch.Size([32, 8]))
     """
 
     def __init__(

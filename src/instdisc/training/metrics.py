@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 
 class Measurement(NamedTuple):
-    """What a monitor found: numbers by name, and a sentence where something is wrong."""
+    """What a monitor found: numbers by name, and a sentence where something is wrong.
+
+    Examples:
+        >>> from instdisc.training import Measurement
+        >>> Measurement({"knn": 0.81, "effective_rank": 37.2})  # what the monitor of Training.fit returns
+        Measurement(numbers={'knn': 0.81, 'effective_rank': 37.2}, warning='')
+    """
 
     numbers: dict[str, float]
     warning: str = ""
@@ -210,7 +216,16 @@ class Metrics:
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; a last one cut short by a kill is left out."""
+    r"""The whole lines of metrics.jsonl; a last one cut short by a kill is left out.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from instdisc.runs import RunFolder
+        >>> from instdisc.training import read_metrics
+        >>> _ = Path("metrics.jsonl").write_text('{"step": 10, "loss": 5.4}\n{"step": 20, "lo')
+        >>> read_metrics(RunFolder("."))
+        [{'step': 10, 'loss': 5.4}]
+    """
     lines = []
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []:
         try:

@@ -21,7 +21,18 @@ class Choice:
 
 
 def choose_precision(encoder: Encoder, device: torch.device, asked: str, batch: int) -> Choice:
-    """What was asked for, or for "auto" the faster of the two on this device, timed on made pictures by rank 0."""
+    """What was asked for, or for "auto" the faster of the two on this device, timed on made pictures by rank 0.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.encoder import EncoderConfig, build_encoder
+        >>> from instdisc.training import choose_precision
+        >>> encoder = build_encoder(EncoderConfig("conv6", dim=8, width=4, image_size=16))
+        >>> choose_precision(encoder, torch.device("cpu"), "bfloat16", batch=8).why
+        'bfloat16, as asked for.'
+        >>> choose_precision(encoder, torch.device("cpu"), "auto", batch=8).precision in ("float32", "bfloat16")
+        True
+    """
     if asked != "auto":
         return Choice(asked, f"{asked}, as asked for.")
     speeds = None

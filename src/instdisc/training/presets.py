@@ -15,7 +15,15 @@ from instdisc.training.config import Settings
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a preset may look at. side: a typical shorter side of the pictures, in pixels; device: cuda, mps or cpu."""
+    """What a preset may look at. side: a typical shorter side of the pictures, in pixels; device: cuda, mps or cpu.
+
+    Examples:
+        >>> from instdisc.training import DataFacts, preset
+        >>> on_cpu = preset("default", DataFacts(count=50_000, side=32, device="cpu"))
+        >>> on_gpu = preset("default", DataFacts(count=50_000, side=32, device="cuda"))
+        >>> on_cpu.backbone, on_gpu.backbone
+        ('conv6', 'resnet18')
+    """
 
     count: int
     side: int
@@ -214,7 +222,14 @@ PRESETS: dict[str, Callable[[DataFacts | None], Settings]] = {
 
 
 def preset(name: str, facts: DataFacts) -> Settings:
-    """The settings of a preset by name; InputError where there is none of this name."""
+    """The settings of a preset by name; InputError where there is none of this name.
+
+    Examples:
+        >>> from instdisc.training import DataFacts, preset
+        >>> settings = preset("digits", DataFacts(count=1797, side=8, device="cpu"))
+        >>> settings.size, settings.batch, settings.epochs, settings.optimizer
+        (16, 128, 40, 'muon')
+    """
     if name not in PRESETS:
         raise InputError(f'There is no preset "{name}": choose one of {", ".join(PRESETS)}.')
     return PRESETS[name](facts)

@@ -31,6 +31,14 @@ class Batch:
     """Stored pictures of one batch, on the device, or features of them (loading/kept.py).
 
     waited: seconds for which training stood still for them.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.data import open_pictures, open_source
+        >>> pictures = open_pictures(open_source(np.zeros((5, 20, 30, 3), np.uint8)), size=16, device="cpu")
+        >>> batch = next(pictures.batches([np.array([4, 0])]))
+        >>> batch.indices, batch.images.shape, batch.images.dtype
+        (tensor([4, 0]), torch.Size([2, 3, 16, 16]), torch.uint8)
     """
 
     indices: Int[Tensor, "batch"]
@@ -58,6 +66,14 @@ class Pictures(ABC):
         rows: int64 (count), instance -> row of the source. With "workers" every row counts as readable until it is met.
         aspects: width / height of each picture before it was squashed, on the device. With "workers" the entries of a
             picture are right from the moment that its batch is handed out, and 1 before.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.data import open_pictures, open_source
+        >>> source = open_source([np.zeros((20, 30, 3), np.uint8), b"no picture", np.zeros((9, 9, 3), np.uint8)])
+        >>> with open_pictures(source, size=16, device="cpu") as pictures:
+        ...     pictures.count, pictures.rows, pictures.aspects
+        (2, array([0, 2]), tensor([1.5000, 1.0000]))
     """
 
     storage: str

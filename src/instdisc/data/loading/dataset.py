@@ -71,6 +71,16 @@ def open_pictures(
     workers: decoding processes, 0 for none; without it one for each core (one less where training uses the cores too).
     strict: the first unreadable picture raises InputError. quarantine: where unreadable pictures are listed otherwise.
     Raises InputError when no picture can be read, or when asked for memory that is not there.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.data import open_pictures, open_source
+        >>> source = open_source(np.zeros((5, 20, 30, 3), np.uint8))
+        >>> pictures = open_pictures(source, size=16, device="cpu", storage="memory")
+        >>> pictures.why
+        '5 pictures at 16 px take 3.8 kB: kept in memory.'
+        >>> [tuple(batch.images.shape) for batch in pictures.batches(np.array_split(np.arange(5), 2))]
+        [(3, 3, 16, 16), (2, 3, 16, 16)]
     """
     if storage not in ("auto", "memory", "cache", "workers"):
         raise InputError(f"storage is {storage!r}: give auto, memory, cache or workers.")

@@ -32,6 +32,16 @@ class Source(ABC):
 
     name: what the person typed, for messages. choices: sentences on what was made of what is there. skipped: what
     is no row, counted by its reason. notes: both in sentences, for a person.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.data import open_source
+        >>> source = open_source(np.zeros((3, 20, 30, 3), np.uint8))
+        >>> source.identifier(1), source.read(1).shape, source.labels
+        ('array#1', (20, 30, 3), None)
+        >>> source.set_labels(["cat", "dog", "cat"])
+        >>> source.labels, source.label_names
+        (array([0, 1, 0]), ['cat', 'dog'])
     """
 
     def __init__(self, name: str, count: int, *, limit: int | None = None, choices: Sequence[str] = ()) -> None:
