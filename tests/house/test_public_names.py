@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from instdisc import neighbours
-
 SOURCES = Path(__file__).resolve().parents[2] / "src"
 DRAWN = ("few_labels_plot", "table_plot", "training_curves")  # by matplotlib, an extra
 
@@ -29,7 +27,6 @@ def _named(path: Path) -> dict[str, Any]:
 
 
 PUBLIC = {name: one for path in sorted(SOURCES.rglob("*.py")) for name, one in _named(path).items()}
-PUBLIC |= {"top_k": neighbours.top_k}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -29,6 +29,8 @@ from instdisc.neighbours import Nearest, block_rows
 from instdisc.neighbours.selection import merge
 from instdisc.shapes import Float, Int
 
+__all__ = ["KNN", "KNNResult"]
+
 _BLOCK_NUMBERS = 2**24  # numbers in a block: 64 MB in float32
 _BATCH = 1024  # queries that share one walk over the training vectors
 _LEAST_EXPONENT = -80.0  # exp(-80) is still a normal float32: a far neighbour's vote is tiny but never nothing
@@ -36,7 +38,16 @@ _LEAST_EXPONENT = -80.0  # exp(-80) is still a normal float32: a far neighbour's
 
 @dataclass(frozen=True)
 class KNNResult:
-    """Accuracies as shares in [0, 1]. A test label that training never saw counts as an error."""
+    """Accuracies as shares in [0, 1]. A test label that training never saw counts as an error.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.evaluation.knn import KNN
+        >>> knn = KNN(neighbours=1).fit(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([3, 8]))
+        >>> found = knn.evaluate(np.array([[2.0, 0.1], [0.2, 1.0], [0.9, 0.3], [0.5, 0.1]]), np.array([3, 8, 8, -1]))
+        >>> found.count, round(found.top1, 2), [round(end, 2) for end in found.interval]
+        (3, 0.67, [0.21, 0.94])
+    """
 
     top1: float
     top5: float  # the true class is among the five with the most votes, and got a vote

@@ -20,6 +20,8 @@ from instdisc.errors import InputError
 from instdisc.evaluation.linear import LinearClassifier, Standardised
 from instdisc.shapes import Float, Tensor
 
+__all__ = ["RATES", "LinearProbe"]
+
 RATES = (0.001, 0.01, 0.1, 1.0)
 _MOMENTUM = 0.9
 
@@ -29,6 +31,14 @@ class LinearProbe(LinearClassifier):
 
     rate: the learning rate at the start; None = the best of `rates` on a held-out tenth of the training vectors.
     device: where to compute; by default where the vectors are. Fitted values: see LinearClassifier.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.evaluation.probe import LinearProbe
+        >>> vectors = np.array([[1.0, 0.1], [0.9, 0.0], [1.1, 0.2], [0.1, 1.0], [0.0, 0.9], [0.2, 1.1]])
+        >>> probe = LinearProbe(rate=0.1, epochs=20).fit(vectors, np.array([3, 3, 3, 8, 8, 8]))
+        >>> probe.evaluate(np.array([[0.8, 0.1], [0.1, 0.8]]), np.array([3, 8])).top1
+        1.0
     """
 
     what = "the learning rate of the probe"

@@ -21,6 +21,17 @@ from instdisc.errors import InputError
 from instdisc.neighbours import top_k
 from instdisc.shapes import Float
 
+__all__ = [
+    "Health",
+    "alignment",
+    "drift",
+    "effective_rank",
+    "health",
+    "neighbour_stability",
+    "sample_rows",
+    "uniformity",
+]
+
 _MOST_ROWS = 4096
 _BLOCK = 512  # rows whose distances to all others are held at once: 16 MB in float64
 # Different pictures whose mean cosine is above this are one picture to the encoder. Fresh encoders start near it too.
@@ -31,7 +42,15 @@ _COLLAPSED_RANK = 2.5
 
 @dataclass(frozen=True)
 class Health:
-    """Label-free figures of a set of unit vectors."""
+    """Label-free figures of a set of unit vectors.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import health
+        >>> found = health(torch.ones(10, 8))
+        >>> found.collapsed, round(found.mean_cosine, 4), found.alignment
+        (True, 1.0, None)
+    """
 
     alignment: float | None  # 0: views of a picture are equal; 2: unrelated. None without views
     uniformity: float  # 0: all vectors equal; about -4: spread evenly over a sphere of many dimensions
@@ -45,7 +64,14 @@ class Health:
 def sample_rows(
     vectors: Float[Tensor, "rows dim"], most: int = _MOST_ROWS, seed: int = 0
 ) -> Float[Tensor, "sample dim"]:
-    """At most `most` different rows, in their order, chosen by the seed alone."""
+    """At most `most` different rows, in their order, chosen by the seed alone.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import sample_rows
+        >>> sample_rows(torch.randn(10_000, 8)).shape, sample_rows(torch.randn(10_000, 8), most=100).shape
+        (torch.Size([4096, 8]), torch.Size([100, 8]))
+    """
     if len(vectors) <= most:
         return vectors
     chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), most, replace=False, shuffle=False))
@@ -56,6 +82,12 @@ def alignment(first: Float[Tensor, "rows dim"], second: Float[Tensor, "rows dim"
     """The mean squared distance of the unit vectors of two views of the same picture: 0 when they agree.
 
     Wang & Isola, Understanding Contrastive Representation Learning (ICML 2020), eq for alignment with exponent 2.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import alignment
+        >>> alignment(torch.eye(4), 3 * torch.eye(4)), alignment(torch.eye(4), torch.eye(4).flip(0))
+        (0.0, 2.0)
     """
     if len(first) == 0:
         raise InputError("Alignment needs at least one picture in two views.")
@@ -66,6 +98,12 @@ def uniformity(vectors: Float[Tensor, "rows dim"], *, most: int = _MOST_ROWS, se
     """log of the mean of exp(-2·d²) over all pairs of different rows, d the distance of their unit vectors.
 
     Wang & Isola (ICML 2020), eq for uniformity with t = 2: 0 when all are equal, lower the more evenly they spread.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import uniformity
+        >>> round(uniformity(torch.ones(8, 4)), 4) + 0.0, round(uniformity(torch.eye(8)), 4)
+        (0.0, -4.0)
     """
     rows = _units(sample_rows(vectors, most, seed))
     _require_pairs(rows)
@@ -85,6 +123,12 @@ def effective_rank(vectors: Float[Tensor, "rows dim"], *, most: int = _MOST_ROWS
 
     Roy & Vetterli, The Effective Rank (EUSIPCO 2007). 1 when all vectors lie on one line, at most min(rows, dim).
     The vectors are taken as they are, neither centred nor scaled.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import effective_rank
+        >>> round(effective_rank(torch.ones(8, 4)), 3), round(effective_rank(torch.eye(8)), 3)
+        (1.0, 8.0)
     """
     rows = sample_rows(vectors, most, seed).detach().to("cpu", torch.float64)
     _require_finite(rows)
@@ -107,6 +151,12 @@ def health(
 
     vectors: at least two rows of different pictures, any lengths. first, second: row i of each shows one picture.
     Raises InputError for fewer rows, or for NaN and infinity.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import health
+        >>> health(torch.eye(8)).sentence
+        'The vectors are spread out: mean cosine 0.00, 8.0 of 8 directions in use.'
     """
     rows = _units(sample_rows(vectors, most, seed))
     _require_pairs(rows)
@@ -130,6 +180,12 @@ def drift(rows: Float[Tensor, "rows dim"], vectors: Float[Tensor, "as_many as_wi
     """How far the bank's rows are from the vectors of the same pictures now: the mean of 1 - cosine, 0 when equal.
 
     A row is as old as the last step that saw its picture, and was made from a random view.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import drift
+        >>> drift(torch.eye(2), torch.eye(2)), drift(torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        (0.0, 0.5)
     """
     if rows.shape != vectors.shape or len(rows) == 0:
         raise InputError(f"Drift compares a row with its vector, not {tuple(rows.shape)} with {tuple(vectors.shape)}.")
@@ -150,6 +206,14 @@ def neighbour_stability(
     """The share of a picture's nearest neighbours that are the same in two banks of one run, in [0, 1].
 
     Of at most `most` pictures, evenly spread, the `neighbours` nearest among all others are compared.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.quality import neighbour_stability
+        >>> earlier = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+        >>> turned, swapped = earlier.flip(1), earlier[[0, 2, 1, 3]]
+        >>> neighbour_stability(earlier, turned, neighbours=1), neighbour_stability(earlier, swapped, neighbours=1)
+        (1.0, 0.0)
     """
     if first.shape != second.shape or len(first) < 2:
         raise InputError(f"Two banks of the same run are compared, not {tuple(first.shape)} and {tuple(second.shape)}.")

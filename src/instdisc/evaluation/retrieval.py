@@ -22,6 +22,8 @@ from instdisc.evaluation.rows import integers, require_matrix, widened
 from instdisc.progress import Bar
 from instdisc.shapes import Bool, Float, Tensor
 
+__all__ = ["RetrievalResult", "average_precision", "retrieval"]
+
 _SCORES = 2**24  # of a piece of queries: 64 MB in float32
 _MOST_QUERIES = 2_000
 
@@ -32,6 +34,14 @@ class RetrievalResult:
 
     precision: k -> the mean share of the query's class among the k nearest: what people see. recall: k -> the share of
     queries that find a picture of their class among the k nearest. queries: how many asked.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.evaluation.retrieval import retrieval
+        >>> rows = np.array([[1.0, 0.0], [0.9, 0.1], [0.8, 0.5], [0.0, 1.0]])
+        >>> found = retrieval(rows, np.array([0, 0, 1, 1]), at=(1, 2))
+        >>> found.queries, found.precision, found.recall
+        (4, {1: 0.75, 2: 0.375}, {1: 0.75, 2: 0.75})
     """
 
     mean_average_precision: float
@@ -57,6 +67,13 @@ def retrieval(
     vectors: (n, dim); labels: n whole numbers, negative = no label: such pictures neither ask nor are found. Queries of
     a class that nobody else has are left out. most_queries: as many, evenly spread, ask at most.
     Raises InputError if shapes misfit or nobody can ask.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.evaluation.retrieval import retrieval
+        >>> rows, labels = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), np.array([0, 1, 0])
+        >>> round(retrieval(rows, labels, np.array([[0.9, 0.1]]), np.array([0])).mean_average_precision, 3)
+        0.833
     """
     require_matrix(vectors)
     torch_device = torch.device(device)
@@ -95,7 +112,14 @@ def retrieval(
 
 
 def average_precision(right: Bool[Tensor, "queries ranked"]) -> Float[Tensor, " queries"]:
-    """The mean, over the right answers of a ranking, of the share of right ones up to there; 0 without any."""
+    """The mean, over the right answers of a ranking, of the share of right ones up to there; 0 without any.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.evaluation.retrieval import average_precision
+        >>> average_precision(torch.tensor([[True, False, True], [False, True, False]]))
+        tensor([0.8333, 0.5000])
+    """
     so_far = right.cumsum(1)
     precision = so_far / torch.arange(1, right.shape[1] + 1, device=right.device)
     return (precision * right).sum(1) / so_far[:, -1].clamp_min(1)

@@ -18,6 +18,8 @@ import torch
 from instdisc.evaluation.linear import LinearClassifier, Standardised
 from instdisc.shapes import Float, Tensor
 
+__all__ = ["COSTS", "LinearSVM"]
+
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _ITERATIONS = 1000
 
@@ -27,6 +29,14 @@ class LinearSVM(LinearClassifier):
 
     cost: the weight of the loss, liblinear's C; None = the best of `costs` in cross-validation over `folds` parts of
     the training vectors. device: where to compute; by default where the vectors are. Fitted values: LinearClassifier.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc.evaluation.svm import LinearSVM
+        >>> vectors = np.array([[1.0, 0.1], [0.9, 0.0], [1.1, 0.2], [0.1, 1.0], [0.0, 0.9], [0.2, 1.1]])
+        >>> svm = LinearSVM(cost=1.0).fit(vectors, np.array([3, 3, 3, 8, 8, 8]))
+        >>> svm.predict(np.array([[0.8, 0.1], [0.1, 0.8]])), svm.weights_.shape
+        (array([3, 8]), torch.Size([2, 2]))
     """
 
     what = "the cost of the SVM"

@@ -27,6 +27,8 @@ from instdisc.neighbours.selection import MISSING, best_columns, merge
 from instdisc.shapes import Float, Int
 from instdisc.transfer import send
 
+__all__ = ["Nearest", "top_k"]
+
 _SEGMENTS = 64  # how many columns of a tile of coarse scores are looked at by their maximum
 _FEW = 8  # queries, whose product with many rows is bound by memory
 _TILE, _TILE_GPU = 128, 2048  # queries at once: the scores of a CPU's tile fit in 32 MB, a GPU wants more work
@@ -45,6 +47,15 @@ class Nearest:
     Blocks must come in ascending order of their first index: that is what makes ties go to the lower index.
     Places that no row has filled hold the score -inf and the index -1. `expected`: how many rows will come, about:
     where they are many, a CPU may look at them in half precision first.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc.neighbours import Nearest
+        >>> nearest = Nearest(torch.tensor([[1.0, 0.0]]), k=2)
+        >>> for first, block in enumerate(torch.tensor([[[0.6, 0.8]], [[1.0, 0.0]], [[0.0, 1.0]]])):
+        ...     nearest.add(block, first)
+        >>> nearest.scores, nearest.indices
+        (tensor([[1.0000, 0.6000]]), tensor([[1, 0]]))
     """
 
     def __init__(
