@@ -25,11 +25,34 @@ from torch.distributed.rendezvous import rendezvous
 from instdisc.errors import InputError
 from instdisc.shapes import Tensor
 
+__all__ = [
+    "average_buffers",
+    "data_parallel",
+    "device",
+    "distributed",
+    "gather",
+    "gather_with_gradient",
+    "is_main",
+    "rank",
+    "share",
+    "start",
+    "stop",
+    "total",
+    "world",
+]
+
 Answer = TypeVar("Answer")
 
 
 def start() -> None:
-    """Join the other processes that torchrun started (by its environment variables), or do nothing."""
+    """Join the other processes that torchrun started (by its environment variables), or do nothing.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> ranks.start()  # without torchrun: one process
+        >>> ranks.world()
+        1
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(local())
@@ -84,14 +107,26 @@ def join(backend: str, **settings: Any) -> None:
 
 
 def stop() -> None:
-    """Leave the group of processes, if one was joined."""
+    """Leave the group of processes, if one was joined.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> ranks.stop()  # nothing to leave: nothing happens
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def distributed() -> Iterator[None]:
-    """`start()` on entry and `stop()` on exit, for a whole command."""
+    """`start()` on entry and `stop()` on exit, for a whole command.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> with ranks.distributed():
+        ...     print(f"rank {ranks.rank()} of {ranks.world()}")
+        rank 0 of 1
+    """
     already = dist.is_initialized()
     start()
     try:
@@ -105,12 +140,24 @@ together = distributed  # its name in 0.1, for one release
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The number of this process, from 0.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> ranks.rank()  # without torchrun
+        0
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """How many processes there are.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> ranks.world()  # without torchrun
+        1
+    """
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -120,7 +167,13 @@ def local() -> int:
 
 
 def device(asked: str = "auto") -> torch.device:
-    """The device of this process: the one asked for, or this process's GPU, Apple's, or the CPU, whichever there is."""
+    """The device of this process: the one asked for, or this process's GPU, Apple's, or the CPU, whichever there is.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> ranks.device("cpu")
+        device(type='cpu')
+    """
     if asked == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", local())
@@ -137,7 +190,13 @@ def device(asked: str = "auto") -> torch.device:
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes files."""
+    """Whether this process prints and writes files.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> ranks.is_main()  # without torchrun
+        True
+    """
     return rank() == 0
 
 
@@ -145,6 +204,11 @@ def share(count: int, of: int | None = None, total: int | None = None) -> tuple[
     """The contiguous part [start, stop) of range(count) that rank `of` (this one) holds among `total` (all) ranks.
 
     The first `count % total` ranks hold one more than the others.
+
+    Examples:
+        >>> from instdisc import ranks
+        >>> [ranks.share(10, of=rank, total=3) for rank in range(3)]
+        [(0, 4), (4, 7), (7, 10)]
     """
     of = rank() if of is None else of
     total = world() if total is None else total
@@ -172,6 +236,12 @@ def gather(tensor: Tensor, counts: list[int] | None = None) -> Tensor:
     """The tensors of all ranks one after another along dimension 0; lengths may differ. No gradient.
 
     Give `counts` (the length at every rank) where they are known: otherwise they are exchanged first.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import ranks
+        >>> ranks.gather(torch.tensor([[1.0], [2.0]])).shape  # of two ranks with two rows each: (4, 1)
+        torch.Size([2, 1])
     """
     if world() == 1:
         return tensor.detach()
@@ -206,12 +276,28 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     """`gather`, where what every rank's loss says of this rank's part is summed in backward.
 
     That is the gradient of the sum of the ranks' losses, which data-parallel averaging then divides by their number.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import ranks
+        >>> features = torch.ones(2, 4, requires_grad=True)
+        >>> ranks.gather_with_gradient(features).sum().backward()
+        >>> features.grad.sum()
+        tensor(8.)
     """
     return tensor if world() == 1 else _GatherWithGradient.apply(tensor)
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The elementwise sum over ranks, as a new tensor. No gradient."""
+    """The elementwise sum over ranks, as a new tensor. No gradient.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import ranks
+        >>> hits, tried = ranks.total(torch.tensor([3, 4])).tolist()
+        >>> hits / tried
+        0.75
+    """
     if world() == 1:
         return tensor.detach()
     summed = tensor.detach().to(_sending(tensor), copy=True)
@@ -280,6 +366,13 @@ def data_parallel(module: torch.nn.Module) -> torch.nn.Module:
     """The module with its gradients averaged over ranks in `backward` (DistributedDataParallel); itself for one rank.
 
     Buffers (batch statistics) stay each rank's own: `average_buffers` brings them together where they are used.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import ranks
+        >>> encoder = torch.nn.Linear(4, 2)
+        >>> ranks.data_parallel(encoder) is encoder  # in one process
+        True
     """
     if world() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
@@ -290,7 +383,16 @@ def data_parallel(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def average_buffers(module: torch.nn.Module) -> None:
-    """Replace every floating buffer (running statistics) by its mean over ranks, in place."""
+    """Replace every floating buffer (running statistics) by its mean over ranks, in place.
+
+    Examples:
+        >>> import torch
+        >>> from instdisc import ranks
+        >>> norm = torch.nn.BatchNorm1d(2)
+        >>> ranks.average_buffers(norm)  # before the weights are saved or measured
+        >>> norm.running_mean
+        tensor([0., 0.])
+    """
     if world() > 1:
         for buffer in module.buffers():
             if buffer.is_floating_point():

@@ -19,13 +19,11 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -34,28 +32,48 @@ import pyarrow.parquet as pq
 from instdisc import ranks
 from instdisc.data.loading.pixel_cache import fingerprint_of
 from instdisc.data.sources.source import Source
+from instdisc.embeddings.parts import Embedded, Parts
 from instdisc.errors import InputError, advice, is_shortage
-from instdisc.files import sync_folder, write_json, write_whole
+from instdisc.files import sync_folder, write_whole
 from instdisc.progress import Bar
+
+__all__ = ["Embedded", "Embeddings", "NothingReadableError", "Written", "open_embeddings", "write_embeddings"]
 
 _METADATA = b"instdisc"  # key in the Parquet schema: whose vectors these are, and the names of the labels
 
 
 class NothingReadableError(InputError):
-    """No picture of a source could be read."""
+    """No picture of a source could be read.
 
-
-class Embedded(NamedTuple):
-    """What became of a part's pictures: a vector or a reason for each."""
-
-    vectors: np.ndarray  # (read, dim) float32
-    rows: np.ndarray  # (read,) source rows, ascending
-    unreadable: list[tuple[int, str]]  # source row, reason
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc import data, embeddings
+        >>> def embed_rows(rows):
+        ...     reasons = [(row, "the JPEG is cut short") for row in rows.tolist()]
+        ...     return embeddings.Embedded(np.zeros((0, 4), np.float32), rows[:0], reasons)
+        >>> source = data.open_source(np.zeros((3, 8, 8, 3), np.uint8))
+        >>> try:
+        ...     embeddings.write_embeddings(source, embed_rows, "vectors.npy", run_fingerprint="none")
+        ... except embeddings.NothingReadableError as error:
+        ...     print(error)
+        None of the 3 pictures could be read: vectors.npy.quarantine.csv says why.
+    """
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_embeddings` did."""
+    """What `write_embeddings` did.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc import data, embeddings
+        >>> def embed_rows(rows):  # the second picture is damaged
+        ...     return embeddings.Embedded(np.eye(2, 4, dtype=np.float32), rows[[0, 2]], [(1, "the JPEG is cut short")])
+        >>> source = data.open_source(np.zeros((3, 8, 8, 3), np.uint8))
+        >>> written = embeddings.write_embeddings(source, embed_rows, "vectors.npy", run_fingerprint="eye")
+        >>> written.count, written.dim, written.unreadable, written.reused
+        (2, 4, 1, 0)
+    """
 
     path: Path
     count: int  # vectors written
@@ -66,7 +84,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The vectors of a collection and which picture each belongs to."""
+    """The vectors of a collection and which picture each belongs to.
+
+    Examples:
+        >>> import numpy as np, pyarrow as pa
+        >>> from instdisc.embeddings import Embeddings
+        >>> ids = pa.chunked_array([["cats/1.jpg", "dogs/7.jpg"]])
+        >>> found = Embeddings(np.eye(2, 4, dtype=np.float32), ids, ids, np.array([0, 1]), ["cats", "dogs"])
+        >>> found.vectors.shape, found.identifier(1), found.label_names[found.labels[1]]
+        ((2, 4), 'dogs/7.jpg', 'dogs')
+    """
 
     vectors: np.ndarray  # (n, dim) float32; a read-only memory map for .npy
     ids: pa.ChunkedArray  # text, or binary where an id is not UTF-8
@@ -107,10 +134,20 @@ def write_embeddings(
     Every process of a run must call it; the parts must be in a folder that all of them see.
     Raises InputError if the unfinished parts belong to another encoder or source, and NothingReadableError if nothing
     could be read.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc import data, embeddings
+        >>> source = data.open_source(np.zeros((5, 8, 8, 3), np.uint8))
+        >>> def embed_rows(rows):  # rows of a table here, and an encoder's vectors in earnest
+        ...     return embeddings.Embedded(np.eye(8, dtype=np.float32)[rows], rows, unreadable=[])
+        >>> written = embeddings.write_embeddings(source, embed_rows, "vectors.npy", run_fingerprint="eye")
+        >>> written.count, written.dim, np.load("vectors.npy").shape
+        (5, 8, (5, 8))
     """
     out = Path(out)
     check_ending(out)
-    parts = _Parts(out.with_name(out.name + ".parts"), len(source), chunk)
+    parts = Parts(out.with_name(out.name + ".parts"), len(source), chunk)
     missing = ranks.on_main(lambda: parts.prepare(_job(source, run_fingerprint, chunk), restart))
     todo = sum(stop - start for start, stop in map(parts.bounds, missing))
     first, last = ranks.share(len(missing))
@@ -126,7 +163,19 @@ def write_embeddings(
 
 
 def open_embeddings(path: Path | str) -> Embeddings:
-    """Open what `write_embeddings` wrote: .npy is mapped, .parquet is read. Raises InputError if damaged."""
+    """Open what `write_embeddings` wrote: .npy is mapped, .parquet is read. Raises InputError if damaged.
+
+    Examples:
+        >>> import numpy as np
+        >>> from instdisc import data, embeddings
+        >>> source = data.open_source(np.zeros((3, 8, 8, 3), np.uint8), labels=["cat", "dog", "cat"])
+        >>> def embed_rows(rows):
+        ...     return embeddings.Embedded(np.eye(8, dtype=np.float32)[rows], rows, unreadable=[])
+        >>> written = embeddings.write_embeddings(source, embed_rows, "vectors.parquet", run_fingerprint="eye")
+        >>> found = embeddings.open_embeddings(written.path)
+        >>> found.vectors.shape, found.identifier(2), found.labels, found.label_names
+        ((3, 8), 'array#2', array([0, 1, 0]), ['cat', 'dog'])
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There are no vectors at {path}: make them with `instdisc embed RUN SOURCE -o {path.name}`.")
@@ -157,95 +206,7 @@ def _job(source: Source, run_fingerprint: str, chunk: int) -> dict[str, Any]:
     return {"source": pictures.hexdigest(), "run": run_fingerprint, "pictures": len(source), "chunk": chunk}
 
 
-class _Parts:
-    """The folder of finished parts: part `number` holds the source rows `bounds(number)`."""
-
-    def __init__(self, folder: Path, pictures: int, chunk: int) -> None:
-        self.folder, self.pictures, self.chunk = folder, pictures, chunk
-        self.count = -(-pictures // chunk)
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        """The source rows [start, stop) of a part."""
-        return number * self.chunk, min((number + 1) * self.chunk, self.pictures)
-
-    def path(self, number: int) -> Path:
-        return self.folder / f"part-{number:08d}.npz"
-
-    def prepare(self, job: dict[str, Any], restart: bool | str) -> list[int]:
-        """The numbers of the parts that are still to do. Refuses the parts of another job."""
-        journal = self.folder / "job.json"
-        if self.folder.exists() and (restart is True or not journal.exists()):
-            # Without its journal the folder is what was left of a job that had just ended.
-            shutil.rmtree(self.folder)
-        if journal.exists():
-            try:
-                before = json.loads(journal.read_text(encoding="utf-8"))
-            except ValueError:
-                before = {}
-            # The chunk may differ from the one asked for only at the price of other bounds: that is another job too.
-            names = {"run": "encoder", "source": "source", "pictures": "number of pictures", "chunk": "chunk size"}
-            other = [names[key] for key in names if before.get(key) != job[key]]
-            if other and restart:
-                return self.prepare(job, restart=True)
-            if other:
-                raise InputError(
-                    f"{self.folder} holds the unfinished work of another job (another {' and '.join(other)}): "
-                    "choose another output file, or pass --restart to throw that work away."
-                )
-        else:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"{self.folder} can't be made ({error.strerror}): choose another output file."
-                ) from None
-            write_json(journal, job)
-        return [number for number in range(self.count) if not self.path(number).exists()]
-
-    def write(self, number: int, embedded: Embedded) -> None:
-        """One part, whole or not at all."""
-        vectors = np.asarray(embedded.vectors, dtype=np.float32)
-        rows = np.asarray(embedded.rows, dtype=np.int64)
-        bad_rows = np.array([row for row, _ in embedded.unreadable], dtype=np.int64)
-        start, stop = self.bounds(number)
-        if vectors.ndim != 2 or len(vectors) != len(rows):
-            raise ValueError(f"vectors of shape {vectors.shape} for {len(rows)} rows")
-        if (np.diff(rows) <= 0).any() or not np.array_equal(np.sort(np.r_[rows, bad_rows]), np.arange(start, stop)):
-            raise ValueError(f"each of the rows {start} to {stop - 1} needs a vector or a reason, in order")
-        if not np.isfinite(vectors).all():
-            raise InputError(
-                "The encoder gave NaN or infinity for a picture: its weights are damaged, use another checkpoint."
-            )
-        reasons = np.array([reason for _, reason in embedded.unreadable], dtype=np.str_)
-        content = io.BytesIO()
-        dim = np.array(vectors.shape[1])
-        np.savez(content, vectors=vectors, dim=dim, rows=rows, bad_rows=bad_rows, reasons=reasons)
-        write_whole(self.path(number), content.getvalue())
-
-    def read(self, number: int, *names: str) -> list[np.ndarray]:
-        """Arrays of one part. A damaged part is removed, so that the next start makes it again."""
-        path = self.path(number)
-        if not path.exists():
-            raise InputError(
-                f"{path} is missing: all processes must see the folder {self.folder}. Start again to go on."
-            )
-        try:
-            # Opened here: np.load leaves a damaged file open.
-            with open(path, "rb") as file, np.load(file) as arrays:
-                return [arrays[name] for name in names]
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
-            if is_shortage(error):
-                raise
-            path.unlink(missing_ok=True)
-            raise InputError(f"{path} was damaged and is removed: run the same command to make it again.") from None
-
-    def remove(self) -> None:
-        """Remove the folder, its journal first: what a kill leaves here is then known to be of no use."""
-        (self.folder / "job.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _put_together(source: Source, parts: _Parts, out: Path, run_fingerprint: str) -> tuple[int, int, int]:
+def _put_together(source: Source, parts: Parts, out: Path, run_fingerprint: str) -> tuple[int, int, int]:
     """The output files from the parts: vectors written, their dimension, pictures that could not be read."""
     count, unreadable = 0, 0
     dims = set()
@@ -313,7 +274,7 @@ def _all_utf8(source: Source, step: int = 65536) -> bool:
     return True
 
 
-def _write_table(source: Source, parts: _Parts, path: Path, schema: pa.Schema) -> Path:
+def _write_table(source: Source, parts: Parts, path: Path, schema: pa.Schema) -> Path:
     """Written beside its location; where."""
     temporary = _temporary(path)
     labels = source.labels
@@ -342,7 +303,7 @@ def _texts(names: list[bytes], kind: pa.DataType) -> pa.Array:
     return pa.array(names, pa.large_binary()).cast(kind)
 
 
-def _write_array(parts: _Parts, path: Path, shape: tuple[int, int]) -> Path:
+def _write_array(parts: Parts, path: Path, shape: tuple[int, int]) -> Path:
     """The same of the vectors alone."""
     temporary = _temporary(path)
     # Written as a stream: a full disk is then an error and not, as in a memory map, a bus error that ends the process.
@@ -364,7 +325,7 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _write_quarantine(source: Source, parts: _Parts, path: Path) -> None:
+def _write_quarantine(source: Source, parts: Parts, path: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "path", "reason"))
@@ -373,7 +334,7 @@ def _write_quarantine(source: Source, parts: _Parts, path: Path) -> None:
     write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _unreadable(parts: _Parts) -> Iterator[tuple[int, str]]:
+def _unreadable(parts: Parts) -> Iterator[tuple[int, str]]:
     for number in range(parts.count):
         bad_rows, reasons = parts.read(number, "bad_rows", "reasons")
         yield from zip(bad_rows.tolist(), reasons.tolist(), strict=True)
