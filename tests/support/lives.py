@@ -85,7 +85,7 @@ def hurried() -> None:
 
 
 def _keep_parts() -> None:
-    embeddings._Parts.remove = lambda parts: None  # type: ignore[method-assign]
+    embeddings.Parts.remove = lambda parts: None  # type: ignore[method-assign]
 
 
 def _set(**settings: Any) -> list[str]:
