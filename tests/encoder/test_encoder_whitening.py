@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
@@ -71,39 +70,6 @@ def test_the_map_is_what_the_formula_says(shrinkage: float, dimensions: int) -> 
     torch.testing.assert_close(found.norm(dim=1), torch.ones(40))
     expected = by_numpy(values.double().numpy(), asked.double().numpy(), shrinkage, dimensions)
     np.testing.assert_allclose(cosines(found), cosines(expected), atol=2e-5)
-
-
-def test_what_views_of_a_picture_change_counts_for_less() -> None:
-    """From the formula, by NumPy and SciPy: each direction of scatter is weighted by T / (T + W)."""
-    values, asked = features(), features(40, seed=1)
-    random = np.random.default_rng(2)
-    moved = torch.from_numpy(
-        random.normal(size=(60, 14)) @ random.normal(size=(14, 14)) * np.repeat([0.1, 10], CHANNELS)
-    )
-    whitening = fit_whitening(moments_of(values), STAGES, scatter=moments_of(moved.float()))
-    assert (whitening.facts.viewed, whitening.facts.format) == (60, 3)
-
-    plain = fit_whitening(moments_of(values), STAGES).matrix.double().numpy()
-    within = plain.T @ (moved.float().double().numpy().T @ moved.float().double().numpy() / 120) @ plain
-    total = plain.T @ np.cov(values.double().numpy(), rowvar=False, bias=True) @ plain
-    noise, turn = scipy.linalg.eigh(within)
-    variances = np.diag(turn.T @ total @ turn)
-    expected = (
-        (asked.double().numpy() - values.double().numpy().mean(0)) @ plain @ turn * (variances / (variances + noise))
-    )
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(cosines(whitening(asked)), cosines(expected), atol=2e-5)
-
-
-def test_views_that_change_nothing_or_few_views_leave_the_map_as_it_is() -> None:
-    values, asked = features(), features(40, seed=1)
-    plain = fit_whitening(moments_of(values), STAGES)
-    still = fit_whitening(moments_of(values), STAGES, scatter=moments_of(torch.zeros(60, 14)))
-    np.testing.assert_allclose(cosines(still(asked)), cosines(plain(asked)), atol=2e-5)
-    few = fit_whitening(moments_of(values), STAGES, scatter=moments_of(torch.ones(15, 14)))
-    assert torch.equal(few.matrix, plain.matrix) and few.facts.viewed == 0
-    with pytest.raises(NoSearchVectorsError, match="some views are NaN"):
-        fit_whitening(moments_of(values), STAGES, scatter=moments_of(torch.full((60, 14), torch.nan)))
 
 
 def test_without_shrinkage_one_stage_is_whitened_as_scikit_learn_does() -> None:

@@ -19,16 +19,13 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import picture_folder
 
 import instdisc
-from instdisc.data.sources.open import open_source
 from instdisc.errors import InputError
 from instdisc.jobs import open as open_job
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.evaluate import evaluate
-from instdisc.jobs.frozen import published_encoder
 from instdisc.jobs.grow import grow
 from instdisc.jobs.index import add
 from instdisc.jobs.open import open_run
-from instdisc.jobs.scatter import view_scatter
 from instdisc.jobs.search import search
 from instdisc.jobs.train import train
 
@@ -95,23 +92,6 @@ def test_it_is_a_run_with_search_vectors_of_every_picture(made: tuple[Path, Path
     scores = vectors @ vectors[paths.index(str(asked))]
     assert [one.path for one in nearest] == [paths[row] for row in np.argsort(-scores)[1:4]]
     assert "broken.png" in (run / "quarantine.csv").read_text()
-
-
-def test_the_scatter_of_views_is_each_pictures_own(made: tuple[Path, Path], weights: Path) -> None:
-    """Views are drawn by the row, whichever process looks at a picture. What can't be read is left out."""
-    encoder = published_encoder(NETWORK, weights, size=SIDE, shown=16)
-    source = open_source(made[0])
-    rows = np.arange(len(source))
-    whole, parts = (
-        view_scatter(encoder, source, rows),
-        [view_scatter(encoder, source, part) for part in (rows[:9], rows[9:])],
-    )
-    assert len(rows) == COUNT + 1 and int(whole.count) == COUNT == sum(int(part.count) for part in parts)
-    assert whole.products.shape == (width := sum(encoder.frozen_levels().values()), width)
-    torch.testing.assert_close(sum(part.products for part in parts), whole.products, rtol=1e-4, atol=1e-4)
-    assert whole.products.trace() > 0
-    whitening = instdisc.load(made[1]).whitening
-    assert whitening is not None and whitening.facts.viewed == COUNT
 
 
 def test_pictures_can_be_added_and_nothing_can_be_resumed(made: tuple[Path, Path], tmp_path: Path) -> None:

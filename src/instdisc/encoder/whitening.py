@@ -10,7 +10,6 @@ The training pulls all pictures apart in the head's numbers, and pooled features
 a picture, but a few directions, those of brightness and contrast mostly, make up most of their length. The map takes
 the mean away, gives each stage the same total variance, and divides each principal direction by (about) its standard
 deviation, so that cosines see them all. Mean and covariance come from sums in float64 over one pass, in fixed memory.
-Of a published encoder random views of some pictures are looked at too: what they change counts for less.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from instdisc.files import write_whole
 from instdisc.shapes import Float, Tensor
 
 FORMAT = 2  # 1: the means of stages alone; read as it is
-_WEIGHTED = 3  # with the scatter of random views
 DIMENSIONS = 256  # of a search vector, at most: twice the paper's 128 in memory and time of a search
 WIDTH = 4096  # numbers of the levels together, at most: the covariance of more takes minutes to decompose
 SHRINKAGE = 0.003  # chosen by runs/search_vectors.py
@@ -93,7 +91,7 @@ class Facts:
     """What a map was made of. stages: the levels, in the order of the features. pictures: that it was fitted on.
 
     shrinkage: added to each variance, as a share of the largest (see `fit_whitening`). step: of the checkpoint whose
-    features they are, -1 where there is none. viewed: pictures whose random views were looked at, 0 for none.
+    features they are, -1 where there is none.
     """
 
     stages: tuple[str, ...]
@@ -102,7 +100,6 @@ class Facts:
     shrinkage: float
     step: int = -1
     format: int = FORMAT
-    viewed: int = 0
 
 
 class Whitening(nn.Module):
@@ -150,7 +147,7 @@ class Whitening(nn.Module):
             with safe_open(path, framework="pt") as file:
                 known: dict[str, Any] = json.loads((file.metadata() or {})[_FACTS])
                 mean, matrix = file.get_tensor("mean"), file.get_tensor("matrix")
-            if isinstance(known.get("format"), int) and known["format"] > _WEIGHTED:
+            if isinstance(known.get("format"), int) and known["format"] > FORMAT:
                 raise InputError(f"{path} was made by a newer version of instdisc: upgrade instdisc.")
             facts = Facts(**{**known, "stages": tuple(known["stages"]), "channels": tuple(known["channels"])})
             width = sum(facts.channels)
@@ -177,7 +174,6 @@ def fit_whitening(
     dimensions: int = DIMENSIONS,
     shrinkage: float = SHRINKAGE,
     step: int = -1,
-    scatter: Moments | None = None,
 ) -> Whitening:
     """The map that whitens the features that `moments` has counted.
 
@@ -185,13 +181,8 @@ def fit_whitening(
     eigenvectors those of the largest eigenvalues l are taken, at most `dimensions`, and each is divided by
     sqrt(l + s · largest), s = shrinkage · (1 + width / pictures): where pictures are few, small eigenvalues are chance,
     and without any shrinkage all pictures of a fit to fewer than `width` would lie equally far apart. Less of it helps
-    votes of many neighbours, more of it the nearest few.
-
-    scatter: of a random view's features less the picture's own. With it the whitened directions are turned to those in
-    which views scatter independently, and each is weighted by T / (T + W), its variance T over the pictures and W over
-    views of one: Fisher's discriminant with every picture its own class, held back where W is small.
-    Raises NoSearchVectorsError where no map can be made of these features: fewer than 16 pictures, all features equal,
-    NaN.
+    votes of many neighbours, more of it the nearest few. Raises NoSearchVectorsError where no map can be made of these
+    features: fewer than 16 pictures, all features equal, NaN.
     """
     pictures = int(moments.count)
     if pictures < _LEAST_PICTURES:
@@ -216,20 +207,7 @@ def fit_whitening(
     added = shrinkage * (1 + len(mean) / pictures) * values[0]
     matrix = scale[:, None] * directions * (values + added).rsqrt()
     facts = Facts(tuple(stages), moments.channels, pictures, shrinkage, step)
-    if scatter is not None and scatter.count >= _LEAST_PICTURES:
-        matrix = _weighted(matrix, covariance, (scatter.products / (2 * scatter.count)).cpu())
-        facts = replace(facts, format=_WEIGHTED, viewed=int(scatter.count))
     return Whitening(mean, matrix, facts)
-
-
-def _weighted(matrix: Tensor, covariance: Tensor, within: Tensor) -> Tensor:
-    """The map turned to where views of a picture scatter independently, each direction weighted by T / (T + W)."""
-    if not within.isfinite().all():
-        raise NoSearchVectorsError("The features of some views are NaN or infinite: use an earlier checkpoint.")
-    scattered, turn = torch.linalg.eigh(matrix.T @ within @ matrix)
-    turned = matrix @ turn
-    variances = (turned * (covariance @ turned)).sum(0).clamp_min(0)
-    return turned * (variances / (variances + scattered.clamp_min(0)).clamp_min(1e-300))
 
 
 def load_whitening(path: Path, step: int, channels: Mapping[str, int] | None = None) -> Whitening | None:

@@ -29,7 +29,6 @@ from instdisc.errors import InputError
 from instdisc.evaluation.baselines import knn_accuracy
 from instdisc.jobs.embed import vectors_of
 from instdisc.jobs.measures import plain
-from instdisc.jobs.scatter import view_scatter
 from instdisc.jobs.search_vectors import sample_of
 from instdisc.jobs.vectors import by_blocks
 from instdisc.shapes import Float, Int, Tensor
@@ -131,16 +130,13 @@ class Frozen:
     levels: dict[str, int]
     channels: int
 
-    def fit(self, scatter: Moments | None = None, *, step: int = 0) -> Whitening:
-        """The map to search vectors, of at most 5,000 of the pictures. Raises NoSearchVectorsError where none is.
-
-        scatter: of random views around their pictures (jobs/scatter.py).
-        """
+    def fit(self, *, step: int = 0) -> Whitening:
+        """The map to search vectors, of at most 5,000 of the pictures. Raises NoSearchVectorsError where none is."""
         moments = Moments(tuple(self.levels.values()))
         sample = sample_of(np.arange(len(self.rows)), seed=0)
         for start in range(0, len(sample), _BLOCK):
             moments.add(torch.from_numpy(self.features[sample[start : start + _BLOCK]]))
-        return fit_whitening(moments, tuple(self.levels), step=step, scatter=scatter)
+        return fit_whitening(moments, tuple(self.levels), step=step)
 
     def search(self, whitening: Whitening) -> Float[Tensor, "read dim"]:
         """Search vectors by this map."""
@@ -187,8 +183,7 @@ def published_knn(
     theirs = None if asked is None or test is None or test.labels is None else test.labels[asked.rows]
     ways: dict[str, Callable[[Frozen], Tensor]] = {"published": Frozen.embedding}
     with suppress(NoSearchVectorsError):
-        scatter = view_scatter(encoder, train, known.rows)
-        ways["published_whitened"] = partial(Frozen.search, whitening=known.fit(scatter))
+        ways["published_whitened"] = partial(Frozen.search, whitening=known.fit())
     found = {}
     for name, way in ways.items():
         queries = None if asked is None else way(asked)

@@ -26,7 +26,6 @@ from instdisc.errors import InputError, counted
 from instdisc.files import file_digest, held
 from instdisc.jobs.embed import note_unreadable
 from instdisc.jobs.frozen import check_room, frozen_vectors, published_encoder
-from instdisc.jobs.scatter import view_scatter
 from instdisc.jobs.search_vectors import described
 from instdisc.jobs.sources import describe_source, findable, look_at, stamps_of
 from instdisc.jobs.start import write_start
@@ -139,7 +138,7 @@ def _embedded(
         shards={"bank": checkpoint.Shard(bank, 0, len(rows))},
     )
     try:
-        whitening = found.fit(view_scatter(network, source, rows))
+        whitening = found.fit()
     except NoSearchVectorsError as error:
         log(f"Search vectors: none. {error} Searches use the pooled features.")
     else:

@@ -18,7 +18,6 @@ from instdisc.encoder.embed import stream
 from instdisc.encoder.whitening import Moments, NoSearchVectorsError, Whitening, fit_whitening, load_whitening
 from instdisc.errors import InputError
 from instdisc.jobs.monitor import evaluation_view
-from instdisc.jobs.scatter import view_scatter
 from instdisc.progress import Bar
 from instdisc.runs import RunFolder
 from instdisc.shapes import Int, Tensor
@@ -55,10 +54,8 @@ def finish_search_vectors(training: Training, say: Say) -> None:
                 yield evaluation_view(training, batch)
 
     try:
-        scatter = None
-        if training.settings.goes_on:
-            scatter = view_scatter(encoder, pictures.source, pictures.rows)
-        whitening = fitted(encoder, blocks(), training.step_number, stop - start, scatter=scatter)
+        published = training.settings.goes_on
+        whitening = fitted(encoder, blocks(), training.step_number, stop - start, published=published)
     except NoSearchVectorsError as error:
         say(f"Search vectors: none. {error} Searches use the embedding.")
         return
@@ -86,28 +83,25 @@ def fit_from_source(
     )
     images = (values["pixels"].to(device) for _, values in chunks)
     published = Settings.from_dict(run.read_config()["settings"]).goes_on
-    scatter = view_scatter(encoder, source, rows) if published else None
-    whitening = fitted(encoder, images, step, stop - start, scatter=scatter)
+    whitening = fitted(encoder, images, step, stop - start, published=published)
     ranks.on_main(lambda: whitening.save(run.search_vectors))
     return whitening
 
 
-def fitted(
-    encoder: Encoder, images: Iterable[Tensor], step: int, count: int, *, scatter: Moments | None = None
-) -> Whitening:
+def fitted(encoder: Encoder, images: Iterable[Tensor], step: int, count: int, *, published: bool = False) -> Whitening:
     """The map of an encoder's features of these normalised pictures, `count` in all, this rank's share of them.
 
-    scatter: of a network that stays near a published one (jobs/scatter.py): the map is of its end and its last stages.
-    Of such a one the blocks may be these features themselves, (block, width).
+    published: of a network that stays near a published one: the map is of its end and its last stages. Of such a one
+    the blocks may be these features themselves, (block, width).
     """
-    stages = encoder.search_levels() if scatter is None else encoder.frozen_levels()
+    stages = encoder.frozen_levels() if published else encoder.search_levels()
     shown = Bar(count, "Fitting search vectors", "pictures", enabled=ranks.is_main())
     with evaluating(encoder), ranks.fail_together(), shown as bar:
         moments = Moments(tuple(stages.values()), next(encoder.parameters()).device)
         for block in images:
             moments.add(block if block.ndim == 2 else encoder.stage_features(block, tuple(stages)))
             bar.advance(len(block))
-    return fit_whitening(moments.total(), tuple(stages), step=step, scatter=scatter)
+    return fit_whitening(moments.total(), tuple(stages), step=step)
 
 
 def sample_of(rows: Int[np.ndarray, " pictures"], seed: int) -> Int[np.ndarray, " sample"]:
@@ -129,10 +123,9 @@ def described(whitening: Whitening) -> str:
     """The map in words."""
     facts = whitening.facts
     stages = [name for name in facts.stages if not name.endswith(DEVIATION)]
-    seen = f" and on random views of {facts.viewed:,}" if facts.viewed else ""
     both = " (mean and deviation)" if len(stages) < len(facts.stages) else ""
     return (
-        f"{whitening.dim} dimensions from {', '.join(stages)}{both}, whitened on {facts.pictures:,} pictures{seen}; "
+        f"{whitening.dim} dimensions from {', '.join(stages)}{both}, whitened on {facts.pictures:,} pictures; "
         "the embedding stays for evaluations of the method"
     )
 

@@ -62,7 +62,7 @@ class Pictures(ABC):
     """The readable pictures of a source, numbered from 0: these numbers are the instances that training tells apart.
 
     Attributes:
-        source: where they come from. storage: "memory", "cache" or "workers". why: one sentence on that, for a person.
+        storage: "memory", "cache" or "workers". why: one sentence on that choice, for a person.
         rows: int64 (count), instance -> row of the source. With "workers" every row counts as readable until it is met.
         aspects: width / height of each picture before it was squashed, on the device. With "workers" the entries of a
             picture are right from the moment that its batch is handed out, and 1 before.
@@ -85,7 +85,7 @@ class Pictures(ABC):
         self.why = why
         self.rows: np.ndarray = np.empty(0, np.int64)
         self.aspects: Float[Tensor, "count"] = torch.empty(0, device=device)
-        self.source = source
+        self._source = source
         self._ahead = 2  # batches that are put together while training works on one
         self._met = self._read = 0
 
@@ -106,7 +106,7 @@ class Pictures(ABC):
     @property
     def name(self) -> str:
         """The source, as the person named it."""
-        return self.source.name
+        return self._source.name
 
     @property
     def processes(self) -> int:
@@ -115,7 +115,7 @@ class Pictures(ABC):
 
     def groups(self) -> Groups | None:
         """The instances that the storage gives up together, if it does so."""
-        found = self.source.groups()
+        found = self._source.groups()
         if found is None:
             return None
         starts = np.unique(np.searchsorted(self.rows, found.starts))
@@ -153,11 +153,11 @@ class Pictures(ABC):
                 future.cancel()
 
     def _note(self, loaded: Loaded) -> None:
-        report_unreadable(self.source, loaded.unreadable, self.quarantine)
+        report_unreadable(self._source, loaded.unreadable, self.quarantine)
         self._read += len(loaded.instances)
         self._met += len(loaded.instances) + len(loaded.unreadable)
         if self._read == 0 and self._met >= min(1000, self.count):
-            raise nothing_readable(self.source, loaded.unreadable, self._met)
+            raise nothing_readable(self._source, loaded.unreadable, self._met)
 
     def _on_device(self, loaded: Loaded, started: float) -> Batch:
         indices = loaded.indices
@@ -243,7 +243,7 @@ class ByWorkers(Pictures):
         return self._pool.processes
 
     def keep_groups(self) -> None:
-        self.source.keep_groups()  # the processes receive it with their first rows
+        self._source.keep_groups()  # the processes receive it with their first rows
         self._by_groups = True
 
     def close(self) -> None:
