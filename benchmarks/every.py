@@ -89,6 +89,7 @@ MEASUREMENTS = {
     "streams": Measurement("--out {}/streams.json", "--out {}/streams.json --count 64 --files 2 --repeats 1"),
     "digits": Measurement("--out {}/digits.json", None),
     "page": Measurement("--results {}", "--results {} --counts 1000", _browser),
+    "given_vectors": Measurement("--results {}", "--results {} --count 2000"),
     "hosts": Measurement("--results {}", None, _root, folder="stress"),
     "hostile": Measurement("--results {}", None, folder="stress"),
     "kill": Measurement("--out {}/kill.json", None, folder="stress"),

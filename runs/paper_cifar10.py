@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from record import record
 
 from instdisc.jobs.evaluate import evaluate
-from instdisc.jobs.train import train
+from instdisc.jobs.train import RunResult, train
 from instdisc.runs import RunFolder
 
 PARTITIONS = ("moving_average", "first_batch", "exact")
@@ -60,25 +60,7 @@ def main() -> None:
         reports = []
         for seed in seeds:
             out = settings.runs / f"{name}_{seed}"
-            if settings.minutes_each:
-                timer = threading.Timer(60 * settings.minutes_each, os.kill, (os.getpid(), signal.SIGINT))
-                timer.daemon = True
-                timer.start()
-            run = train(
-                settings.train,
-                out,
-                settings.preset,
-                resume=RunFolder(out).exists(),
-                limit=settings.limit,
-                objective=objective,
-                seed=seed,
-                epochs=settings.epochs,
-                compile=not settings.no_compile,
-                precision="bfloat16",
-                **({"partition": settings.partition} if objective == "nce" else {}),
-            )
-            if settings.minutes_each:
-                timer.cancel()
+            run = trained(settings, out, objective, seed)
             if not run.finished:
                 print(f"{out} is not finished: start again to go on.")
                 return
@@ -104,6 +86,30 @@ def main() -> None:
             first_and_last_loss=[report["losses"] for report in reports],
             baselines=reports[0]["baselines"],
         )
+
+
+def trained(settings: argparse.Namespace, out: Path, objective: str, seed: int) -> RunResult:
+    """One run, gone on with where it stands; ended as Ctrl-C ends it where its minutes are over."""
+    timer = threading.Timer(60 * (settings.minutes_each or 0), os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    if settings.minutes_each:
+        timer.start()
+    try:
+        return train(
+            settings.train,
+            out,
+            settings.preset,
+            resume=RunFolder(out).exists(),
+            limit=settings.limit,
+            objective=objective,
+            seed=seed,
+            epochs=settings.epochs,
+            compile=not settings.no_compile,
+            precision="bfloat16",
+            **({"partition": settings.partition} if objective == "nce" else {}),
+        )
+    finally:
+        timer.cancel()
 
 
 if __name__ == "__main__":
