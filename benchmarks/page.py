@@ -128,7 +128,7 @@ def measured(browser: Any, run: Path) -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         with serving(run) as (address, process):
             page = browser.new_page(viewport={"width": 1280, "height": 800})
-            page.goto(address, wait_until="commit")
+            page.goto(f"{address}#/", wait_until="commit")
             answered = time.perf_counter() - started
             page.wait_for_function(DRAWN, arg=".scroll .cell", polling=20, timeout=120_000)
             starts.append({"first_answer": answered, "first_pictures": time.perf_counter() - started})

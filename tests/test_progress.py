@@ -184,3 +184,22 @@ def test_whoever_watches_is_told_of_hidden_bars_too_and_may_end_the_work() -> No
     for _ in track(range(9), description="Unwatched"):
         pass
     assert len(told) == 4
+
+
+def test_watchers_inside_each_other_are_both_told_and_parts_count_as_the_whole() -> None:
+    """As the vectors of a large collection: parts with a bar each, inside a bar of all."""
+    outer: list[tuple[str, int, int | None]] = []
+    inner: list[tuple[str, int, int | None]] = []
+    both = watched(lambda *told: outer.append(told)), watched(lambda *told: inner.append(told))
+    with both[0], both[1], Bar(6, "Embedding", "pictures", enabled=False) as bar:
+        for _ in range(2):
+            with bar.parts(), Bar(3, "A part", "pictures", enabled=False) as part:
+                part.advance(2)
+                part.advance(1)
+            bar.advance(3)
+    assert outer == inner
+    assert {what for what, _, _ in inner} == {"Embedding"} and {total for *_, total in inner} == {6}
+    assert [done for _, done, _ in inner] == [0, 0, 2, 3, 3, 3, 5, 6, 6]
+    with watched(lambda *told: outer.append(told)), Bar(1, "Alone", enabled=False):
+        pass
+    assert outer[-1] == ("Alone", 0, 1) and len(inner) == 9

@@ -29,9 +29,16 @@ _watcher: ContextVar[Tell | None] = ContextVar("watcher", default=None)
 def watched(tell: Tell) -> Iterator[None]:
     """Tell of every bar that this thread begins and moves: its description, how much is done, and of how much.
 
-    What `tell` raises ends the work.
+    Inside another `watched` both are told, the outer first. What `tell` raises ends the work.
     """
-    before = _watcher.set(tell)
+    outer = _watcher.get()
+
+    def both(what: str, done: int, total: int | None) -> None:
+        if outer is not None:
+            outer(what, done, total)
+        tell(what, done, total)
+
+    before = _watcher.set(both)
     try:
         yield
     finally:
@@ -89,6 +96,17 @@ class Bar:
         elif now - self._last >= LINE_SECONDS:
             self._last = now
             print(self._line(now), file=sys.stderr, flush=True)
+
+    @contextmanager
+    def parts(self) -> Iterator[None]:
+        """Bars that begin inside count items of this one: who watches is told of this one alone."""
+        tell = self._tell
+        inner = None if tell is None else lambda _, done, __: tell(self.description, self.done + done, self.total)
+        before = _watcher.set(inner)
+        try:
+            yield
+        finally:
+            _watcher.reset(before)
 
     def start_from(self, done: int) -> None:
         """Work that was done before, which does not count for the speed."""

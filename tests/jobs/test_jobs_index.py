@@ -17,10 +17,11 @@ import instdisc
 from instdisc import cli
 from instdisc.data.decoding.decode import UnreadableError, decode
 from instdisc.errors import InputError
-from instdisc.jobs import index
+from instdisc.jobs import hiding, index
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.search import search
 from instdisc.jobs.train import train
+from instdisc.progress import watched
 from instdisc.runs import RunFolder
 
 COUNT = 40
@@ -145,6 +146,39 @@ def test_all_vectors_can_be_computed_anew(run: Path, others: Path, trained: tupl
     assert sorted(path.name for path in (run / "index").iterdir() if path.suffix in (".npy", ".parquet")) == []
     index.reset(run)
     assert len(Collection(run).index) == COUNT and not list((run / "index").glob("part-*"))
+
+
+def test_vectors_computed_meanwhile_keep_what_others_did(run: Path, tmp_path: Path, others: Path) -> None:
+    """Pictures hidden, shown again and tagged while it embeds; the vectors are those of `recompute`."""
+    plain = Path(shutil.copytree(run, tmp_path / "plain"))
+    index.remove(run, where="red/0000*", say=None)
+    shown, gone = Collection(run), []
+
+    def others_act(what: str, done: int, total: int | None) -> None:
+        if what == "Embedding" and not gone:
+            with index.changing(run):  # nobody holds it
+                hiding.show(shown, shown.changes.removed)
+                hiding.hide(shown, [5])
+            gone.append(index.tag(run, "late", where="blue/*"))
+
+    with watched(others_act):
+        assert index.recompute_meanwhile(run, device="cpu") == COUNT
+    index.recompute(plain, say=None)
+    found, expected = Collection(run), Collection(plain)
+    assert found.up_to_date and np.flatnonzero(found.index.removed).tolist() == [5]
+    assert gone and len(found.index.tags["late"]) == gone[0]
+    rows = np.arange(COUNT)
+    assert torch.equal(found.index.vectors(rows), expected.index.vectors(rows))
+    assert not list((run / "index").glob("meanwhile*.npy")), "what it worked with is gone"
+
+    def another_adds(what: str, done: int, total: int | None) -> None:
+        if what == "Embedding" and len(gone) == 1:
+            gone.append(0)  # it embeds, too
+            index.add(run, others, say=None)
+
+    with watched(another_adds), pytest.raises(InputError, match="Another command has changed the collection meanwhile"):
+        index.recompute_meanwhile(run, device="cpu")
+    assert len(Collection(run).index) == COUNT + 12
 
 
 def test_vectors_of_an_older_encoder_are_refused(run: Path, others: Path, trained: tuple[Path, Path]) -> None:

@@ -41,7 +41,7 @@ def page(browser: playwright.Browser, run: Path) -> Iterator[playwright.Page]:
     with served(run) as client, quiet_page(browser, client.address, expected) as page:
         elsewhere: list[str] = []
         page.on("request", lambda request: elsewhere.append(request.url))
-        page.goto("/")
+        page.goto("/#/")
         page.wait_for_selector(".scroll .cell img")
         yield page
         assert all(url.startswith((client.address, "blob:")) for url in elsewhere)
@@ -174,7 +174,7 @@ def test_the_first_pictures_come_before_the_vectors(browser: playwright.Browser,
 
     with served(Opening("slow", slow, lambda: Listed(Run(run)))) as client:
         page = browser.new_page()
-        page.goto(client.address)
+        page.goto(f"{client.address}/#/")
         page.wait_for_selector(".scroll button.cell img")
         page.locator("button.cell").nth(5).click()
         page.wait_for_selector(".large")

@@ -20,7 +20,7 @@ from instdisc.progress import Bar
 pytestmark = needs_chromium
 AXE = Path(__file__).resolve().parents[2] / "build" / "node_modules" / "axe-core" / "axe.min.js"  # .ci/run
 VIEWS = (
-    *("", "picture/2", "search?like=1,2&unlike=4", "label", "dozen", "map", "map?by=cluster"),
+    *("overview", "", "picture/2", "search?like=1,2&unlike=4", "label", "dozen", "map", "map?by=cluster"),
     *("duplicates", "look-alikes?threshold=0.9", "outliers", "nothing"),
 )
 STOPS = """[...document.querySelectorAll('a[href], button, input, select, [tabindex]')].filter((one) =>
@@ -61,7 +61,7 @@ def test_nothing_is_found_wanting_in_any_view(visit, run: Path, width: int, sche
         for row in range(12):
             client.json("/api/labels", {"rows": [row], "label": f"class {row % 4}"})
         page = visit(client, viewport={"width": width, "height": 760}, color_scheme=scheme, bypass_csp=True)
-        page.goto("/")
+        page.goto("/#/")
         page.locator(".scroll .cell").first.focus()
         page.keyboard.press("x")  # the tray is there in every view
         for view in VIEWS:
@@ -116,7 +116,7 @@ def test_the_borders_of_fields_are_seen(visit, run: Path, scheme: str) -> None:
 def test_keys_of_one_letter_can_be_off(visit, run: Path) -> None:
     with served(Told(run)) as client:
         page = visit(client)
-        page.goto("/")
+        page.goto("/#/")
         switch = page.get_by_role("button", name="Keys", exact=True)
         playwright.expect(switch).to_have_attribute("aria-pressed", "true")
         switch.click()
@@ -181,7 +181,7 @@ def test_a_slow_network_shows_that_something_is_on_its_way(visit, run: Path) -> 
         line.send("Network.enable")
         slow = {"offline": False, "latency": 400, "downloadThroughput": 50_000, "uploadThroughput": 50_000}
         line.send("Network.emulateNetworkConditions", slow)
-        page.goto("/", wait_until="commit")
+        page.goto("/#/", wait_until="commit")
         page.wait_for_selector("text=Opening the collection", timeout=5_000)
         page.wait_for_selector(".scroll .cell img", timeout=30_000)
         page.wait_for_function("() => document.querySelector('.cell img').naturalWidth > 0")

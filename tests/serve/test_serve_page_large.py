@@ -86,7 +86,7 @@ class Million:
 def test_back_leads_to_the_place_in_the_grid(browser: playwright.Browser) -> None:
     with served(Million()) as client:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(client.address)
+        page.goto(f"{client.address}/#/")
         page.wait_for_selector(".scroll button.cell img", timeout=120_000)
         page.evaluate("const one = document.querySelector('.scroll'); one.scrollTop = one.scrollHeight / 2")
         page.wait_for_function("() => /at=[0-9]{6}/.test(location.hash)", timeout=120_000)
@@ -173,7 +173,7 @@ def test_a_million_pictures_scroll(browser: playwright.Browser, width: int) -> N
     """Few elements, whatever the number; the last one can be reached, by bar and by key."""
     with served(Million()) as client:
         page = browser.new_page(viewport={"width": width, "height": 800})
-        page.goto(client.address)
+        page.goto(f"{client.address}/#/")
         page.wait_for_selector(".scroll button.cell img", timeout=120_000)
         assert page.locator(".cell").count() < 400
         page.evaluate("document.querySelector('.scroll').scrollTop = 1e9")

@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def page(browser: playwright.Browser, run: Path) -> Iterator[playwright.Page]:
     with served(Told(run)) as client, quiet_page(browser, client.address, " 400 |ERR_") as page:
-        page.goto("/")
+        page.goto("/#/")
         page.wait_for_selector(".scroll .cell img")
         yield page
 

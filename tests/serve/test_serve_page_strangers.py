@@ -93,7 +93,7 @@ def test_a_page_of_another_site_reads_and_writes_nothing(browser: playwright.Bro
     with served(run, token="right") as client, strangers_site(client.address) as port:
         context = browser.new_context()
         page = context.new_page()
-        page.goto(f"{client.address}/?token=right")
+        page.goto(f"{client.address}/?token=right#/")
         page.wait_for_selector(".scroll .cell img")
         page.goto("about:blank")
         answers: list[tuple[str, str, int]] = []

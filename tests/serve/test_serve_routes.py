@@ -65,7 +65,7 @@ def walk(browser: playwright.Browser, address: str, question: str, trained: tupl
     with quiet_page(browser, address, "Cross-Origin-Opener-Policy") as page:
         page.on("request", lambda request: asked.append(request.url))
         seen = "selector => [...document.querySelectorAll(selector)].some((one) => one.naturalWidth > 0)"
-        page.goto(address + question)
+        page.goto(f"{address}{question}#/")
         page.wait_for_function(seen, arg=".scroll .cell img")
         page.locator(".scroll .cell").nth(3).click()
         page.wait_for_selector(".few .score")

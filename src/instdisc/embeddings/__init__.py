@@ -155,7 +155,9 @@ def write_embeddings(
     with ranks.fail_together(), Bar(own, "Embedding", "pictures", enabled=ranks.is_main()) as bar:
         for number in missing[first:last]:
             start, stop = parts.bounds(number)
-            parts.write(number, embed_rows(np.arange(start, stop)))
+            with bar.parts():
+                embedded = embed_rows(np.arange(start, stop))
+            parts.write(number, embedded)
             bar.advance(stop - start)
     ranks.barrier()
     count, dim, unreadable = ranks.on_main(lambda: _put_together(source, parts, out, run_fingerprint))

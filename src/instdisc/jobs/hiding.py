@@ -45,11 +45,7 @@ def _now(collection: Collection) -> Changes:
     opened, now = collection.changes, read_changes(collection.folder.index)
     if now is None:
         now = Changes(collection.saved.step)
-    kinds = [
-        (changes.recomputed and changes.recomputed.name, [part.name for part in changes.added], changes.whitening)
-        for changes in (opened, now)
-    ]
-    if kinds[0] != kinds[1]:
+    if opened.vectors != now.vectors:
         raise InputError(
             "Another command has changed the collection since it was opened: start the server of the page again."
         )

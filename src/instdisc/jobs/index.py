@@ -21,21 +21,19 @@ import torch
 
 from instdisc import ranks
 from instdisc.data.sources.open import open_source
-from instdisc.data.sources.source import Source
 from instdisc.data.sources.subset import Subset
 from instdisc.embeddings import NothingReadableError
-from instdisc.encoder.whitening import FORMAT, NoSearchVectorsError
 from instdisc.errors import InputError, advice, counted
 from instdisc.files import file_digest, locked
 from instdisc.jobs.collection import AnyRun, Collection, opened_collection
 from instdisc.jobs.embed import embedded, forget
 from instdisc.jobs.ids import distinct_ids
+from instdisc.jobs.recomputing import embedded_again
 from instdisc.jobs.run import Run
-from instdisc.jobs.search_vectors import fit_from_source
 from instdisc.jobs.sources import describe_source, findable, log_lines, stamps_of
 from instdisc.runs import RunFolder
 from instdisc.search.postgres import Postgres, Synced
-from instdisc.search.store import Changes, Part, write_changes
+from instdisc.search.store import Changes, Part, read_changes, write_changes
 from instdisc.system import readable_bytes
 
 DTYPES = ("float32", "float16")
@@ -158,65 +156,26 @@ def _recomputed(run: str | Path, vectors: str, train_source: Any, dtype: str, de
     with ranks.distributed(), changing(run, by_ranks=True) as folder:
         say = say if ranks.is_main() else None
         collection = Collection(folder.path, train_source=train_source, by_ranks=True)
-        before = collection.changes
-        source = collection.training_source()
-        digest = _map_for(collection, source, vectors, device, say)
-        kind = "search" if digest else "embedding"
-        found, made, _ = embedded(collection, Subset(source, collection.rows), "recomputed", device, say, kind)
-        training = len(collection.rows)
-        own = torch.zeros(training, made.shape[1]) if digest else collection.saved.bank(0, training)
-        own[torch.from_numpy(found)] = made
-        count, removed, first = len(found), [before.removed], len(own)
-        added = []
-        for part in before.added:
-            assert part.pictures is not None and part.source is not None
-            try:
-                opened, rows = collection.added_source(part)
-            except InputError as error:
-                raise InputError(
-                    f"The pictures that were added from {part.source['given']} can't be embedded again ({error}): "
-                    f"put them back, or start afresh with `instdisc index {folder.path} --reset`."
-                ) from None
-            order = np.argsort(rows)[int((rows < 0).sum()) :]  # ascending rows of those that are there
-            found, made, _ = embedded(collection, Subset(opened, rows[order]), part.name, device, say, kind)
-            values = torch.zeros(len(rows), own.shape[1])
-            values[torch.from_numpy(order[found])] = made
-            removed.append(first + np.setdiff1d(np.arange(len(rows)), order[found]))
-            values, stamps = values.to(getattr(torch, dtype)), stamps_of(opened, rows)
-            added.append(replace(part, vectors=values, name="", stamps=stamps))
-            count, first = count + len(found), first + len(rows)
-        changes = replace(
-            before,
-            step=collection.saved.step,
-            recomputed=Part(own.to(getattr(torch, dtype)), stamps=stamps_of(source, collection.rows)),
-            added=tuple(added),
-            removed=np.unique(np.concatenate(removed)),
-            whitening=digest,
-        )
-        ranks.on_main(lambda: _keep(folder, changes, "recomputed", *(part.name for part in before.added)))
-        return collection.run, count
+        made = embedded_again(collection, vectors=vectors, dtype=dtype, device=device, say=say)
+        ranks.on_main(lambda: _keep(folder, made.changes, *made.worked))
+        return collection.run, made.count
 
 
-def _map_for(collection: Collection, source: Source, vectors: str, device: str, say: Say) -> str:
-    """The digest of the map to search vectors, fitted now where there is none of this version; "" for embeddings."""
-    encoder = collection.encoder(device)
-    if vectors == "embedding":
-        return ""
-    if vectors != "search":
-        raise InputError(f'The vectors are "search" or "embedding", not "{vectors}".')
-    if encoder.whitening is None or encoder.whitening.facts.format < FORMAT:
-        if float(collection.saved.facts.get("epoch", 1)) < 1:
-            if say is not None:
-                say("No search vectors yet: the first epoch of the run has not ended. The embedding takes their place.")
-            return ""
-        try:
-            step = collection.saved.step
-            encoder.whitening = fit_from_source(collection.folder, encoder, source, collection.rows, step)
-        except NoSearchVectorsError as error:
-            if say is not None:
-                say(f"No search vectors: {error} The embedding takes their place.")
-            return ""
-    return encoder.whitening.digest
+def recompute_meanwhile(run: str | Path, *, train_source: Any = None, device: str = "auto") -> int:
+    """`recompute` while others label, tag and hide: alone with the index at the end only. How many pictures.
+
+    What is interrupted goes on the next time. Raises InputError where other vectors came meanwhile.
+    """
+    collection = Collection(run, train_source=train_source)
+    made = embedded_again(collection, vectors="search", dtype=DTYPES[0], device=device, say=None, work="meanwhile-")
+    with changing(run) as folder:
+        now = read_changes(folder.index) or Changes(collection.saved.step)
+        if now.vectors != collection.changes.vectors:
+            raise InputError("Another command has changed the collection meanwhile: start again.")
+        lost = np.setdiff1d(made.changes.removed, collection.changes.removed)  # they can't be read any more
+        removed = np.union1d(now.removed, lost)
+        _keep(folder, replace(made.changes, removed=removed, tags=now.tags), *made.worked)
+    return made.count
 
 
 def searchable(

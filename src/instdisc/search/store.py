@@ -71,6 +71,11 @@ class Changes:
     tags: Mapping[str, np.ndarray] = field(default_factory=dict)
     whitening: str = ""
 
+    @property
+    def vectors(self) -> tuple[str | None, list[str], str]:
+        """What names its vectors: the same where only hidden pictures and tags differ."""
+        return self.recomputed.name if self.recomputed else None, [part.name for part in self.added], self.whitening
+
 
 def read_changes(folder: Path) -> Changes | None:
     """What `write_changes` wrote in this folder; None where nothing was. Every file is checked against its SHA-256.

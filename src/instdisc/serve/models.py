@@ -24,6 +24,7 @@ def _once(rows: list[int]) -> list[int]:
 
 Name = Annotated[str, BeforeValidator(readable)]
 Chosen = Annotated[list[Row], Field(min_length=1, max_length=100_000), AfterValidator(_once)]
+Step = Literal["vectors", "graph", "outliers", "copies", "map"]
 Given = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -285,6 +286,51 @@ class WorkState(BaseModel):
     what: str = ""
     progress: float = 0.0
     seconds_left: float | None = None
+
+
+class Line(BaseModel):
+    """A fact in words. view: where more is shown, as the page's addresses name it."""
+
+    title: str
+    text: Name
+    view: str | None = None
+
+
+class Overview(BaseModel):
+    """What there is: pictures from all over the collection, and words on it and on the encoder of its vectors."""
+
+    pictures: list[Picture]
+
+    collection: list[Line]
+    encoder: list[Line]
+
+
+class Prepared(Line):
+    """What the views are made with. ready: whether it is there; text: what it is for, or why it could not be made."""
+
+    name: Step
+    ready: bool
+
+
+class Preparing(BaseModel):
+    """state: idle or computing; then what is done (share of all, seconds left of `what` alone), and what comes then.
+
+    error: how it ended, "" where all was made.
+    """
+
+    state: Literal["idle", "computing"]
+    parts: list[Prepared]
+    what: str = ""
+    progress: float = 0.0
+    seconds_left: float | None = None
+    then: str = ""
+    error: Name = ""
+
+
+class Preparation(BaseModel):
+    """steps: to be made; null: whatever is missing."""
+
+    steps: Annotated[list[Step], Field(min_length=1, max_length=5)] | None = None
 
 
 class Colours(BaseModel):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,9 @@ from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import grouped, look_at_collection
 from instdisc.jobs.duplicates import proposed_pairs
 from instdisc.jobs.identity import unreadable_before
-from instdisc.jobs.index import changing
+from instdisc.jobs.index import changing, recompute_meanwhile
 from instdisc.jobs.map import make_map, read_map
-from instdisc.jobs.outliers import known_outliers
+from instdisc.jobs.outliers import known_outliers, outliers
 from instdisc.jobs.run import Run
 from instdisc.jobs.sources import stamps_of
 from instdisc.runs import RunFolder
@@ -56,11 +56,14 @@ class Opened:
         self._lock = threading.RLock()  # of the labels: every view needs it, so nothing long is computed under it
         self._embedding, self._voting, self._linking = threading.Lock(), threading.Lock(), threading.Lock()
         self._own_names = [name for name in self.index.label_names if name in self._named_by_source()]
-        self._read = self._stamp()
+        self._read = self._stamp(self.collection.folder.hand_labels)
         self._hand = self._read_hand()
         self._known: tuple[np.ndarray, Tensor] | None = None
         self._voted: votes_job.Labelled | None = None
         self._graph: tuple[Tensor, Any] | None = None  # the vectors that it links; None: not looked for yet
+        self._stored_graph: tuple[Any, bool] = None, False  # vectors and file; whether it is their graph
+        self._outliers: tuple[tuple[int, int], list[tuple[int, float]]] = (-1, -1), []
+        self._told: Callable[[str], None] | None = None  # who wants searches by a graph
 
     @property
     def dim(self) -> int:
@@ -76,12 +79,56 @@ class Opened:
 
     def approximate(self, say: Callable[[str], None]) -> None:
         """Map the graph to search by, or build and store it; until it is there, search is exact."""
+        self._told = say
         recall = self.index.approximate(stored=(self.collection.folder.links, self.collection.made_of))
         say(f"Search is approximate from now on: {100 * recall:.1f} % of the ten nearest are found.")
 
     def known_outliers(self) -> list[tuple[int, float]]:
         """(row, outlier score), the highest first; empty where that was never computed."""
-        return known_outliers(self.collection)
+        stamp = self._stamp(self.collection.folder.outliers / "outliers.csv")
+        if self._outliers[0] != stamp:
+            self._outliers = stamp, known_outliers(self.collection)
+        return self._outliers[1]
+
+    def make_outliers(self) -> None:
+        """Compute and keep the outlier scores: every picture is read."""
+        outliers(self.collection, bank=True, device=self._device, say=None)
+
+    def make_graph(self) -> None:
+        """Compute and keep the neighbour graph, whatever time it takes."""
+        with self._lock:
+            _, vectors = self._vectors()
+        graph = votes_job.spreading_graph(self.collection.folder, vectors, device=self._device)
+        with self._linking:
+            self._graph = vectors, graph
+        self._relabel(())  # who asks again is told by it
+
+    def with_new_vectors(self) -> Opened:
+        """The collection opened again, with search vectors of its pictures as they are, computed now and kept."""
+        folder, moved = self.collection.folder.path, self.collection.moved_to
+        recompute_meanwhile(folder, train_source=moved, device=self._device)
+        with self.reviewing():
+            opened = Opened(folder, train_source=moved, device=self._device)
+        opened.version, opened.returned = self.version + 1, self.returned + 1
+        if self._told is not None:
+            opened.approximate(self._told)
+        return opened
+
+    def has(self, what: Literal["vectors", "graph", "outliers"]) -> bool:
+        """Whether it is there, of these pictures and this encoder."""
+        if what == "vectors":
+            return self.collection.up_to_date
+        if what == "outliers":
+            return bool(self.known_outliers())
+        with self._lock:
+            _, vectors = self._vectors()
+        known = self._graph
+        if known is not None and known[0] is vectors and known[1] is not None:
+            return True
+        key = id(vectors), self._stamp(self.collection.folder.neighbour_graph)
+        if self._stored_graph[0] != key:
+            self._stored_graph = key, votes_job.has_graph(self.collection.folder, vectors)
+        return self._stored_graph[1]
 
     def copies(self) -> list[list[CopyFacts]]:
         """Groups of copies that are proven by their pixels, the one to keep first, the most certain groups first.
@@ -122,8 +169,9 @@ class Opened:
     def hand_labels(self) -> dict[int, str]:
         """row -> label given by hand, as it is now."""
         with self._lock:
-            if self._stamp() != self._read:  # `instdisc label` has changed them meanwhile
-                self._read = self._stamp()
+            stamp = self._stamp(self.collection.folder.hand_labels)
+            if stamp != self._read:  # `instdisc label` has changed them meanwhile
+                self._read = stamp
                 before, self._hand = self._hand, self._read_hand()
                 rows = before.keys() | self._hand.keys()
                 self._relabel(row for row in rows if before.get(row) != self._hand.get(row))
@@ -143,7 +191,7 @@ class Opened:
             _, _, act = label_job.change_hand_labels(folder, given, replace=True, bulk=bulk)
             if label is not None:
                 classes_job.keep(folder, [*names, label])
-            self._read = self._stamp()
+            self._read = self._stamp(folder.hand_labels)
             gone = set(changed)
             self._hand = {row: text for row, text in before.items() if row not in gone}
             if label is not None:
@@ -268,10 +316,11 @@ class Opened:
                 self._graph = vectors, votes_job.spreading_graph(folder, vectors, device=self._device, most=most)
             return self._graph[1]
 
-    def _stamp(self) -> tuple[int, int]:
-        """Another one after every change of the file, which is replaced as a whole."""
+    @staticmethod
+    def _stamp(file: Path) -> tuple[int, int]:
+        """Another one after every change of a file that is replaced as a whole; (0, 0) where there is none."""
         try:
-            found = self.collection.folder.hand_labels.stat()
+            found = file.stat()
         except FileNotFoundError:
             return 0, 0
         return found.st_ino, found.st_mtime_ns

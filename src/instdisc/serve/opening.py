@@ -73,6 +73,10 @@ class Opening:
         """Whether the pictures are listed already; answers at once."""
         return self._looked.is_set() and self._listed is not None
 
+    def renew(self, opened: Opened) -> None:
+        """Show this from now on, in the place of what was opened before."""
+        self._opened = opened
+
     def wait(self, seconds: float | None = None) -> Opened:
         """The collection, when it is open. Raises InputError where it can't be opened, TimeoutError after `seconds`."""
         if seconds != 0:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,7 @@ from instdisc.progress import Pace
 from instdisc.report.thumbnails import as_jpeg
 from instdisc.serve.facts import CopyFacts
 from instdisc.serve.models import MapState, Proposal, readable
+from instdisc.serve.prepare import Preparation
 from instdisc.serve.regions import called
 from instdisc.serve.review import Review
 from instdisc.serve.sets import Wanted, chosen, folders_of
@@ -55,9 +57,15 @@ class Session:
         self._map = MapState(state="none")
         self.thumb = lru_cache(maxsize=4_096)(self.jpeg)
         self.sheets = Sheets(lambda row, at_least: self.opened.picture(row, at_least))
+        self._turn = 0  # of the search for copies
+        self._looked = np.zeros(0, dtype=bool)  # rows that it has looked at
+        self._forget()
+        self.preparation = Preparation(self)
+
+    def _forget(self) -> None:
+        """Nothing is computed yet, or not by these vectors."""
         self._found = lru_cache(maxsize=16)(lambda wanted, version: chosen(self.opened, wanted))
         self._copies = self.once(lambda turn: self._all_copies(), 1)
-        self._turn = 0  # of the search for copies
         self._look_alikes = self.once(self._compared, 4)
         self.folders = lru_cache(maxsize=1)(lambda: folders_of(self.opened.index))
         self.clusters = self.once(self._clusters, 1)
@@ -107,6 +115,24 @@ class Session:
             return answer.result()
 
         return ask
+
+    @contextmanager
+    def alone(self, check: Callable[[], None]) -> Iterator[None]:
+        """In turn with the comparisons, and told as they are. check: is called while others are waited for."""
+        while not self._heavy.acquire(timeout=0.2):
+            check()
+        try:
+            with self.work.doing():
+                yield
+        finally:
+            self._heavy.release()
+
+    def make_vectors(self) -> None:
+        """Compute search vectors, and go by them from then on."""
+        self.opening.renew(self.opened.with_new_vectors())
+        with self._lock:
+            self._uploads.clear()  # their vectors are of the former kind
+        self._forget()
 
     def pictures(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         shown = self.shown
@@ -184,6 +210,25 @@ class Session:
                 self._mapping.start()
             return self._map
 
+    def map_now(self, check: Callable[[], None]) -> None:
+        """Compute the map, if there is none, and wait for it. Raises InputError where it can't be.
+
+        check: is called while another is waited for.
+        """
+        with self._lock:
+            other = self._mapping if self._map.state == "computing" else None
+            if other is None:
+                if self.map_state().state == "ready":
+                    return
+                self._map = MapState(state="computing")
+        if other is None:
+            self._make_map()
+        while other is not None and other.is_alive():
+            check()
+            other.join(0.2)
+        if self._map.state == "failed":
+            raise InputError(self._map.error)
+
     def _make_map(self) -> None:
         pace = Pace()
 
@@ -193,6 +238,9 @@ class Session:
         try:
             self.opened.make_map(tell)
             self._map = MapState(state="ready")
+        except HTTPException:  # it was stopped
+            self._map = MapState(state="none")
+            raise
         except InputError as error:
             self._map = MapState(state="failed", error=str(error))
         except Exception as error:
@@ -232,9 +280,17 @@ class Session:
         left = ([one for one in group if not removed[one.row]] for group in groups)
         return [group for group in left if len(group) > 1]
 
+    @property
+    def copies_known(self) -> bool:
+        """Whether all pictures that are there were compared since the server started."""
+        removed = self.opened.index.removed
+        return len(self._looked) == len(removed) and bool((removed | self._looked).all())
+
     def _all_copies(self) -> tuple[list[list[CopyFacts]], np.ndarray]:
         looked = ~self.opened.index.removed
-        return self.opened.copies(), looked
+        copies = self.opened.copies()
+        self._looked = looked
+        return copies, looked
 
     def look_alikes(self, threshold: float) -> list[tuple[list[int], float, tuple[int, int]]]:
         """Groups by their vectors alone, the most alike first, of pictures that are no copies: rows, least, worst."""

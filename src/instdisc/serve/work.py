@@ -42,9 +42,13 @@ class Work:
         """End it at its next step; those who wait for it are told."""
         self._stopped = True
 
-    def _told(self, what: str, done: int, total: int | None) -> None:
+    def check(self) -> None:
+        """Raise HTTPException where it was stopped."""
         if self._stopped:
             raise HTTPException(503, "Stopped. What was done of it is kept where that is possible.")
+
+    def _told(self, what: str, done: int, total: int | None) -> None:
+        self.check()
         share = min(1.0, done / total) if total else 0.0
         if what != self._state.what or done == 0:
             self._pace = Pace()

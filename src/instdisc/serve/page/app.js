@@ -1,13 +1,15 @@
 // The views, chosen by the address after "#": every state has one.
-import { ask, byId, complain, empty, goTo, h, link, number, on, press, say, servedSince, standing, underWay, way, withControl } from "./dom.js";
+import { ask, byId, complain, declared, empty, goTo, h, link, number, on, press, retry, say, servedSince, standing, underWay, way, withControl } from "./dom.js";
 import { browse, tileSize } from "./browse.js";
 import { dozen } from "./dozen.js";
 import { undo } from "./journal.js";
-import { keepTaste, taste } from "./memory.js";
+import { keepTaste, own, taste } from "./memory.js";
 import { picture, search } from "./look.js";
 import { open } from "./selection.js";
 import * as tray from "./tray.js";
+import { overview } from "./overview.js";
 import { review } from "./review.js";
+import { keySheet } from "./keys.js";
 import { labelling } from "./label.js";
 import { map } from "./map.js";
 
@@ -15,30 +17,32 @@ const view = byId("view"), busy = byId("busy");
 let about; // the collection
 let leave = () => {}; // what the present view holds on to
 let turn = 0; // a view that comes late is not shown
-let depth = 0; // of this tab within the page: how many times Back stays in it
+// Of this tab within the page: how many times Back stays in it.
+let depth = 0;
 
-const CLEANING = { duplicates: "copies", "look-alikes": "look-alikes", outliers: "outliers" }; // former views
+const FORMER = { duplicates: "copies", "look-alikes": "look-alikes", outliers: "outliers" }; // views of their own before
 const here = () => location.hash.replace(/^#\/?/, "").split("?");
 
 async function route() {
   const mine = ++turn;
   const [path, query = ""] = here();
-  const [name, part] = path.split("/");
+  let [name, part] = path.split("/");
+  if (FORMER[name]) [name, part] = ["review", FORMER[name]];
   const parameters = Object.fromEntries(new URLSearchParams(query));
   for (const one of document.querySelectorAll("nav a")) {
-    one.ariaCurrent = one.dataset.view === ({ "": "browse", dozen: "label" }[name] ?? (CLEANING[name] ? "review" : name)) ? "page" : null;
+    one.ariaCurrent = one.dataset.view === ({ "": "browse", dozen: "label" }[name] ?? name) ? "page" : null;
   }
   leave();
   const held = [];
   leave = () => held.splice(0).forEach((end) => end());
   const keep = (end) => (mine === turn ? held.push(end) : end());
   const slow = setTimeout(() => { if (mine === turn) busy.hidden = false; }, 150);
-  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(name === "review" || CLEANING[name] ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")); }, 500);
+  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(name === "review" ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")); }, 500);
   const again = async () => { await learn(); await route(); };
   try {
-    const shown = { "": browse, picture, search, duplicates: review, "look-alikes": review, outliers: review, review, map, label: labelling, dozen }[name];
+    const shown = { "": browse, picture, search, review, overview, map, label: labelling, dozen }[name];
     if (!shown) throw Object.assign(new Error("Choose a view above."), { final: true });
-    const content = await shown({ row: Number(part), part: CLEANING[name] ?? part, parameters, keep, about, again });
+    const content = await shown({ row: Number(part), part, parameters, keep, about, again });
     if (mine !== turn) return;
     view.replaceChildren(...content.filter(Boolean));
     view.scrollTop = history.state?.top ?? 0;
@@ -51,7 +55,7 @@ async function route() {
     if (mine !== turn) return;
     if (error.lost) setTimeout(() => { if (mine === turn) again().catch(route); }, 2000);
     view.replaceChildren(empty(error.final ? "Page not found" : "Could not load this view", error.message,
-      error.final ? null : h("button.main", () => again().catch(complain), "Try again"), way("#/", "All pictures")));
+      error.final ? null : retry(again), way("#/", "All pictures")));
   } finally {
     clearTimeout(wait);
     clearTimeout(slow);
@@ -90,6 +94,7 @@ function shortcuts() {
 
 function listen() {
   shortcuts();
+  on(byId("help"), "click", keySheet);
   const file = byId("file"), drop = byId("drop");
   const holds = (event) => [...event.dataTransfer?.types ?? []].includes("Files");
   on(byId("ask"), "click", () => file.click());
@@ -104,9 +109,11 @@ function listen() {
   on(document, "drop", (event) => { event.preventDefault(); drop.hidden = true; upload(event.dataTransfer.files[0], event.dataTransfer.files.length - 1); });
   on(window, "keydown", (event) => { // after the view itself
     if (event.defaultPrevented || event.target.matches("input, select")) return;
-    const control = withControl(event) && !event.altKey;
-    if ((event.key === "u" && !control && !event.altKey) || (event.key === "z" && control && !event.shiftKey)) undo();
-    else if (control || event.altKey || !(tray.key(event.key, event) || (event.key === "Escape" && up()))) return;
+    const { key, altKey, shiftKey } = event, control = withControl(event) && !altKey, plain = !control && !altKey;
+    const element = plain && !(/^( |Enter)$/.test(key) && event.target.matches("a, button:not(.dozen .cell)")) && declared(key);
+    if (element) (element.matches("input") ? element.focus() : element.click());
+    else if ((key === "u" && plain) || (key === "z" && control && !shiftKey)) undo();
+    else if (!plain || !(tray.key(event) || (key === "Escape" && up()))) return;
     event.preventDefault();
   });
   let learning;
@@ -153,6 +160,10 @@ async function start() {
   depth = history.state?.depth ?? 0;
   history.replaceState({ ...history.state, depth }, "");
   tileSize();
+  // The first visit begins with the overview.
+  const seen = own(`${about.name} seen`);
+  if (!location.hash && !taste(seen)) history.replaceState(history.state, "", "#/overview");
+  keepTaste(seen, true);
   open(about.name);
   tray.begin();
   listen();
@@ -162,5 +173,5 @@ async function start() {
 start().catch((error) => {
   busy.hidden = true;
   view.replaceChildren(empty("The collection can't be shown", error.message,
-    h("button.main", () => location.reload(), "Try again")));
+    retry(async () => location.reload())));
 });

@@ -1,5 +1,5 @@
 // The grid of a set of pictures, which is in the address.
-import { ask, bytes, choice, empty, get, goTo, h, link, number, quiet, room, standing, walkable, way, working } from "./dom.js";
+import { ask, bytes, choice, empty, facet, get, goTo, h, link, number, room, standing, walkable, way, working } from "./dom.js";
 import { Grid, PAGE } from "./grid.js";
 import { onLabels } from "./journal.js";
 import { keepTaste, taste } from "./memory.js";
@@ -34,9 +34,8 @@ export async function browse({ parameters, keep, about, again }) {
     if (!about.labelled && !filter.by) { facets.replaceChildren(); return; }
     const { classes, none } = await ask("api/labels");
     const sum = (name) => classes.filter((one) => !filter.label || one.label === filter.label).reduce((total, one) => total + one[name], 0);
-    const facet = (by, text, amount) => h("a.facet", { href: link("", { ...filter, by }), ...(by === filter.by ? { "aria-current": "true" } : {}) }, text,
-      amount === null ? "" : quiet(` ${number(amount)}`));
-    facets.replaceChildren(facet("", "all", null), facet("you", "by you", sum("hand")), facet("suggested", "suggested", sum("suggested")), facet("none", "none", filter.label ? null : none));
+    const to = (by, text, amount) => facet(link("", { ...filter, by }), by === filter.by, text, amount);
+    facets.replaceChildren(to("", "all", null), to("you", "by you", sum("hand")), to("suggested", "suggested", sum("suggested")), to("none", "none", filter.label ? null : none));
     facets.settle();
   };
   setTimeout(() => count().catch(() => {}), about.labelled ? 300 : 0); // the pictures come first

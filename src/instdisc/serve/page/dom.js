@@ -1,9 +1,10 @@
 // Elements and requests. Text is always set as text: nothing from the collection becomes markup.
 import { selection } from "./selection.js";
 
-const ASKED = 100; // pictures that suggestions are asked for at once
+// Pictures that suggestions are asked for at once.
+const ASKED = 100;
 
-const SHORT = { label: "aria-label", keys: "aria-keyshortcuts", pressed: "aria-pressed", mute: "aria-hidden" };
+const SHORT = { label: "aria-label", current: "aria-current", keys: "aria-keyshortcuts", pressed: "aria-pressed", mute: "aria-hidden" };
 
 // h("div.few", { title: "..." }, ...children): the attributes may be left out, or be what a click does.
 export function h(name, ...children) {
@@ -44,6 +45,8 @@ export function say(text, bad = false, action) {
 export const complain = (error) => say(error.message, true);
 export const quiet = (...text) => h("span.quiet", ...text);
 export const way = (href, text, ...looks) => h(["a.button", ...looks].join("."), { href }, text);
+// One of a few ways to look at what there is.
+export const facet = (href, current, text, amount) => h("a.facet", { href, current: current && "true" }, text, amount === null ? "" : quiet(` ${number(amount)}`));
 export const room = () => h("span.room");
 export const inBar = (...parts) => h("div.bar", ...parts);
 // A button that rests while its work is done.
@@ -66,12 +69,27 @@ export function labelField(name, act, more = {}) {
     }, ...more });
   return Object.assign(element, { given });
 }
-// [x] in it is a key.
-export const keys = (text) => h("p.keys", ...text.split(/\[(.+?)\]/).map((part, place) => (place % 2 ? h("kbd", part) : part)));
+export const retry = (again) => h("button.main", () => again().catch(complain), "Try again");
+export const tool = (text, title, keys, act) => h("button", { title, label: title, keys, onclick: act }, text);
+export const hint = () => h("p.keys", h("kbd", "?"), " lists the keys of this view");
+// The element on the page that declares this key, if it may be used now.
+export const declared = (key) => [...document.querySelectorAll("[aria-keyshortcuts]")].find((one) => one.ariaKeyShortcuts.split(" ").includes(key === " " ? "Space" : key) && !one.disabled && one.checkVisibility());
+export function modal(title, ...content) {
+  const dialog = h("dialog", { label: title, onkeydown: (event) => event.stopPropagation(), onclose: () => dialog.remove() }, h("h2", title), ...content);
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
 export const number = (given) => given.toLocaleString("en");
 export const percent = (share) => `${Math.floor(100 * share)} %`;
 export const withControl = (event) => event.ctrlKey || event.metaKey;
-export const size = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+const size = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+// What is known of a file: pixels, bytes, date, name and folder; "" for what is not.
+export function fileFacts({ path, width, height, format, size: bytes, modified }) {
+  const at = Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\"));
+  return { pixels: width ? `${number(width)} × ${number(height)} ${format}` : "", bytes: bytes ? size(bytes) : "",
+    date: modified ? new Date(1000 * modified).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }) : "", name: path.slice(at + 1), folder: path.slice(0, Math.max(0, at)) };
+}
 export const count = (given, one, many = `${one}s`) => `${number(given)} ${given === 1 ? one : many}`;
 
 export async function answered(path, options = {}, turn = 1) {
@@ -123,21 +141,22 @@ export function standing() {
   };
 }
 
-// How far the server is with what is waited for.
-export function underWay(path, words, stop, ended) {
-  const bar = h("progress", { max: "1", value: "0", label: words }), told = h("p.quiet", { role: "status" }, words);
+// How far the server is with what is waited for. told: is given each answer; ended: the last.
+export function underWay(path, words, stop, ended, told = () => {}) {
+  const bar = h("progress", { max: "1", value: "0", label: words }), line = h("p.quiet", { role: "status" }, words);
   const look = async () => {
     try {
-      const { progress, seconds_left: left, what, state } = await ask(path);
+      const answer = await ask(path), { progress, seconds_left: left, what, then, state } = answer;
       if (!bar.isConnected) return;
+      told(answer);
+      if (state && state !== "computing") { ended(answer); return; }
       bar.value = progress;
-      told.textContent = `${what || words}${left ? `, about ${Math.ceil(left)} s left` : ""} … Other views work meanwhile.`;
-      if (state && state !== "computing") { ended(); return; }
+      line.textContent = `${what || words}${left ? `, about ${Math.ceil(left)} s left` : ""}${then ? `; then ${then}` : ""} … Other views work meanwhile.`;
     } catch { /* the next may be answered */ }
     setTimeout(look, 700);
   };
   setTimeout(look, 700);
-  return h("div.stack", bar, told, stop && inBar(h("button", () => post(`${path}/stop`).catch(complain), "Stop")));
+  return h("div.stack", bar, line, stop && inBar(h("button", () => post(`${path}/stop`).catch(complain), "Stop")));
 }
 
 export function save(name, content) {
@@ -175,7 +194,8 @@ export const words = (picture) => [picture.id, picture.label ? `${picture.label}
 
 // set: what was looked through, as its address has it.
 export function visit(row, set = "") {
-  stay(location.href, { row }); // on the way back its cell has the focus again
+  // On the way back its cell has the focus again.
+  stay(location.href, { row });
   location.hash = `${link(`picture/${row}`)}${set && `?${set}`}`;
 }
 

@@ -1,5 +1,5 @@
 // Suggestions confirmed by the dozen: the wrong ones clicked out, then Enter.
-import { ask, cell, choice, complain, count, empty, get, goTo, h, inBar, keys, listen, number, percent, press, room, walkable, way } from "./dom.js";
+import { ask, cell, choice, complain, count, empty, get, goTo, h, hint, inBar, listen, number, percent, press, quiet, room, walkable, way, working } from "./dom.js";
 import { give, onLabels } from "./journal.js";
 import { recall, remember } from "./memory.js";
 
@@ -13,12 +13,12 @@ export async function dozen({ parameters, keep, about }) {
   const asked = parameters.label, label = classes.some((one) => one.label === asked) ? asked
     : classes.reduce((best, one) => (one.suggested > best.suggested ? one : best)).label;
   const stored = `${about.name} not ${label}`, passed = new Set(recall(stored).rows ?? []); // seen, and not of this class
-  const title = h("h1"), list = walkable(h("div.few.dozen")), told = h("p.quiet", { role: "status" });
-  let shown = [], out = new Set(), busy = false;
+  const title = h("h1"), list = walkable(h("div.few.dozen", { role: "group", label: "Arrows move, x or Space takes one out" })), told = h("p.quiet", { role: "status" });
+  let shown = [], out = new Set();
 
   const name = () => {
     confirm.textContent = `Confirm ${number(shown.length - out.size)}`;
-    confirm.disabled = busy || !shown.length;
+    confirm.hidden = !shown.length;
     told.textContent = out.size ? `${count(out.size, "picture")} left out` : "";
   };
   const draw = (element) => {
@@ -54,32 +54,19 @@ export async function dozen({ parameters, keep, about }) {
     name();
     list.querySelector(".cell")?.focus();
   };
-  const act = async () => {
-    if (busy || !shown.length) return;
-    busy = true;
-    name();
-    try {
-      const rows = shown.filter((one) => !out.has(one.row)).map((one) => one.row);
-      for (const row of out) passed.add(row);
-      remember(stored, { rows: [...passed] });
-      if (rows.length) await give(rows, label, { together: true });
-      else await load();
-    } catch (error) { complain(error); }
-    busy = false;
-    name();
-  };
-  const confirm = h("button.main", { keys: "Enter", onclick: act }, "Confirm");
-  listen(keep, (key, event) => {
-    if (key === "Enter" && !event.target.matches("a, button:not(.cell)")) act();
-    else if (key === "x" && event.target.matches(".dozen .cell")) flip(Number(event.target.dataset.row));
-    else return false;
-    return true;
-  });
+  const confirm = working("", async () => {
+    const rows = shown.filter((one) => !out.has(one.row)).map((one) => one.row);
+    for (const row of out) passed.add(row);
+    remember(stored, { rows: [...passed] });
+    if (rows.length) await give(rows, label, { together: true });
+    else await load();
+  }, { class: "main", keys: "Enter" });
+  listen(keep, (key, { target }) => key === "x" && target.matches(".dozen .cell") && (target.click(), true));
   onLabels(keep, () => load().catch(complain));
   await load();
   return [inBar(title, told, room(),
     choice("class", classes.map((one) => [one.label, `${one.label} (${number(one.suggested)})`]), label, (value) => goTo("dozen", { label: value })),
     way("#/label", "One by one"), confirm),
-  keys("Click out what is wrong. [Enter] confirms the rest, arrows move, [x] or [Space] takes one out, [u] undoes"),
+  quiet("Click out what is wrong, then confirm the rest."), hint(),
   list];
 }

@@ -4,10 +4,14 @@ import { watch } from "./selection.js";
 
 export const PAGE = 200; // pictures asked for at once
 const KEPT = 40; // pages remembered
-const TALLEST = 8_000_000; // pixels that browsers can do; beyond that the scroll bar is a scale
-const SEEN = 350; // milliseconds until suggestions are asked for
-const AGAIN = 2000; // milliseconds until what failed is asked for again
-const REST = 70; // milliseconds: who drags the bar does not ask for all
+// Pixels that browsers can do; beyond that the scroll bar is a scale.
+const TALLEST = 8_000_000;
+// Milliseconds until suggestions are asked for.
+const SEEN = 350;
+// Milliseconds until what failed is asked for again.
+const AGAIN = 2000;
+// Milliseconds: who drags the bar does not ask for all.
+const REST = 70;
 
 export class Grid {
   // load(start, count): a promise of pictures. first: those of the first page, if known. at: the place to begin at;
@@ -102,7 +106,8 @@ export class Grid {
       } else this.put(element, place);
     }
     const missing = new Set();
-    let before = this.space; // in the order in which they are read aloud
+    // In the order in which they are read aloud.
+    let before = this.space;
     for (let place = from; place < to; place++) {
       const number = Math.floor(place / PAGE), picture = this.known(number)?.[place % PAGE];
       if (!picture) missing.add(number);

@@ -3,9 +3,12 @@ import { ask, complain, count, on, post, say } from "./dom.js";
 import { own } from "./memory.js";
 
 const others = new BroadcastChannel(own("labels")); // tabs of the same server
-const first = new Set(); // what takes back something of a view first
-let last = null; // the act that is taken back next; null: ask the server
-let acting = Promise.resolve(); // one deed after another, however quick the fingers
+// What takes back something of a view first.
+const first = new Set();
+// The act that is taken back next; null: ask the server.
+let last = null;
+// One deed after another, however quick the fingers.
+let acting = Promise.resolve();
 
 others.onmessage = ({ data }) => { last = null; told({ ...data, elsewhere: true }); };
 

@@ -1,15 +1,17 @@
 // Labelling by keyboard, one by one.
-import { ask, choice, complain, empty, get, goTo, h, image, inBar, keys, labelField, listen, percent, pixels, quiet, room, walkable, way } from "./dom.js";
+import { ask, choice, complain, empty, get, goTo, h, hint, image, inBar, labelField, percent, pixels, quiet, room, walkable, way } from "./dom.js";
 import { KEYS, classes } from "./classes.js";
 import { give, onLabels, undo, undoFirst } from "./journal.js";
 
-const BATCH = 12, FEW = 4; // proposals asked for at once; with fewer left, the next are asked for
+// Proposals asked for at once; with fewer left, the next are asked for.
+const BATCH = 12, FEW = 4;
 
 export async function labelling({ parameters, keep, about }) {
   const by = parameters.by ?? "mixed";
   let state = await ask("api/labels");
   let queue = [], done = [], coming;
-  const passed = new Set(); // skipped, or labelled since proposals were asked for
+  // Skipped, or labelled since proposals were asked for.
+  const passed = new Set();
   const stage = h("div.one"), side = h("section.side", { label: "Progress" });
 
   const more = () => {
@@ -19,7 +21,8 @@ export async function labelling({ parameters, keep, about }) {
     }).finally(() => { coming = undefined; });
     return coming;
   };
-  let acting = Promise.resolve(), own = false; // one deed after another, however quick the fingers
+  // One deed after another, however quick the fingers.
+  let acting = Promise.resolve(), own = false;
   const act = (work) => {
     acting = acting.then(work).catch(complain).then(draw).catch(complain);
     return acting;
@@ -42,7 +45,8 @@ export async function labelling({ parameters, keep, about }) {
     passed.delete(one.row);
     queue = [one, ...queue.filter((other) => other.row !== one.row)];
   };
-  keep(undoFirst(async () => { // a skip is nothing that the server knows
+  // A skip is nothing that the server knows.
+  keep(undoFirst(async () => {
     if (!done.at(-1)?.skipped) return false;
     back(done.pop());
     await draw();
@@ -57,7 +61,8 @@ export async function labelling({ parameters, keep, about }) {
 
   const draw = async () => {
     if (!queue.length) await more();
-    else if (queue.length <= FEW) more().catch(() => {}); // asked for again, and told, when none is left
+    // Asked for again, and told, when none is left.
+    else if (queue.length <= FEW) more().catch(() => {});
     const one = queue[0];
     const input = labelField("Type a label", choose, { keys: "n" });
     side.replaceChildren(...[
@@ -73,29 +78,19 @@ export async function labelling({ parameters, keep, about }) {
     stage.replaceChildren(
       h("section.subject", { label: "What is it?" },
         image(one.row, { class: "large", alt: one.id }, "full"),
-        h("p.quiet", one.id, one.guess ? [" · Suggested: ", h("strong", one.guess), ` (${percent(one.confidence)})`] : null),
+        h("p.quiet", one.id, one.guess ? [" · Suggested: ", h("button.chip", { keys: "Enter", title: "As suggested", onclick: () => choose(one.guess) }, one.guess), ` (${percent(one.confidence)})`] : null),
         state.order.length ? walkable(h("div.classes", { role: "group", label: "Classes" }, ...state.order.map((name, place) => h("button", { class: name === one.guess ? "guess" : "",
-          keys: KEYS[place] ?? null, onclick: () => choose(name) }, KEYS[place] ? h("kbd", { mute: "true" }, KEYS[place]) : null, name))), "button") : null,
+          keys: KEYS[place], onclick: () => choose(name) }, KEYS[place] ? h("kbd", { mute: "true" }, KEYS[place]) : null, name))), "button") : null,
         inBar(input,
           h("button.main", input.given, "Label"),
           h("button", { onclick: skip, keys: "s" }, "Skip"),
-          h("button", { onclick: () => act(undo), keys: "u" }, "Undo")),
-        keys(`${state.order.length ? "The key of a class labels, [Enter] as suggested, " : ""}[n] another label, [s] skip, [u] undo`)),
+          h("button", { onclick: () => act(undo), keys: "u" }, "Undo")), // after what was pressed before
+        hint()),
       side);
     if (!state.order.length) setTimeout(() => input.focus()); // once it is on the page
     for (const next of queue.slice(1, 4)) new Image().src = pixels(next.row, "full");
   };
 
-  listen(keep, (key, event) => {
-    const place = KEYS.indexOf(key);
-    if (key === "s") skip();
-    else if (key === "u") act(undo); // after what was pressed before
-    else if (key === "n") stage.querySelector("input")?.focus();
-    else if (key === "Enter" && !event.target.matches("button, a") && queue[0]?.guess) choose(queue[0].guess);
-    else if (place >= 0 && state.order[place]) choose(state.order[place]);
-    else return false;
-    return true;
-  });
   await draw();
   return [inBar(h("h1", "Label the collection"), room(),
     choice("order", [["mixed", "mixed"], ["covered", "representative"], ["uncertain", "uncertain"]], by, (value) => goTo("label", { by: value })),

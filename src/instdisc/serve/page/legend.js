@@ -1,5 +1,6 @@
 // What the colours of the map mean. A click isolates one, a double click opens its pictures.
-import { get, goTo, h, quiet, walkable } from "./dom.js";
+import { complain, get, goTo, h, quiet, walkable } from "./dom.js";
+import { prepare } from "./overview.js";
 import { packed } from "./plane.js";
 
 const PALETTES = {
@@ -17,20 +18,21 @@ export async function colouring(how, mode, ink) {
   const entries = names.map((text, code) => (others && code === names.length - 1 ? { text, code, shade: grey } : { text, code, shade: shades[code], set: SETS[how]?.(text) }));
   const table = entries.map((entry) => packed(entry.shade)), without = packed(how === "label" && !names.length ? ink : grey);
   if (none) entries.push({ text: none, code: -1, shade: grey });
-  return { codes, colour: (code) => table[code] ?? without, entries, note };
+  return { codes, colour: (code) => table[code] ?? without, entries, note, make: how === "outlier" && note };
 }
 
 // isolated(entry): is told which one alone is meant, null for all.
 export function legend(isolated) {
   const element = walkable(h("div.legend"), "a");
-  const show = ({ entries, note }, only) => {
+  const show = (given, only) => {
+    const { entries, note, make } = given;
     const found = entries.find((entry) => entry.text === only) ?? null, focused = element.contains(document.activeElement);
     element.replaceChildren(...entries.map((entry) => {
       const dot = h("i.dot"), open = () => { if (entry.set) goTo("", entry.set); }, pressed = entry === found;
       dot.style.background = entry.shade;
       return h("a", { role: "button", href: "#", pressed: pressed, title: `Click: only these.${entry.set ? " Double click, or o: open them." : ""}`,
-        onclick: (event) => { event.preventDefault(); show({ entries, note }, pressed ? "" : entry.text); }, ondblclick: open, onkeydown: (event) => { if (event.key === "o") open(); } }, dot, entry.text);
-    }), quiet(note ?? ""));
+        onclick: (event) => { event.preventDefault(); show(given, pressed ? "" : entry.text); }, ondblclick: open, onkeydown: (event) => { if (event.key === "o") open(); } }, dot, entry.text);
+    }), quiet(note ?? ""), make ? h("button", () => prepare(["outliers"]).then(() => goTo("overview"), complain), "Compute them") : "");
     element.settle();
     if (focused) element.children[Math.max(0, entries.indexOf(found))]?.focus();
     isolated(found);

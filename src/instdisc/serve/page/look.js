@@ -1,5 +1,5 @@
 // One picture and what is like it; search by several, or one's own.
-import { ask, cell, complain, empty, get, goTo, h, image, inBar, labelField, link, listen, number, onKeys, percent, press, size, suggest, sure, visit, walkable, way, words } from "./dom.js";
+import { ask, cell, complain, empty, fileFacts, get, goTo, h, image, inBar, labelField, link, number, onKeys, percent, press, quiet, retry, suggest, sure, visit, walkable, way, words } from "./dom.js";
 import { setOf } from "./browse.js";
 import { give, onLabels } from "./journal.js";
 
@@ -19,13 +19,12 @@ function hits(results, about, { near = [], far = [], upload } = {}) {
 }
 
 function facts(one, file) {
-  const at = Math.max(one.path.lastIndexOf("/"), one.path.lastIndexOf("\\"));
+  const known = fileFacts({ ...file, path: one.path });
   const entry = (term, value) => (value ? [h("dt", term), h("dd", value)] : []);
-  return h("dl", ...entry("File", at < 0 ? one.path : one.path.slice(at + 1)), ...entry("Folder", one.path.slice(0, Math.max(0, at))), ...entry("Id", one.id === one.path ? "" : one.id),
+  return h("dl", ...entry("File", known.name), ...entry("Folder", known.folder), ...entry("Id", one.id === one.path ? "" : one.id),
     ...entry("Label", one.label && [h("a", { href: link("", { label: one.label }) }, one.label), one.hand ? " (by you)" : " (of the folder)"]),
     ...entry("Suggested", sure(one) && [h("a", { href: link("", { label: one.guess, by: "suggested" }) }, one.guess), ` (${percent(one.confidence)})`]),
-    ...(file ? [...entry("Pixels", file.width && `${number(file.width)} × ${number(file.height)} ${file.format}`), ...entry("Size", file.size && size(file.size)),
-      ...entry("Date", file.modified && new Date(1000 * file.modified).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })), ...entry("Problem", file.problem)] : []));
+    ...entry("Pixels", known.pixels), ...entry("Size", known.bytes), ...entry("Date", known.date), ...entry("Problem", file?.problem));
 }
 
 // The picture is there at once; its neighbours, suggestion and file come when they can.
@@ -39,7 +38,7 @@ export async function picture({ row, parameters, keep, about, again }) {
   const shown = image(row, { class: "large", alt: words(one) }, "full");
   const zoom = () => { const on = stage.classList.toggle("zoomed"); press(zooming, on); };
   const step = (to) => h("button", { disabled: true, keys: to === "before" ? "k" : "j", onclick: () => { if (file?.[to] >= 0) visit(file[to], set); } }, to === "before" ? "Previous" : "Next");
-  const before = step("before"), after = step("after"), place = h("span.quiet");
+  const before = step("before"), after = step("after"), place = quiet();
   const zooming = h("button", { pressed: false, keys: "z", onclick: zoom }, "Zoom");
   const stage = h("div.stage", { onclick: zoom }, shown);
   const forms = h("div.bar");
@@ -58,12 +57,12 @@ export async function picture({ row, parameters, keep, about, again }) {
     h("section.subject", { label: "The picture" }, h("h1.file", one.id), stage,
       inBar(before, after, zooming, place), known, forms),
     h("section", { label: "Similar pictures" },
-      inBar(h("h2", "Similar pictures"), h("span.quiet", { title: "Cosine similarity" }, "1 = identical")),
+      inBar(h("h2", "Similar pictures"), quiet({ title: "Cosine similarity" }, "1 = identical")),
       found))];
   const filled = ask(`api/neighbours/${row}?count=48`).then(({ results }) => {
     found.replaceChildren(results.length ? hits(results, about, { near: [row] }) : h("p.quiet", "No other pictures in this collection."));
   }, (error) => {
-    found.replaceChildren(h("p", error.message), h("button", again, "Try again"));
+    found.replaceChildren(h("p", error.message), retry(again));
   }).then(() => found.removeAttribute("aria-busy"));
   filled.then(() => ask(`api/facts/${row}?${set}`)).then((given) => {
     file = given;
@@ -74,13 +73,6 @@ export async function picture({ row, parameters, keep, about, again }) {
     if (about.labelled) return read();
   }).catch(() => {}); // the picture and its neighbours are there
   onLabels(keep, () => read().catch(complain));
-  listen(keep, (key) => {
-    if (key === "j" && !after.disabled) after.click();
-    else if (key === "k" && !before.disabled) before.click();
-    else if (key === "z") zoom();
-    else return false;
-    return true;
-  });
   await Promise.race([filled, new Promise((go) => { setTimeout(go, 150); })]); // mostly they are there by then
   return content;
 }

@@ -1,5 +1,5 @@
 // All pictures in the plane.
-import { answered, ask, choice, complain, empty, get, h, image, link, number, on, press, quiet, room, say, standing, underWay, visit, words, working } from "./dom.js";
+import { answered, ask, choice, complain, empty, get, h, image, link, number, on, press, quiet, room, say, standing, tool, underWay, visit, words, working } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Cursor, handle } from "./hand.js";
 import { onLabels } from "./journal.js";
@@ -14,11 +14,11 @@ const ASKED = 100; // names asked for at once
 
 export async function map({ parameters, keep, about }) {
   const stay = standing();
-  const state = await ask("api/map");
+  const state = await ask("api/map"), reload = () => dispatchEvent(new Event("hashchange"));
   if (state.state === "ready") return view(parameters, keep, about, stay);
-  if (state.state === "computing") return [h("h1", "The map"), underWay("api/map", "Computing the map", false, () => dispatchEvent(new Event("hashchange")))];
+  if (state.state === "computing") return [h("h1", "The map"), underWay("api/map", "Computing the map", false, reload)];
   return [empty("There is no map yet", `${state.error ? `${state.error} ` : ""}Similar pictures are placed close together. It is computed once, about a minute for 10,000 pictures, and kept.`,
-    working(state.error ? "Try again" : "Compute the map", async () => { await ask("api/map", { method: "POST" }); dispatchEvent(new Event("hashchange")); }, { class: "main" }))];
+    working(state.error ? "Try again" : "Compute the map", async () => { await ask("api/map", { method: "POST" }); reload(); }, { class: "main" }))];
 }
 
 async function points() {
@@ -40,7 +40,8 @@ function lens(plane, rows) {
     card.style.left = `${x + side + 150 > plane.width ? Math.max(4, x - side - 144) : x + side}px`;
     card.style.top = `${Math.max(4, Math.min(plane.height - 200, y + 12))}px`;
     card.replaceChildren(image(rows[point]));
-    naming = setTimeout(async () => { // not for every point on the way of a pointer
+    // Not for every point on the way of a pointer.
+    naming = setTimeout(async () => {
       try {
         const one = await ask(`api/pictures/${rows[point]}`);
         if (shown === point) card.append(h("span", words(one)));
@@ -132,7 +133,8 @@ async function view(parameters, keep, about, stay) {
     const mine = ++wanted, look = getComputedStyle(document.documentElement), ink = look.getPropertyValue("--accent").trim();
     if (how === "cluster") entries.replaceChildren(quiet("Computing clusters …"));
     const found = await colouring(how, dark.matches ? "dark" : "light", ink);
-    if (mine !== wanted) return; // another colouring was asked for meanwhile
+    // Another colouring was asked for meanwhile.
+    if (mine !== wanted) return;
     here.by = how;
     Object.assign(plane, { ink, found, pale: packed(look.getPropertyValue("--line").trim()), codes: Int32Array.from(found.codes), colours: Uint32Array.from(found.codes, found.colour) });
     entries.show(found, here.only);
@@ -173,7 +175,6 @@ async function view(parameters, keep, about, stay) {
   await colour(here.by);
   name().catch(complain);
   chosen();
-  const tool = (text, title, act) => h("button", { title, label: title, onclick: act }, text);
   return [h("div.bar.mapping", h("h1", `Map · ${number(count)} pictures`), room(), by, dots, lasso), entries,
-    h("div.plane", canvas, card, h("div.tools", tool("+", "Zoom in", () => plane.zoom(1.6)), tool("−", "Zoom out", () => plane.zoom(1 / 1.6)), tool("⤢", "Fit", () => plane.fit(false)))), below];
+    h("div.plane", canvas, card, h("div.tools", tool("+", "Zoom in", "+ =", () => plane.zoom(1.6)), tool("−", "Zoom out", "-", () => plane.zoom(1 / 1.6)), tool("⤢", "Fit", "0", () => plane.fit(false)))), below];
 }

@@ -2,10 +2,13 @@
 // Level L cuts the map into 2^L x 2^L parts of as many cells each; the tiles of a part come as one sheet.
 import { answered, clamp, complain } from "./dom.js";
 
-const CELL = 40, LARGEST = 90; // pixels of a cell where the whole map is seen; where there are few pictures
-const MOST = 2048, DEEPEST = 8, ACROSS = 32; // cells of a part; levels; tiles in a line of a sheet
+// Pixels of a cell where the whole map is seen; where there are few pictures.
+const CELL = 40, LARGEST = 90;
+// Cells of a part; levels; tiles in a line of a sheet.
+const MOST = 2048, DEEPEST = 8, ACROSS = 32;
 const KEPT = 10; // sheets
-const REST = 90; // milliseconds: who zooms through a level does not ask for it
+// Milliseconds: who zooms through a level does not ask for it.
+const REST = 90;
 const FRAME = 2, FADED = 0.2;
 
 export class Mosaic {

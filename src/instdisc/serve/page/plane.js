@@ -2,7 +2,8 @@
 import { clamp } from "./dom.js";
 
 const MARGIN = 16; // pixels around the whole map
-const BUCKETS = 256; // of the lattice by which the points of a place are found, a side
+// Of the lattice by which the points of a place are found, a side.
+const BUCKETS = 256;
 const LEAST = 0.8, MOST = 360;
 
 const bucket = (one) => clamp(Math.floor(one * BUCKETS), BUCKETS - 1);

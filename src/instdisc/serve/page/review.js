@@ -1,10 +1,11 @@
 // A review, case by case: copies, outliers, doubtful labels, unreadable files, look-alikes. Decisions stay in the run;
 // nothing happens to a picture before somebody takes the list, the script, or hides.
-import { answered, ask, cell, clamp, complain, count, empty, get, goTo, h, image, inBar, keys, labelField, link, listen, number, on, pixels, press, quiet, room, save, say, size, walkable, way, working } from "./dom.js";
+import { answered, ask, cell, clamp, complain, count, empty, facet, fileFacts, get, goTo, h, hint, image, inBar, labelField, link, listen, modal, number, on, pixels, press, quiet, retry, room, save, say, tool, walkable, way, working } from "./dom.js";
 import { act, give, onLabels, undoFirst } from "./journal.js";
 
 const KINDS = { copies: "Copies", outliers: "Outliers", labels: "Labels", unreadable: "Unreadable", "look-alikes": "Look-alikes" };
-const ASKED = 12, LOOKED_OVER = 100, SHARP = 1024; // cases at once; on the sheet at once; pixels of a picture before it is zoomed
+// Cases at once; on the sheet at once; pixels of a picture before it is zoomed.
+const ASKED = 12, LOOKED_OVER = 100, SHARP = 1024;
 const WORDS = {
   copies: ["group", "Proven by the files' bytes, or by the pixels of both pictures laid over each other. Suggested: keep the one with most pixels, then the largest file, then the oldest."],
   outliers: ["picture", "The highest outlier score first."],
@@ -14,9 +15,6 @@ const WORDS = {
 };
 
 const why = (one) => [one.kind, ...one.changes].filter(Boolean).join(", ");
-const slash = (path) => Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\"));
-const facts = (one) => [one.width ? `${number(one.width)} × ${number(one.height)}` : "", one.format, one.size ? size(one.size) : "",
-  one.modified ? new Date(1000 * one.modified).toISOString().slice(0, 10) : "", one.path.slice(slash(one.path) + 1), one.path.slice(0, Math.max(0, slash(one.path)))];
 const keyOf = (one) => one.pictures.map((picture) => picture.row).join(",");
 
 // Pictures side by side, or one after another at the same place; a wheel, + and -, and a drag move all of them alike.
@@ -34,7 +32,8 @@ function stages(pictures, readable) {
     });
   };
   const move = (right, down) => { const most = 50 * (zoom - 1); x = clamp(x + right + most, 2 * most) - most; y = clamp(y + down + most, 2 * most) - most; draw(); };
-  const by = (factor, left = 0, top = 0) => { // the point at left, top (percent from the middle) stays
+  // The point at left, top (percent from the middle) stays.
+  const by = (factor, left = 0, top = 0) => {
     const before = zoom;
     zoom = Math.max(1, Math.min(16, zoom * factor));
     move((left - x) * (1 - zoom / before), (top - y) * (1 - zoom / before));
@@ -61,10 +60,7 @@ export async function review({ part, parameters, keep, about, again }) {
   let queue = [], at = 0, skipped = [], counts = { open: 0, decided: 0, certain: 0 }, own = false, shown, busy = false, alive = true;
   keep(() => { alive = false; });
 
-  const tab = (one) => {
-    const known = one.kind === kind ? counts.open : one.open;
-    return h("a.facet", { href: link(`review/${one.kind}`), ...(one.kind === kind ? { "aria-current": "true" } : {}) }, KINDS[one.kind], known === null ? "" : quiet(` ${number(known)}`));
-  };
+  const tab = (one) => facet(link(`review/${one.kind}`), one.kind === kind, KINDS[one.kind], one.kind === kind ? counts.open : one.open);
   const state = (given) => { // how the review stands
     if (!alive) return;
     const mine = given.kinds.find((one) => one.kind === kind);
@@ -139,7 +135,7 @@ export async function review({ part, parameters, keep, about, again }) {
     element.classList.toggle("kept", kept && queue[at].pictures.length > 1);
     element.classList.toggle("gone", !kept);
     if (!chip) return;
-    chip.replaceChildren(h("kbd", String(place + 1)), kept ? "Keep" : "Remove");
+    chip.replaceChildren(h("kbd", chip.ariaKeyShortcuts), kept ? "Keep" : "Remove");
     press(chip, kept);
   });
 
@@ -158,24 +154,25 @@ export async function review({ part, parameters, keep, about, again }) {
       return;
     }
     shown = stages(one.pictures, kind !== "unreadable");
-    const lines = one.pictures.map(facts), differ = lines[0].map((_, column) => new Set(lines.map((line) => line[column])).size > 1);
+    const lines = one.pictures.map((picture) => Object.values(fileFacts(picture))), differ = lines[0].map((_, column) => new Set(lines.map((line) => line[column])).size > 1);
     shown.host.append(...one.pictures.map((picture, place) => h("figure.shot", shown.boxes[place],
-      h("figcaption", ...(kind === "labels" ? [] : [h("button.chip", { keys: String(place + 1), onclick: (event) => { flip(place); if (event.detail) event.currentTarget.blur(); } })]),
+      h("figcaption", ...(kind === "labels" ? [] : [h("button.chip", { ...(one.pictures.length > 1 ? { keys: String(place + 1), title: "Key: keep it alone" } : { keys: "x" }), onclick: (event) => { flip(place); if (event.detail) event.currentTarget.blur(); } })]),
         quiet(picture.kind ? why(picture) : kind === "copies" ? "best of these" : ""), h("p.fact", ...lines[place].map((text, column) => text && h(differ[column] ? "b" : "span", text)))))));
     const { given, voted, score, note } = one, hand = one.pictures[0].hand ? "by you" : "of the folder";
     const labels = () => { const input = labelField("Type a label", change, { size: 12, keys: "n" }); return [h("p", `Labelled “${given}” (${hand}). Its neighbours say `, h("strong", voted), quiet(` (doubt ${score.toFixed(2)})`)),
       inBar(h("button", { onclick: keepLabel, keys: "1" }, h("kbd", "1"), `Keep “${given}”`), h("button", { onclick: () => change(voted), keys: "2" }, h("kbd", "2"), `Change to “${voted}”`), input, h("button", { onclick: input.given }, "Change"))]; };
-    const more = one.pictures.length > 1 ? [h("button", { keys: "a", onclick: () => choose(one.pictures.map(() => "keep")) }, "Keep all"), h("button", { keys: "Space", onclick: () => shown.flicker() }, "Flicker")] : [];
+    const more = one.pictures.length > 1 ? [h("button", { keys: "a", onclick: () => choose(one.pictures.map(() => "keep")) }, "Keep all"), h("button", { keys: "x", title: "Keep or remove the one shown alone, or the second", onclick: () => flip(Math.max(shown.alone, 1)) }, "Flip"), h("button", { keys: "Space", title: "One at the place of the other", onclick: () => shown.flicker() }, "Flicker")] : [];
     const single = kind === "labels" || kind === "outliers";
     stage.replaceChildren(...[single ? h("div.beside", shown.host, evidence(one.pictures[0])) : shown.host, note ? h("p", `Why: ${note}.`) : null, kind === "look-alikes" ? quiet(`lowest similarity: ${score.toFixed(3)}`) : null, ...(kind === "labels" ? labels() : []),
       inBar(...(kind === "labels" ? [] : [h("button.main", { keys: "Enter", onclick: accept }, grouped ? "Accept" : "Done"), ...more]),
-        h("button", { onclick: skip, keys: "s" }, "Skip"), h("button", { onclick: before, keys: "k", disabled: !at }, "Back"), room(),
-        ...(kind === "unreadable" ? [] : [h("button", { label: "Zoom out", onclick: () => shown.by(1 / 1.5) }, "−"), h("button", { label: "Zoom in", onclick: () => shown.by(1.5) }, "+")]))].filter(Boolean));
+        h("button", { onclick: skip, keys: "s j" }, "Skip"), h("button", { onclick: before, keys: "k", disabled: !at }, "Back"), room(),
+        ...(kind === "unreadable" ? [] : [tool("−", "Zoom out", "-", () => shown.by(1 / 1.5)), tool("+", "Zoom in", "+ =", () => shown.by(1.5)), tool("⤢", "Fit", "0", shown.fit)]))].filter(Boolean));
     if (kind !== "labels") mark();
     if (queue[at + 1]) for (const { row } of kind === "unreadable" ? [] : queue[at + 1].pictures) new Image().src = pixels(row, "full");
   };
 
-  const sheet = async () => { // what is certain, to look over before all of it is accepted
+  // What is certain, to look over before all of it is accepted.
+  const sheet = async () => {
     const list = h("div.sheet", { tabIndex: 0, role: "group", label: "Kept, and marked for removal" }), from = async (start) => {
       const found = await get("api/review/copies", { which: "certain", start, count: LOOKED_OVER });
       list.append(...found.cases.map((one) => h("div", ...one.pictures.map((picture, place) => h("figure", { class: place ? "gone" : "kept", title: picture.path }, image(picture.row, { alt: picture.id, loading: "lazy" }), h("figcaption", place ? why(picture) : "keep"))))));
@@ -183,36 +180,24 @@ export async function review({ part, parameters, keep, about, again }) {
       return found.total;
     };
     const more = working(`Show ${LOOKED_OVER} more`, () => from(list.children.length)), total = await from(0);
-    const dialog = h("dialog", { label: "Certain copies", onkeydown: (event) => event.stopPropagation(), onclose: () => dialog.remove() }, h("h2", `Accept ${count(total, "certain group")}?`),
+    const dialog = modal(`Accept ${count(total, "certain group")}?`,
       h("p.quiet", "The same bytes, or nearly the same pixels. The first of each is kept; the others are marked for removal, and no file is touched."), list, more,
       inBar(room(), h("button", () => dialog.close(), "Cancel"), working(`Accept all ${number(total)}`, async () => { await deed("api/review/certain", { expected: total }); dialog.close(); await begin(); }, { class: "main", autofocus: true })));
     keep(() => dialog.remove());
-    document.body.append(dialog);
-    dialog.showModal();
   };
   const all = working("", sheet, { keys: "A", title: "Look them over first (Shift-A)" });
 
-  const inCase = (key, event) => {
-    const one = queue[at], place = Number(key) - 1, onButton = event.target.matches("a, button");
-    if (key === "A" && counts.certain) { all.click(); return true; }
+  const inCase = (key) => {
+    const one = queue[at], place = Number(key) - 1;
     if (!one) return false;
-    const acts = { s: skip, j: skip, k: before, "+": () => shown.by(1.5), "=": () => shown.by(1.5), "-": () => shown.by(1 / 1.5), 0: shown.fit };
-    if (acts[key]) acts[key]();
-    else if (kind === "labels" && place === 0) keepLabel();
-    else if (kind === "labels" && place === 1) change(one.voted);
-    else if (kind === "labels" && key === "n") stage.querySelector("input").focus();
-    else if (key === " " && !onButton && one.pictures.length > 1) shown.flicker();
-    else if (key === "Escape" && shown.alone >= 0) shown.flicker(true);
-    else if (kind === "labels") return false;
-    else if (key === "Enter" && !onButton) accept();
-    else if (key === "a") choose(one.pictures.map(() => "keep"));
-    else if (key === "x") flip(Math.max(shown.alone, one.pictures.length > 1 ? 1 : 0));
-    else if (one.pictures[place]) only(place);
+    if (key === "Escape" && shown.alone >= 0) shown.flicker(true);
+    else if (kind !== "labels" && one.pictures[place]) only(place);
     else return false;
     return true;
   };
   listen(keep, inCase);
-  keep(undoFirst(async () => { // a skip is nothing that the server knows
+  // A skip is nothing that the server knows.
+  keep(undoFirst(async () => {
     if (!skipped.length || keyOf(queue[at - 1] ?? { pictures: [] }) !== skipped.at(-1)) return false;
     before();
     return true;
@@ -223,9 +208,10 @@ export async function review({ part, parameters, keep, about, again }) {
   await load().catch((error) => { fault = error; });
   if (fault?.lost) throw fault;
   state(await ask("api/review"));
-  if (fault) stage.replaceChildren(empty(`${KINDS[kind]} unavailable`, fault.message, h("button.main", () => again().catch(complain), "Try again")));
+  if (fault) stage.replaceChildren(empty(`${KINDS[kind]} unavailable`, fault.message, retry(again)));
   else draw();
-  const rest = async () => { // counts of the other kinds, one after another
+  // Counts of the other kinds, one after another.
+  const rest = async () => {
     for (const name of ["labels", "outliers", "copies"]) if (name !== kind && alive && (name !== "copies" || about.pictures <= 20_000)) await get(`api/review/${name}`, { count: 1 }).catch(() => {});
     if (alive) state(await ask("api/review"));
   };
@@ -234,5 +220,5 @@ export async function review({ part, parameters, keep, about, again }) {
   return [inBar(h("h1", "Review"), tabs, room(), told, decided ? way(link(`review/${kind}`), "To decide on") : counts.decided ? way(link(`review/${kind}`, { decided: 1 }), `Decided (${number(counts.decided)})`) : null,
     kind === "look-alikes" ? h("label", "Minimum similarity ", least) : null, kind === "copies" ? all : null),
   h("p.quiet.said", said), stage,
-  keys(kind === "labels" ? "[1] keep the label, [2] change it, [n] another label, [s] skip, [k] back, [u] undo" : `${grouped ? "[1]–[9] keep that one alone, [a] keep all, [x] flip one, [Enter] accept and next, [Space] flicker" : "[x] mark for removal, or not, [Enter] done and next"}, [s] skip, [k] back, [u] undo, [+] [-] [0] or a wheel zoom`), foot];
+  hint(), foot];
 }

@@ -1,7 +1,8 @@
 // What is selected, over all views: rows as they were picked. It outlives a reload, not the tab.
 import { recall, remember } from "./memory.js";
 
-export const MOST = 100_000; // the server takes as many in one request
+// The server takes as many in one request.
+export const MOST = 100_000;
 const listeners = new Set();
 let rows = new Set(), stored = "";
 

@@ -5,8 +5,10 @@ import { MOST, add, clear, replace, selection, toggle, watch } from "./selection
 
 const QUERY = 100; // pictures in one search
 const tray = byId("tray");
-let anchor = null; // the picture from which a range goes on
-let asking = null; // what must be decided before a label is given
+// The picture from which a range goes on.
+let anchor = null;
+// What must be decided before a label is given.
+let asking = null;
 
 const most = () => say(`At most ${number(MOST)} pictures can be selected: the first of them are.`, true);
 export const select = (rows) => { if (!replace(rows)) most(); };
@@ -81,7 +83,7 @@ function decide() {
   tray.replaceChildren(h("p", { role: "alert" }, `${number(other)} of ${number(rows.length)} ${other === 1 ? "has" : "have"} another label by you.`),
     h("button.main", act(() => give(rows, given, { together })), `Overwrite ${number(other)}`),
     rows.length > other ? h("button", act(() => give(rows, given, { together, keep: true })), `Label the other ${number(rows.length - other)}`) : "",
-    h("button", act(() => {}), "Cancel"));
+    h("button", { keys: "Escape", onclick: act(() => {}) }, "Cancel"));
   tray.settle();
 }
 
@@ -100,13 +102,10 @@ function draw() {
 }
 
 // Whether the key was meant for a selection.
-export function key(pressed, event) {
-  const cell = document.activeElement?.closest?.(".cell");
-  if (pressed.toLowerCase() === "x" && cell?.querySelector(".tick")) pick(cell, event.shiftKey).catch(complain);
-  else if (pressed === "l" && selection.size && !asking) tray.querySelector("input").focus();
-  else if (pressed === "Escape" && asking) { asking = null; draw(); } else if (pressed === "Escape" && selection.size) clear();
-  else return false;
-  return true;
+export function key(event) {
+  const cell = document.activeElement?.closest?.(".cell"), meant = event.key.toLowerCase() === "x" && cell?.querySelector(".tick");
+  if (meant) pick(cell, event.shiftKey).catch(complain);
+  return meant;
 }
 
 export function begin() {

@@ -103,7 +103,7 @@ def map_colours(
         codes = np.full(len(index), -1)
         for position, (row, _) in enumerate(known):
             codes[row] = 3 - np.searchsorted(_UNUSUAL, position / len(known), side="right")
-        note = "" if known else "There are no outlier scores yet: instdisc outliers RUN computes them."
+        note = "" if known else "There are no outlier scores yet."
         return Colours(names=list(_GRADES) if known else [], codes=codes[rows].tolist(), note=note)
     found, note = session.opened.suggestions(), "Nothing is suggested yet: label a few pictures."
     if found is None:
