@@ -147,13 +147,19 @@ def test_outlier_scores_are_made_from_the_map_and_no_view_names_a_command(page: 
         page.wait_for_selector("main .cell img, canvas.map, .large, .empty, .shot")
         page.wait_for_timeout(300)
         assert not COMMAND.search(page.locator("body").inner_text()), view
+    page.goto("/#/review/outliers")
+    page.wait_for_selector("text=Outlier scores tell better.")
+    expect(page.get_by_role("button", name="Compute outlier scores")).to_be_visible()
     page.goto("/#/map?by=outlier")
-    page.get_by_role("button", name="Compute them").click()
+    page.get_by_role("button", name="Compute outlier scores").click()
     page.wait_for_function("() => location.hash === '#/overview'")
     expect(row(page, "Outlier scores")).to_contain_text("Ready")
     assert opened.begun == ["outliers"], "nothing else was asked for"
     page.goto("/#/map?by=outlier")
     page.wait_for_selector(".legend a >> text=most unusual")
+    page.goto("/#/review/outliers")
+    page.wait_for_selector("text=The highest outlier score first.")
+    assert page.get_by_role("button", name="Compute outlier scores").count() == 0
 
 
 def test_the_sheet_lists_the_keys_that_the_view_declares(page: playwright.Page, client: Client) -> None:

@@ -81,10 +81,10 @@ def spreading_graph(
     return stored_graph(folder.neighbour_graph, own, show=show).affinity()
 
 
-def has_graph(folder: RunFolder, vectors: Float[Tensor, "pictures dim"]) -> bool:
-    """Whether the graph of these vectors is kept in RUN/index/. All of them are read once."""
-    file, own = folder.neighbour_graph, Vectors.of(vectors)
-    return file.is_file() and read_graph(file, digest_of(own), own.count) is not None
+def has_graph(folder: RunFolder, vectors: Vectors) -> bool:
+    """Whether the graph of these vectors is kept in RUN/index/; then all of them are read once, block by block."""
+    file = folder.neighbour_graph
+    return file.is_file() and read_graph(file, digest_of(vectors), vectors.count) is not None
 
 
 def vote(

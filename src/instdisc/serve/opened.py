@@ -120,14 +120,13 @@ class Opened:
             return self.collection.up_to_date
         if what == "outliers":
             return bool(self.known_outliers())
-        with self._lock:
-            _, vectors = self._vectors()
-        known = self._graph
-        if known is not None and known[0] is vectors and known[1] is not None:
+        linked, known = self._graph, self._known
+        if linked is not None and known is not None and linked[0] is known[1] and linked[1] is not None:
             return True
-        key = id(vectors), self._stamp(self.collection.folder.neighbour_graph)
+        gone = self.returned, int(self.index.removed.sum())
+        key = gone, self._stamp(self.collection.folder.neighbour_graph)
         if self._stored_graph[0] != key:
-            self._stored_graph = key, votes_job.has_graph(self.collection.folder, vectors)
+            self._stored_graph = key, votes_job.has_graph(self.collection.folder, self.index.present()[1])
         return self._stored_graph[1]
 
     def copies(self) -> list[list[CopyFacts]]:

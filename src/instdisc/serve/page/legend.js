@@ -1,6 +1,6 @@
 // What the colours of the map mean. A click isolates one, a double click opens its pictures.
-import { complain, get, goTo, h, quiet, walkable } from "./dom.js";
-import { prepare } from "./overview.js";
+import { get, goTo, h, quiet, walkable } from "./dom.js";
+import { scores } from "./overview.js";
 import { packed } from "./plane.js";
 
 const PALETTES = {
@@ -32,7 +32,7 @@ export function legend(isolated) {
       dot.style.background = entry.shade;
       return h("a", { role: "button", href: "#", pressed: pressed, title: `Click: only these.${entry.set ? " Double click, or o: open them." : ""}`,
         onclick: (event) => { event.preventDefault(); show(given, pressed ? "" : entry.text); }, ondblclick: open, onkeydown: (event) => { if (event.key === "o") open(); } }, dot, entry.text);
-    }), quiet(note ?? ""), make ? h("button", () => prepare(["outliers"]).then(() => goTo("overview"), complain), "Compute them") : "");
+    }), quiet(note ?? ""), make ? scores() : "");
     element.settle();
     if (focused) element.children[Math.max(0, entries.indexOf(found))]?.focus();
     isolated(found);

@@ -1,7 +1,8 @@
 // What there is, what the views are made with, and one button for what is missing.
-import { ask, cell, complain, count, h, inBar, number, post, quiet, retry, room, underWay, walkable, way, working } from "./dom.js";
+import { ask, cell, complain, count, goTo, h, inBar, number, post, quiet, retry, room, underWay, walkable, way, working } from "./dom.js";
 
-export const prepare = (steps = null) => post("api/prepare", { steps });
+const prepare = (steps = null) => post("api/prepare", { steps });
+export const scores = () => h("button", () => prepare(["outliers"]).then(() => goTo("overview"), complain), "Compute outlier scores");
 
 const facts = (title, lines) => h("section.stack", h("h2", title), h("dl", ...lines.flatMap(({ title: name, view, text, ready }) => [
   h("dt", view === null ? name : h("a", { href: `#/${view}` }, name)), h("dd", ready === undefined ? text : [ready ? h("strong.good", "Ready") : h("strong", "Missing"), quiet(` ${text}`)])])));

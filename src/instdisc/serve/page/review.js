@@ -2,6 +2,7 @@
 // nothing happens to a picture before somebody takes the list, the script, or hides.
 import { answered, ask, cell, clamp, complain, count, empty, facet, fileFacts, get, goTo, h, hint, image, inBar, labelField, link, listen, modal, number, on, pixels, press, quiet, retry, room, save, say, tool, walkable, way, working } from "./dom.js";
 import { act, give, onLabels, undoFirst } from "./journal.js";
+import { scores } from "./overview.js";
 
 const KINDS = { copies: "Copies", outliers: "Outliers", labels: "Labels", unreadable: "Unreadable", "look-alikes": "Look-alikes" };
 // Cases at once; on the sheet at once; pixels of a picture before it is zoomed.
@@ -216,9 +217,10 @@ export async function review({ part, parameters, keep, about, again }) {
     if (alive) state(await ask("api/review"));
   };
   setTimeout(() => rest().catch(() => {}), 400);
+  const scored = kind !== "outliers" || fault || (await get("api/outliers", { count: 1 })).by === "outlier_score";
   const least = h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold), onchange: (event) => { if (event.target.checkValidity()) goTo("review/look-alikes", { threshold: event.target.value }); } });
   return [inBar(h("h1", "Review"), tabs, room(), told, decided ? way(link(`review/${kind}`), "To decide on") : counts.decided ? way(link(`review/${kind}`, { decided: 1 }), `Decided (${number(counts.decided)})`) : null,
     kind === "look-alikes" ? h("label", "Minimum similarity ", least) : null, kind === "copies" ? all : null),
-  h("p.quiet.said", said), stage,
+  h("p.quiet.said", scored ? said : "The lowest similarity to others first. Outlier scores tell better."), scored ? null : inBar(scores()), stage,
   hint(), foot];
 }
