@@ -228,7 +228,7 @@ def test_a_container_with_a_published_port(browser, trained: tuple[Path, Path], 
         context = browser.new_context()
         page = context.new_page()
         page.set_default_timeout(60_000)
-        page.goto(f"{address}?token={token}")
+        page.goto(f"{address}?token={token}#/")
         page.wait_for_selector(".scroll .cell img")
         context.close()
         refuses(browser, address, run, more)

@@ -32,7 +32,7 @@ export function legend(isolated) {
       dot.style.background = entry.shade;
       return h("a", { role: "button", href: "#", pressed: pressed, title: `Click: only these.${entry.set ? " Double click, or o: open them." : ""}`,
         onclick: (event) => { event.preventDefault(); show(given, pressed ? "" : entry.text); }, ondblclick: open, onkeydown: (event) => { if (event.key === "o") open(); } }, dot, entry.text);
-    }), quiet(note ?? ""), make ? scores() : "");
+    }), make ? scores() : "", quiet(note ?? ""));
     element.settle();
     if (focused) element.children[Math.max(0, entries.indexOf(found))]?.focus();
     isolated(found);

@@ -221,6 +221,6 @@ export async function review({ part, parameters, keep, about, again }) {
   const least = h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold), onchange: (event) => { if (event.target.checkValidity()) goTo("review/look-alikes", { threshold: event.target.value }); } });
   return [inBar(h("h1", "Review"), tabs, room(), told, decided ? way(link(`review/${kind}`), "To decide on") : counts.decided ? way(link(`review/${kind}`, { decided: 1 }), `Decided (${number(counts.decided)})`) : null,
     kind === "look-alikes" ? h("label", "Minimum similarity ", least) : null, kind === "copies" ? all : null),
-  h("p.quiet.said", scored ? said : "The lowest similarity to others first. Outlier scores tell better."), scored ? null : inBar(scores()), stage,
+  inBar(h("p.quiet.said", scored ? said : "The lowest similarity to others first. Outlier scores tell better."), scored ? null : scores()), stage,
   hint(), foot];
 }
