@@ -146,6 +146,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
         "no way to pick several pictures, and nothing can be got out",
         "a key of the page leads out of it",
         "keys of a single letter that can't be switched off",
+        "a command to type in the middle of a page for a photographer",
         "the time left is wrong by a factor of ten at the start",
         "clusters that are strewn over the map, and say nothing of what is in them",
         "a comparison of minutes without a bar, a time left, or a way to end it",
