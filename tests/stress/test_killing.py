@@ -14,7 +14,10 @@ import pytest
 from killing import TRIALS, killing
 from lives import LIVES
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc"),
+]
 TIMES = 10
 
 

@@ -22,6 +22,9 @@ from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 
 
+pytestmark = pytest.mark.slow  # together
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return picture_folder(tmp_path_factory.mktemp("strange") / "pictures of mine", 20)
