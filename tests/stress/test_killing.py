@@ -28,12 +28,7 @@ def ask() -> Iterator[Callable[..., dict[str, Any]]]:
         yield asked
 
 
-SLOW = ("table", "training", "growing")
-
-
-@pytest.mark.parametrize(
-    "life", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LIVES]
-)
+@pytest.mark.parametrize("life", LIVES)
 def test_nothing_is_lost_by_a_kill(ask: Callable[..., dict[str, Any]], life: str) -> None:
     counts = ask(life=life, trial="kill", times=TIMES, seed=0)
     assert not counts["faults"], counts["faults"][0]

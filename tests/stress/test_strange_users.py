@@ -21,8 +21,7 @@ from instdisc.jobs.search import search
 from instdisc.jobs.train import train
 from instdisc.runs import RunFolder
 
-
-pytestmark = pytest.mark.slow  # together
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,6 @@ def went_well(name: str, ended: dict[str, Any]) -> None:
     assert "\x1b" not in said and "\r" not in said, f"{name}: no terminal reads this"
 
 
-@pytest.mark.slow
 @linux
 def test_one_core_and_output_that_no_terminal_reads(ask: Ask) -> None:
     for name, ended in ask("one core").items():
@@ -129,7 +127,6 @@ def test_a_reader_that_has_gone(ask: Ask) -> None:
         assert "Traceback" not in ended["errors"] and ended["errors"].count("\n") <= 2, (name, ended["errors"])
 
 
-@pytest.mark.slow
 @linux
 def test_ctrl_c_at_any_moment_of_any_command(ask: Ask) -> None:
     """stress/kill.py tries some of them a hundred times, and looks at what they leave."""
@@ -206,7 +203,6 @@ def test_names_that_the_terminal_cannot_show(odd: tuple[Path, Path], environment
     assert b"\x1b" not in done.stdout and b":cat:[red]\\x1b[31m" in done.stdout, "names are neither markup nor emoji"
 
 
-@pytest.mark.slow
 def test_odd_names_go_through_every_command(odd: tuple[Path, Path], tmp_path: Path) -> None:
     pictures, given = odd
     run = shutil.copytree(given, tmp_path / "run")
