@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from instdisc.cli import main
+from instdisc.cli.program import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -99,7 +99,7 @@ class Bar:
 
     @contextmanager
     def parts(self) -> Iterator[None]:
-        """Bars that begin inside count items of this one: who watches is told of this one alone."""
+        """Bars that begin inside count items of this one, and `watched` is told of this one alone."""
         tell = self._tell
         inner = None if tell is None else lambda _, done, __: tell(self.description, self.done + done, self.total)
         before = _watcher.set(inner)

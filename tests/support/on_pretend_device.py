@@ -8,6 +8,7 @@ A process needs seconds to import torch, and the pretend device is its process's
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -302,3 +303,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # as instdisc/cli/program.py: the thread of autograd may abort an end of Python's own

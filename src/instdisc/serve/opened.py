@@ -101,7 +101,7 @@ class Opened:
         graph = votes_job.spreading_graph(self.collection.folder, vectors, device=self._device)
         with self._linking:
             self._graph = vectors, graph
-        self._relabel(())  # who asks again is told by it
+        self._relabel(())  # the next question is answered by it
 
     def with_new_vectors(self) -> Opened:
         """The collection opened again, with search vectors of its pictures as they are, computed now and kept."""

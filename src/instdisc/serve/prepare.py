@@ -127,7 +127,7 @@ class Preparation:
                 self._steps, self._error = [], error or " ".join(self._problems.values())
 
     def _one(self, step: Step) -> None:
-        """Make it; what can't be made is told, and does not keep the others waiting."""
+        """Make it. Where that fails the reason is kept, and the other steps go on."""
         session = self._session
         try:
             if step == "copies":

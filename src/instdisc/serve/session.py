@@ -211,7 +211,7 @@ class Session:
             return self._map
 
     def map_now(self, check: Callable[[], None]) -> None:
-        """Compute the map, if there is none, and wait for it. Raises InputError where it can't be.
+        """Compute the map, if there is none, and wait for it. Raises InputError where that fails.
 
         check: is called while another is waited for.
         """
