@@ -289,6 +289,17 @@ def test_machine_paths_are_recognised() -> None:
     assert not MACHINE_PATH.search("runs/tmp/first")
 
 
+def test_the_code_of_the_page_stays_small() -> None:
+    """In bytes, without indentation, empty lines and comment lines."""
+    lines = [
+        line.strip()
+        for path in sorted((PACKAGE / "serve" / "page").iterdir())
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    code = sum(len(line.encode()) + 1 for line in lines if line and not line.startswith(("//", "/*")))
+    assert 50_000 < code <= 120_000, code
+
+
 def test_no_large_file() -> None:
     large = [str(path.relative_to(ROOT)) for path in project_files() if path.stat().st_size > LARGEST_FILE]
     assert not large

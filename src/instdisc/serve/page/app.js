@@ -1,5 +1,5 @@
 // The views, chosen by the address after "#": every state has one.
-import { ask, byId, complain, declared, empty, goTo, h, link, number, on, press, retry, say, servedSince, standing, underWay, way, withControl } from "./dom.js";
+import { all, ask, byId, complain, declared, empty, fill, goTo, h, number, on, press, retry, say, servedSince, standing, underWay, way, withControl } from "./dom.js";
 import { browse, tileSize } from "./browse.js";
 import { dozen } from "./dozen.js";
 import { undo } from "./journal.js";
@@ -14,13 +14,17 @@ import { labelling } from "./label.js";
 import { map } from "./map.js";
 
 const view = byId("view"), busy = byId("busy");
-let about; // the collection
-let leave = () => {}; // what the present view holds on to
-let turn = 0; // a view that comes late is not shown
+// The collection.
+let about;
+// What the present view holds on to.
+let leave = () => {};
+// A view that comes late is not shown.
+let turn = 0;
 // Of this tab within the page: how many times Back stays in it.
 let depth = 0;
 
-const FORMER = { duplicates: "copies", "look-alikes": "look-alikes", outliers: "outliers" }; // views of their own before
+// Views of their own before.
+const FORMER = { duplicates: "copies", "look-alikes": "look-alikes", outliers: "outliers" };
 const here = () => location.hash.replace(/^#\/?/, "").split("?");
 
 async function route() {
@@ -29,22 +33,23 @@ async function route() {
   let [name, part] = path.split("/");
   if (FORMER[name]) [name, part] = ["review", FORMER[name]];
   const parameters = Object.fromEntries(new URLSearchParams(query));
-  for (const one of document.querySelectorAll("nav a")) {
+  for (const one of all("nav a")) {
     one.ariaCurrent = one.dataset.view === ({ "": "browse", dozen: "label" }[name] ?? name) ? "page" : null;
   }
   leave();
   const held = [];
   leave = () => held.splice(0).forEach((end) => end());
   const keep = (end) => (mine === turn ? held.push(end) : end());
-  const slow = setTimeout(() => { if (mine === turn) busy.hidden = false; }, 150);
-  const wait = setTimeout(() => { if (mine === turn) view.replaceChildren(name === "review" ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")); }, 500);
+  const later = (act, pause) => setTimeout(() => { if (mine === turn) act(); }, pause);
+  const slow = later(() => { busy.hidden = false; }, 150);
+  const wait = later(() => fill(view, name === "review" ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")), 500);
   const again = async () => { await learn(); await route(); };
   try {
     const shown = { "": browse, picture, search, review, overview, map, label: labelling, dozen }[name];
     if (!shown) throw Object.assign(new Error("Choose a view above."), { final: true });
     const content = await shown({ row: Number(part), part, parameters, keep, about, again });
     if (mine !== turn) return;
-    view.replaceChildren(...content.filter(Boolean));
+    fill(view, content);
     view.scrollTop = history.state?.top ?? 0;
     const title = view.querySelector("h1")?.textContent ?? "";
     document.title = `${title}${title && " · "}${about.name} · instdisc`;
@@ -53,9 +58,9 @@ async function route() {
     }
   } catch (error) {
     if (mine !== turn) return;
-    if (error.lost) setTimeout(() => { if (mine === turn) again().catch(route); }, 2000);
-    view.replaceChildren(empty(error.final ? "Page not found" : "Could not load this view", error.message,
-      error.final ? null : retry(again), way("#/", "All pictures")));
+    if (error.lost) later(() => again().catch(route), 2000);
+    fill(view, empty(error.final ? "Page not found" : "Could not load this view", error.message,
+      !error.final && retry(again), way("#/", "All pictures")));
   } finally {
     clearTimeout(wait);
     clearTimeout(slow);
@@ -66,7 +71,7 @@ async function route() {
 // What there is.
 async function learn() {
   Object.assign(about, await ask("api/collection"));
-  byId("known").replaceChildren(...about.labels.map((value) => h("option", { value })));
+  fill(byId("known"), about.labels.map((value) => h("option", { value })));
 }
 
 async function upload(file, more = 0) {
@@ -77,15 +82,16 @@ async function upload(file, more = 0) {
   const sent = ask("api/uploads", { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file });
   await sent.then(({ id }) => {
     goTo("search", { upload: id });
-    if (more) setTimeout(() => say("One picture at a time: this is the first of them."), 200); // after the way there
+    // After the way there.
+    if (more) setTimeout(() => say("One picture at a time: this is the first of them."), 200);
   }, complain);
   busy.hidden = true;
 }
 
 // Shortcuts of one letter can be off: speech and shaking hands press them unasked.
 function shortcuts() {
-  const button = byId("keys"), draw = () => press(button, !taste("off"));
-  on(button, "click", () => { keepTaste("off", !taste("off")); draw(); });
+  const draw = () => press(byId("keys"), !taste("off"));
+  on(byId("keys"), "click", () => { keepTaste("off", !taste("off")); draw(); });
   on(window, "keydown", (event) => {
     if (taste("off") && /^\S$/.test(event.key) && !withControl(event) && !event.target.matches("input, select")) event.stopPropagation();
   }, true);
@@ -107,7 +113,8 @@ function listen() {
   on(document, "dragover", (event) => { if (holds(event)) { event.preventDefault(); drop.hidden = false; } });
   on(document, "dragleave", (event) => { if (!event.relatedTarget) drop.hidden = true; });
   on(document, "drop", (event) => { event.preventDefault(); drop.hidden = true; upload(event.dataTransfer.files[0], event.dataTransfer.files.length - 1); });
-  on(window, "keydown", (event) => { // after the view itself
+  // After the view itself.
+  on(window, "keydown", (event) => {
     if (event.defaultPrevented || event.target.matches("input, select")) return;
     const { key, altKey, shiftKey } = event, control = withControl(event) && !altKey, plain = !control && !altKey;
     const element = plain && !(/^( |Enter)$/.test(key) && event.target.matches("a, button:not(.dozen .cell)")) && declared(key);
@@ -139,9 +146,11 @@ function step() {
 }
 
 function up() {
-  if (!here()[0]) return false; // the grid is the top
+  // The grid is the top.
+  if (!here()[0]) return false;
   if (depth > 0) history.back();
-  else location.hash = "#/"; // a link that was opened by itself
+  // A link that was opened by itself.
+  else location.hash = "#/";
   return true;
 }
 
@@ -172,6 +181,6 @@ async function start() {
 
 start().catch((error) => {
   busy.hidden = true;
-  view.replaceChildren(empty("The collection can't be shown", error.message,
+  fill(view, empty("The collection can't be shown", error.message,
     retry(async () => location.reload())));
 });

@@ -1,5 +1,5 @@
 // The grid of a set of pictures, which is in the address.
-import { ask, bytes, choice, empty, facet, get, goTo, h, link, number, room, standing, walkable, way, working } from "./dom.js";
+import { ask, bytes, choice, empty, facet, fill, get, goTo, h, link, number, room, standing, walkable, way, working } from "./dom.js";
 import { Grid, PAGE } from "./grid.js";
 import { onLabels } from "./journal.js";
 import { keepTaste, taste } from "./memory.js";
@@ -25,22 +25,24 @@ export async function browse({ parameters, keep, about, again }) {
   const everything = working(`Select all ${number(first.total)}`, async () => select(new Int32Array(await bytes(`api/rows?${set}`))), { title: "Select every picture of this view" });
   const bar = h("div.bar.browse", title, facets, room(),
     ...["label", "tag"].map((name) => [name, about[`${name}s`]]).map(([name, all]) => all.length && choice(name, [["", `All ${name}s`], ...all.map((one) => [one, one])], filter[name], go(name), false)),
-    h("input", { type: "search", value: filter.where, placeholder: "beach or 2024/*", label: "name", size: 13, onchange: (event) => go("where")(event.target.value.trim()) }),
+    h("input", { type: "search", value: filter.where, placeholder: "beach or 2024/*", label: "name", size: 13, onchange: ({ target }) => go("where")(target.value.trim()) }),
     choice("sort", ORDERS, filter.sort, go("sort"), false),
-    choice("size", SIZES, taste("size") ?? "", (value) => { keepTaste("size", value); tileSize(value); grid?.measure(); grid?.draw(); }, false), first.total ? everything : null);
+    choice("size", SIZES, taste("size") ?? "", (value) => { keepTaste("size", value); tileSize(value); grid?.measure(); grid?.draw(); }, false), first.total && everything);
   let grid;
   // By whom the labels are, once there are any.
   const count = async () => {
-    if (!about.labelled && !filter.by) { facets.replaceChildren(); return; }
+    if (!about.labelled && !filter.by) { fill(facets); return; }
     const { classes, none } = await ask("api/labels");
     const sum = (name) => classes.filter((one) => !filter.label || one.label === filter.label).reduce((total, one) => total + one[name], 0);
     const to = (by, text, amount) => facet(link("", { ...filter, by }), by === filter.by, text, amount);
-    facets.replaceChildren(to("", "all", null), to("you", "by you", sum("hand")), to("suggested", "suggested", sum("suggested")), to("none", "none", filter.label ? null : none));
+    fill(facets, to("", "all", null), to("you", "by you", sum("hand")), to("suggested", "suggested", sum("suggested")), to("none", "none", filter.label ? null : none));
     facets.settle();
   };
-  setTimeout(() => count().catch(() => {}), about.labelled ? 300 : 0); // the pictures come first
+  // The pictures come first.
+  setTimeout(() => count().catch(() => {}), about.labelled ? 300 : 0);
   onLabels(keep, async () => {
-    if (set) { await again(); return; } // other pictures may belong to it now
+    // Other pictures may belong to it now.
+    if (set) { await again(); return; }
     grid?.refresh(true);
     await count().catch(() => {});
   });

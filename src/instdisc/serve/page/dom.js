@@ -20,23 +20,31 @@ export function h(name, ...children) {
     else if (key in element && !SHORT[key] && typeof value !== "string") element[key] = value;
     else element.setAttribute(SHORT[key] ?? key, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child || child === ""));
+  element.append(...there(children));
   return element;
 }
+
+// Lists are taken apart, and what is null or false is left out.
+const there = (children) => children.flat().filter((child) => child || child === "");
+export const fill = (element, ...children) => element.replaceChildren(...there(children));
+export const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
 export const press = (element, on) => element.setAttribute("aria-pressed", String(on));
 export const byId = (id) => document.getElementById(id);
 const message = byId("message");
 let fading;
 
-export const on = (target, name, act, options) => target.addEventListener(name, act, options);
-export const clamp = (value, most) => Math.max(0, Math.min(most, value));
+// The answer ends it.
+export function on(target, name, act, options) {
+  target.addEventListener(name, act, options);
+  return () => target.removeEventListener(name, act);
+}
+export const clamp = (value, most, least = 0) => Math.max(least, Math.min(most, value));
 
 // A word on what happened. action: {text, act} of a button beside it.
 export function say(text, bad = false, action) {
   clearTimeout(fading);
-  const button = action && text ? h("button", { keys: "u", onclick: () => { say(""); action.act(); } }, action.text) : "";
-  message.replaceChildren(h("span", text), button);
+  fill(message, h("span", text), action && text && button(action.text, "u", () => { say(""); action.act(); }));
   message.className = bad ? "bad" : "";
   message.hidden = !text;
   if (text && !bad) fading = setTimeout(() => { message.hidden = true; }, 8000);
@@ -46,18 +54,15 @@ export const complain = (error) => say(error.message, true);
 export const quiet = (...text) => h("span.quiet", ...text);
 export const way = (href, text, ...looks) => h(["a.button", ...looks].join("."), { href }, text);
 // One of a few ways to look at what there is.
-export const facet = (href, current, text, amount) => h("a.facet", { href, current: current && "true" }, text, amount === null ? "" : quiet(` ${number(amount)}`));
+export const facet = (href, current, text, amount) => h("a.facet", { href, current: current && "true" }, text, amount !== null && quiet(` ${number(amount)}`));
 export const room = () => h("span.room");
 export const inBar = (...parts) => h("div.bar", ...parts);
 // A button that rests while its work is done.
-export function working(text, act, more) {
-  const element = h("button", { ...more, onclick: async () => {
-    element.disabled = true;
-    try { await act(); } catch (error) { complain(error); }
-    element.disabled = false;
-  } }, text);
-  return element;
-}
+export const working = (text, act, more) => button(text, null, async ({ currentTarget: element }) => {
+  element.disabled = true;
+  await Promise.resolve().then(act).catch(complain);
+  element.disabled = false;
+}, more);
 // A field for a label: Enter acts with what is written, Escape leaves it.
 export function labelField(name, act, more = {}) {
   const given = () => (element.value.trim() ? act(element.value.trim()) : element.focus());
@@ -70,10 +75,11 @@ export function labelField(name, act, more = {}) {
   return Object.assign(element, { given });
 }
 export const retry = (again) => h("button.main", () => again().catch(complain), "Try again");
-export const tool = (text, title, keys, act) => h("button", { title, label: title, keys, onclick: act }, text);
+export const button = (text, keys, act, more) => h("button", { keys, onclick: act, ...more }, text);
+export const tool = (text, title, keys, act) => button(text, keys, act, { title, label: title });
 export const hint = () => h("p.keys", h("kbd", "?"), " lists the keys of this view");
 // The element on the page that declares this key, if it may be used now.
-export const declared = (key) => [...document.querySelectorAll("[aria-keyshortcuts]")].find((one) => one.ariaKeyShortcuts.split(" ").includes(key === " " ? "Space" : key) && !one.disabled && one.checkVisibility());
+export const declared = (key) => all("[aria-keyshortcuts]").find((one) => one.ariaKeyShortcuts.split(" ").includes(key === " " ? "Space" : key) && !one.disabled && one.checkVisibility());
 export function modal(title, ...content) {
   const dialog = h("dialog", { label: title, onkeydown: (event) => event.stopPropagation(), onclose: () => dialog.remove() }, h("h2", title), ...content);
   document.body.append(dialog);
@@ -102,7 +108,8 @@ export async function answered(path, options = {}, turn = 1) {
   }
   if (answer.ok) return answer;
   const later = Number(answer.headers.get("retry-after"));
-  if (answer.status === 503 && later && turn < 4) { // the server says when to come again
+  // The server says when to come again.
+  if (answer.status === 503 && later && turn < 4) {
     await new Promise((go) => setTimeout(go, 1000 * later));
     options.signal?.throwIfAborted();
     return answered(path, options, turn + 1);
@@ -162,7 +169,8 @@ export function underWay(path, words, stop, ended, told = () => {}) {
 export function save(name, content) {
   const address = URL.createObjectURL(new Blob([content], { type: "text/plain" }));
   h("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 2000); // some browsers begin late
+  // Some browsers begin late.
+  setTimeout(() => URL.revokeObjectURL(address), 2000);
 }
 
 // A choice that acts when it is made: by the arrow keys once the choice is left, or with Enter.
@@ -184,8 +192,8 @@ export const pixels = (row, size) => `pictures/${row}?size=${size}&start=${start
 // Few pixels shown large should look like pixels.
 export const image = (row, attributes = {}, size = "thumb") => h("img", {
   src: pixels(row, size), alt: "", decoding: "async", draggable: "false",
-  onload: (event) => event.target.classList.toggle("small", Math.max(event.target.naturalWidth, event.target.naturalHeight) <= 64),
-  onerror: (event) => event.target.replaceWith(h("span.broken", "can't be read")),
+  onload: ({ target }) => target.classList.toggle("small", Math.max(target.naturalWidth, target.naturalHeight) <= 64),
+  onerror: ({ target }) => target.replaceWith(h("span.broken", "can't be read")),
   ...attributes,
 });
 
@@ -231,7 +239,7 @@ export async function suggest(elements, live = () => true) {
 // pick: whether it can be selected.
 export function cell(picture, { score, open, pick = true, set, ...more } = {}) {
   const said = words(picture), element = h("button.cell", { "data-row": String(picture.row), title: said, onclick: open ?? (() => visit(picture.row, set)), ...more }, image(picture.row, { alt: said }),
-    score === undefined ? null : h("span.score", { mute: "true" }, score.toFixed(3)), pick ? h("span.tick", { mute: "true", title: "Select (x)" }) : null);
+    score !== undefined && h("span.score", { mute: "true" }, score.toFixed(3)), pick && h("span.tick", { mute: "true", title: "Select (x)" }));
   element.score = score?.toFixed(3);
   if (pick) caption(element, picture);
   else if (picture.label) element.append(h("span.tagged", { mute: "true" }, picture.label));
@@ -239,29 +247,27 @@ export function cell(picture, { score, open, pick = true, set, ...more } = {}) {
 }
 
 export const empty = (title, text, ...actions) => h("div.empty", h("h1", title), h("p", text),
-  actions.length ? inBar(...actions) : null);
+  actions.length && inBar(...actions));
 
 // act(key, event): whether it was meant. The answer ends it.
 export function onKeys(element, act) {
-  const heard = (event) => { if (!event.target.matches("input, select") && !withControl(event) && !event.altKey && act(event.key, event)) event.preventDefault(); };
-  on(element, "keydown", heard);
-  return () => element.removeEventListener("keydown", heard);
+  return on(element, "keydown", (event) => { if (!event.target.matches("input, select") && !withControl(event) && !event.altKey && act(event.key, event)) event.preventDefault(); });
 }
 
 // Arrow keys walk over a list that is laid out as a grid; the Tab key passes it in one step.
 export function walkable(list, one = ".cell") {
-  const all = () => [...list.querySelectorAll(one)];
-  const settle = (element) => all().forEach((other) => { other.tabIndex = other === element ? 0 : -1; });
+  const cells = () => all(one, list), settle = (element) => cells().forEach((other) => { other.tabIndex = other === element ? 0 : -1; });
   on(list, "focusin", (event) => { if (event.target.matches(one)) settle(event.target); });
   onKeys(list, (key) => {
-    const cells = all(), here = cells.indexOf(document.activeElement), top = (element) => element.getBoundingClientRect().top;
+    const them = cells(), here = them.indexOf(document.activeElement), top = (element) => element.getBoundingClientRect().top;
     if (here < 0) return false;
-    const columns = cells.filter((other) => Math.abs(top(other) - top(cells[0])) < 4).length || 1;
-    const next = cells[here + { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[key]];
+    const columns = them.filter((other) => Math.abs(top(other) - top(them[0])) < 4).length || 1;
+    const next = them[here + { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[key]];
     next?.focus();
     return next;
   });
-  list.settle = () => settle(all()[0]); // to be told when it has other elements
+  // To be told when it has other elements.
+  list.settle = () => settle(cells()[0]);
   list.settle();
   return list;
 }

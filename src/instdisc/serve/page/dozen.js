@@ -1,5 +1,5 @@
 // Suggestions confirmed by the dozen: the wrong ones clicked out, then Enter.
-import { ask, cell, choice, complain, count, empty, get, goTo, h, hint, inBar, listen, number, percent, press, quiet, room, walkable, way, working } from "./dom.js";
+import { all, ask, cell, choice, complain, count, empty, fill, get, goTo, h, hint, inBar, listen, number, percent, press, quiet, room, walkable, way, working } from "./dom.js";
 import { give, onLabels } from "./journal.js";
 import { recall, remember } from "./memory.js";
 
@@ -12,7 +12,8 @@ export async function dozen({ parameters, keep, about }) {
   }
   const asked = parameters.label, label = classes.some((one) => one.label === asked) ? asked
     : classes.reduce((best, one) => (one.suggested > best.suggested ? one : best)).label;
-  const stored = `${about.name} not ${label}`, passed = new Set(recall(stored).rows ?? []); // seen, and not of this class
+  // Seen, and not of this class.
+  const stored = `${about.name} not ${label}`, passed = new Set(recall(stored).rows ?? []);
   const title = h("h1"), list = walkable(h("div.few.dozen", { role: "group", label: "Arrows move, x or Space takes one out" })), told = h("p.quiet", { role: "status" });
   let shown = [], out = new Set();
 
@@ -29,7 +30,7 @@ export async function dozen({ parameters, keep, about }) {
   const flip = (row) => {
     if (out.has(row)) out.delete(row);
     else out.add(row);
-    list.querySelectorAll(".cell").forEach(draw);
+    all(".cell", list).forEach(draw);
     name();
   };
   const load = async () => {
@@ -43,14 +44,14 @@ export async function dozen({ parameters, keep, about }) {
     }
     out = new Set();
     title.textContent = `Is this “${label}”?`;
-    list.replaceChildren(...shown.map((one) => {
+    fill(list, shown.map((one) => {
       const element = cell(one, { pick: false, open: () => flip(one.row) });
       element.append(h("span.score", { mute: "true" }, percent(one.confidence)));
       draw(element);
       return element;
     }));
     list.settle();
-    if (!shown.length) list.replaceChildren(h("p.quiet", "No further picture is suggested: label some one by one, or choose another class."));
+    if (!shown.length) fill(list, h("p.quiet", "No further picture is suggested: label some one by one, or choose another class."));
     name();
     list.querySelector(".cell")?.focus();
   };

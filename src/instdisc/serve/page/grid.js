@@ -2,8 +2,10 @@
 import { cell, clamp, h, mark, number, on, onKeys, suggest } from "./dom.js";
 import { watch } from "./selection.js";
 
-export const PAGE = 200; // pictures asked for at once
-const KEPT = 40; // pages remembered
+// Pictures asked for at once.
+export const PAGE = 200;
+// Pages remembered.
+const KEPT = 40;
 // Pixels that browsers can do; beyond that the scroll bar is a scale.
 const TALLEST = 8_000_000;
 // Milliseconds until suggestions are asked for.
@@ -33,7 +35,8 @@ export class Grid {
   }
 
   close() {
-    this.closed = true; // what is still to come changes nothing
+    // What is still to come changes nothing.
+    this.closed = true;
     this.watcher.disconnect();
     this.unwatch();
     for (const timer of [this.asking, this.again, this.resting, this.telling]) clearTimeout(timer);
@@ -51,7 +54,8 @@ export class Grid {
     this.height = this.host.clientHeight;
     this.full = Math.ceil(this.total / this.columns) * this.step + edge - gap;
     this.space.style.height = `${Math.min(this.full, TALLEST)}px`;
-    this.moveTo(Math.floor(this.at / this.columns) * this.step); // the same pictures at any width
+    // The same pictures at any width.
+    this.moveTo(Math.floor(this.at / this.columns) * this.step);
   }
 
   get scale() {
@@ -100,7 +104,8 @@ export class Grid {
     const from = first * this.columns, to = Math.min(this.total, last * this.columns);
     for (const [place, element] of this.cells) {
       if ((place < from || place >= to) && element !== document.activeElement) {
-        element.querySelector("img")?.removeAttribute("src"); // it need not come
+        // It need not come.
+        element.querySelector("img")?.removeAttribute("src");
         element.remove();
         this.cells.delete(place);
       } else this.put(element, place);
@@ -157,7 +162,8 @@ export class Grid {
 
   known(number) {
     const page = this.pages.get(number);
-    if (page) { this.pages.delete(number); this.pages.set(number, page); } // the newest last
+    // The newest last.
+    if (page) { this.pages.delete(number); this.pages.set(number, page); }
     return page;
   }
 

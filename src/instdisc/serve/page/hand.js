@@ -1,7 +1,8 @@
 // What hands do on the map: one finger moves, two or a wheel zoom, Shift draws a line; and a cursor for keys.
 import { clamp, on, onKeys, withControl } from "./dom.js";
 
-const MOST = 200; // corners of a line
+// Corners of a line.
+const MOST = 200;
 
 export class Cursor {
   constructor(plane, mosaic) { Object.assign(this, { plane, mosaic, at: null, from: null }); }
@@ -19,7 +20,8 @@ export class Cursor {
       return (clamp(one + (at ? step[axis] : 0), many - 1) + 0.5) / many;
     });
     this.from = extend ? this.from ?? at ?? this.at : null;
-    const most = [plane.width, plane.height]; // the view follows
+    // The view follows.
+    const most = [plane.width, plane.height];
     plane.pan(...plane.place(...this.at).map((one, axis) => Math.min(0, most[axis] - one - size[axis]) + Math.max(0, size[axis] - one)));
   }
 
@@ -35,7 +37,8 @@ export class Cursor {
 
 // hover(point), lassoed(polygon, more), open(point), pick(points), extend(points, whether a block begins).
 export function handle(plane, mosaic, cursor, lasso, { hover, lassoed, open, pick, extend }) {
-  const { canvas } = plane, spots = new Map(); // pointers that are down
+  // Pointers that are down.
+  const { canvas } = plane, spots = new Map();
   let moved = 0, drawing = false;
   const spot = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
   const under = (x, y, pixels = 10) => {
@@ -43,7 +46,8 @@ export function handle(plane, mosaic, cursor, lasso, { hover, lassoed, open, pic
     return (at.every((one) => one >= 0 && one <= 1) ? mosaic.standing(mosaic.cell(...at)) : null) ?? plane.near(x, y, pixels);
   };
   on(canvas, "pointerdown", (event) => {
-    if (!plane.wide) plane.fit(false); // quicker than the first frame
+    // Quicker than the first frame.
+    if (!plane.wide) plane.fit(false);
     canvas.setPointerCapture(event.pointerId);
     spots.set(event.pointerId, spot(event));
     moved = 0;

@@ -2,7 +2,8 @@
 import { ask, complain, count, on, post, say } from "./dom.js";
 import { own } from "./memory.js";
 
-const others = new BroadcastChannel(own("labels")); // tabs of the same server
+// Tabs of the same server.
+const others = new BroadcastChannel(own("labels"));
 // What takes back something of a view first.
 const first = new Set();
 // The act that is taken back next; null: ask the server.
@@ -49,7 +50,8 @@ export const undo = () => inTurn(async () => {
     say(`Undone: ${found.text}.${kept}`);
     told({ undone: found.rows, review: found.review, pictures: found.pictures });
   } catch (error) {
-    last = null; // another tab may have taken it back
+    // Another tab may have taken it back.
+    last = null;
     complain(error);
   }
 });
@@ -62,7 +64,5 @@ export function undoFirst(own) {
 
 // heard({undone, elsewhere}): after labels have changed, or decisions too, here or in another tab.
 export function onLabels(keep, heard, decisions = false) {
-  const listener = ({ detail }) => { if (decisions || !detail.review) heard(detail); };
-  on(window, "labels", listener);
-  keep(() => removeEventListener("labels", listener));
+  keep(on(window, "labels", ({ detail }) => { if (decisions || !detail.review) heard(detail); }));
 }

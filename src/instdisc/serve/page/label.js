@@ -1,10 +1,26 @@
 // Labelling by keyboard, one by one.
-import { ask, choice, complain, empty, get, goTo, h, hint, image, inBar, labelField, percent, pixels, quiet, room, walkable, way } from "./dom.js";
-import { KEYS, classes } from "./classes.js";
-import { give, onLabels, undo, undoFirst } from "./journal.js";
+import { ask, button, choice, complain, empty, fill, get, goTo, h, hint, image, inBar, labelField, link, number, percent, pixels, quiet, room, walkable, way } from "./dom.js";
+import { give, onLabels, rename, undo, undoFirst } from "./journal.js";
 
 // Proposals asked for at once; with fewer left, the next are asked for.
 const BATCH = 12, FEW = 4;
+
+// In the order of the classes; letters that do something else are left out.
+const KEYS = [..."1234567890abcdefghijkmopqrtvwyz"];
+
+// Their keys, how many pictures have each, and other names for them.
+function classes(state) {
+  const at = (one) => KEYS[state.order.indexOf(one.label)];
+  const line = (one) => h("tr", h("td", at(one) && h("kbd", at(one)), " ", one.label),
+    h("td", h("a", { href: link("", { label: one.label, by: "you" }), label: `${one.label}: ${number(one.hand)} by you` }, number(one.hand))),
+    h("td", one.suggested ? h("a", { href: link("", { label: one.label, by: "suggested", sort: "sure" }), label: `${one.label}: ${number(one.suggested)} suggested` }, number(one.suggested)) : "0"));
+  const table = walkable(h("table", h("thead", h("tr", h("th", "class"), h("th", "by you"), h("th", "suggested"))), h("tbody", ...state.classes.map(line))), "a");
+  let chosen = state.classes[0].label;
+  const input = labelField("New name of the class", (to) => rename(chosen, to).catch(complain), { placeholder: "New name, or another class", size: 25 });
+  const choose = choice("rename", state.classes.map((one) => [one.label, one.label]), "", (value) => { chosen = value; });
+  return h("div.stack", table, h("div.bar.renaming", choose, input, h("button", { title: "The name of another class merges them", onclick: input.given }, "Rename or merge")),
+    h("p.quiet", `${number(state.none)} pictures have neither a label by you nor a suggestion of 50 % or more.`));
+}
 
 export async function labelling({ parameters, keep, about }) {
   const by = parameters.by ?? "mixed";
@@ -30,7 +46,8 @@ export async function labelling({ parameters, keep, about }) {
   const choose = (label) => act(async () => {
     const one = queue[0];
     if (!one || !label) return;
-    own = true; // the answer is the news
+    // The answer is the news.
+    own = true;
     try { state = await give([one.row], label); } finally { own = false; }
     passed.add(one.row);
     done.push(one);
@@ -65,29 +82,31 @@ export async function labelling({ parameters, keep, about }) {
     else if (queue.length <= FEW) more().catch(() => {});
     const one = queue[0];
     const input = labelField("Type a label", choose, { keys: "n" });
-    side.replaceChildren(...[
+    fill(side,
       h("h2", "Progress"),
       state.accuracy === null ? h("p.quiet", state.classes.length ? "A few more labels, and their accuracy will show here." : "Nothing is labelled by hand yet.")
         : h("p", h("strong.figure", `${(100 * state.accuracy).toFixed(1)} %`), " Estimated accuracy, on the pictures that you labelled one by one ",
           quiet(`(95 %: ${(100 * state.interval[0]).toFixed(0)} to ${(100 * state.interval[1]).toFixed(0)}; suggested pictures are no random sample)`)),
-      state.classes.length ? classes(state) : null].filter(Boolean));
+      state.classes.length && classes(state));
     if (!one) {
-      stage.replaceChildren(empty("All done", "Every picture is labelled by hand or skipped."), side);
+      fill(stage, empty("All done", "Every picture is labelled by hand or skipped."), side);
       return;
     }
-    stage.replaceChildren(
+    fill(stage,
       h("section.subject", { label: "What is it?" },
         image(one.row, { class: "large", alt: one.id }, "full"),
-        h("p.quiet", one.id, one.guess ? [" · Suggested: ", h("button.chip", { keys: "Enter", title: "As suggested", onclick: () => choose(one.guess) }, one.guess), ` (${percent(one.confidence)})`] : null),
-        state.order.length ? walkable(h("div.classes", { role: "group", label: "Classes" }, ...state.order.map((name, place) => h("button", { class: name === one.guess ? "guess" : "",
-          keys: KEYS[place], onclick: () => choose(name) }, KEYS[place] ? h("kbd", { mute: "true" }, KEYS[place]) : null, name))), "button") : null,
+        h("p.quiet", one.id, one.guess && [" · Suggested: ", button(one.guess, "Enter", () => choose(one.guess), { class: "chip", title: "As suggested" }), ` (${percent(one.confidence)})`]),
+        state.order.length > 0 && walkable(h("div.classes", { role: "group", label: "Classes" }, ...state.order.map((name, place) => h("button", { class: name === one.guess ? "guess" : "",
+          keys: KEYS[place], onclick: () => choose(name) }, KEYS[place] && h("kbd", { mute: "true" }, KEYS[place]), name))), "button"),
         inBar(input,
           h("button.main", input.given, "Label"),
-          h("button", { onclick: skip, keys: "s" }, "Skip"),
-          h("button", { onclick: () => act(undo), keys: "u" }, "Undo")), // after what was pressed before
+          button("Skip", "s", skip),
+          // After what was pressed before.
+          button("Undo", "u", () => act(undo))),
         hint()),
       side);
-    if (!state.order.length) setTimeout(() => input.focus()); // once it is on the page
+    // Once it is on the page.
+    if (!state.order.length) setTimeout(() => input.focus());
     for (const next of queue.slice(1, 4)) new Image().src = pixels(next.row, "full");
   };
 

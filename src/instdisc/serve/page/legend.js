@@ -1,5 +1,5 @@
 // What the colours of the map mean. A click isolates one, a double click opens its pictures.
-import { get, goTo, h, quiet, walkable } from "./dom.js";
+import { fill, get, goTo, h, quiet, walkable } from "./dom.js";
 import { scores } from "./overview.js";
 import { packed } from "./plane.js";
 
@@ -27,12 +27,12 @@ export function legend(isolated) {
   const show = (given, only) => {
     const { entries, note, make } = given;
     const found = entries.find((entry) => entry.text === only) ?? null, focused = element.contains(document.activeElement);
-    element.replaceChildren(...entries.map((entry) => {
+    fill(element, entries.map((entry) => {
       const dot = h("i.dot"), open = () => { if (entry.set) goTo("", entry.set); }, pressed = entry === found;
       dot.style.background = entry.shade;
       return h("a", { role: "button", href: "#", pressed: pressed, title: `Click: only these.${entry.set ? " Double click, or o: open them." : ""}`,
         onclick: (event) => { event.preventDefault(); show(given, pressed ? "" : entry.text); }, ondblclick: open, onkeydown: (event) => { if (event.key === "o") open(); } }, dot, entry.text);
-    }), make ? scores() : "", quiet(note ?? ""));
+    }), make && scores(), quiet(note ?? ""));
     element.settle();
     if (focused) element.children[Math.max(0, entries.indexOf(found))]?.focus();
     isolated(found);

@@ -1,21 +1,21 @@
 // One picture and what is like it; search by several, or one's own.
-import { ask, cell, complain, empty, fileFacts, get, goTo, h, image, inBar, labelField, link, number, onKeys, percent, press, quiet, retry, suggest, sure, visit, walkable, way, words } from "./dom.js";
+import { all, ask, button, cell, complain, empty, fileFacts, fill, get, goTo, h, image, inBar, labelField, link, number, onKeys, percent, press, quiet, retry, suggest, sure, tool, visit, walkable, way, words } from "./dom.js";
 import { setOf } from "./browse.js";
 import { give, onLabels } from "./journal.js";
 
 function hits(results, about, { near = [], far = [], upload } = {}) {
   const to = (like, unlike) => goTo("search", { like: like.join(","), unlike: unlike.join(","), upload });
   const more = (row) => to([...near, row], far), less = (row) => to(near, [...far, row]);
-  const list = results.map((one) => h("li", cell(one, { score: one.score }),
+  const found = results.map((one) => h("li", cell(one, { score: one.score }),
     h("div.small-bar", ...[["More", "+", more], ["Less", "-", less]].map(([word, key, act]) => h("button", { tabIndex: -1, title: `${word} like this (${key})`, label: `${word} like ${one.id}`, onclick: () => act(one.row) }, word)))));
-  const all = walkable(h("ul.few", { label: "Most similar first; + and - search by more, or less like it" }, ...list));
-  onKeys(all, (key, { target }) => {
+  const list = walkable(h("ul.few", { label: "Most similar first; + and - search by more, or less like it" }, found));
+  onKeys(list, (key, { target }) => {
     if (key !== "+" && key !== "-") return false;
     (key === "+" ? more : less)(Number(target.dataset.row));
     return true;
   });
-  if (about.labelled) suggest([...all.querySelectorAll(".cell")]);
-  return all;
+  if (about.labelled) suggest(all(".cell", list));
+  return list;
 }
 
 function facts(one, file) {
@@ -37,16 +37,15 @@ export async function picture({ row, parameters, keep, about, again }) {
   const found = h("div", { "aria-busy": "true" }, h("div.few", h("div.cell"))), known = h("div", facts(one, file));
   const shown = image(row, { class: "large", alt: words(one) }, "full");
   const zoom = () => { const on = stage.classList.toggle("zoomed"); press(zooming, on); };
-  const step = (to) => h("button", { disabled: true, keys: to === "before" ? "k" : "j", onclick: () => { if (file?.[to] >= 0) visit(file[to], set); } }, to === "before" ? "Previous" : "Next");
-  const before = step("before"), after = step("after"), place = quiet();
-  const zooming = h("button", { pressed: false, keys: "z", onclick: zoom }, "Zoom");
+  const step = (to, text, key) => button(text, key, () => { if (file?.[to] >= 0) visit(file[to], set); }, { disabled: true });
+  const before = step("before", "Previous", "k"), after = step("after", "Next", "j"), place = quiet(), zooming = button("Zoom", "z", zoom, { pressed: false });
   const stage = h("div.stage", { onclick: zoom }, shown);
   const forms = h("div.bar");
   const draw = () => {
-    known.replaceChildren(facts(one, file));
-    forms.replaceChildren(input, h("button", input.given, "Set label"),
-      one.hand ? h("button", () => choose(null), "Remove label") : "",
-      sure(one) ? h("button", () => choose(one.guess), `Confirm “${one.guess}”`) : "");
+    fill(known, facts(one, file));
+    fill(forms, input, h("button", input.given, "Set label"),
+      one.hand && h("button", () => choose(null), "Remove label"),
+      sure(one) && h("button", () => choose(one.guess), `Confirm “${one.guess}”`));
   };
   const read = async () => {
     one = about.labelled || one.hand ? (await get("api/votes", { rows: row })).pictures[0] : await ask(`api/pictures/${row}`);
@@ -60,9 +59,9 @@ export async function picture({ row, parameters, keep, about, again }) {
       inBar(h("h2", "Similar pictures"), quiet({ title: "Cosine similarity" }, "1 = identical")),
       found))];
   const filled = ask(`api/neighbours/${row}?count=48`).then(({ results }) => {
-    found.replaceChildren(results.length ? hits(results, about, { near: [row] }) : h("p.quiet", "No other pictures in this collection."));
+    fill(found, results.length ? hits(results, about, { near: [row] }) : h("p.quiet", "No other pictures in this collection."));
   }, (error) => {
-    found.replaceChildren(h("p", error.message), retry(again));
+    fill(found, h("p", error.message), retry(again));
   }).then(() => found.removeAttribute("aria-busy"));
   filled.then(() => ask(`api/facts/${row}?${set}`)).then((given) => {
     file = given;
@@ -71,9 +70,11 @@ export async function picture({ row, parameters, keep, about, again }) {
     if (file.place >= 0) place.textContent = `${number(file.place + 1)} of ${number(file.total)}`;
     draw();
     if (about.labelled) return read();
-  }).catch(() => {}); // the picture and its neighbours are there
+  // The picture and its neighbours are there.
+  }).catch(() => {});
   onLabels(keep, () => read().catch(complain));
-  await Promise.race([filled, new Promise((go) => { setTimeout(go, 150); })]); // mostly they are there by then
+  // Mostly they are there by then.
+  await Promise.race([filled, new Promise((go) => { setTimeout(go, 150); })]);
   return content;
 }
 
@@ -90,12 +91,11 @@ export async function search({ parameters, about }) {
   const without = (rows, row) => rows.filter((one) => one !== row);
   const figure = (row, unlike) => h("figure", { class: unlike ? "unlike" : "" },
     h("a", { href: link(`picture/${row}`) }, image(row, { alt: `${unlike ? "less" : "more"} like picture ${row}` })),
-    h("figcaption", unlike ? "not like" : "similar to", h("button", { label: "Remove from search", title: "Remove from search",
-      onclick: () => goTo("search", { like: without(near, unlike ? -1 : row).join(","), unlike: without(far, unlike ? row : -1).join(","), upload }) }, "×")));
+    h("figcaption", unlike ? "not like" : "similar to", tool("×", "Remove from search", null, () => goTo("search", { like: without(near, unlike ? -1 : row).join(","), unlike: without(far, unlike ? row : -1).join(","), upload }))));
   const many = near.length + Boolean(upload);
   return [h("h1", `Similar to ${upload && many === 1 ? "your picture" : many === 1 ? "this picture" : `${many} pictures`}${far.length ? `, unlike ${far.length}` : ""}`),
     h("div.asked", { role: "group", label: "The query" },
-      upload ? h("figure", h("img", { src: `api/uploads/${encodeURIComponent(upload)}`, alt: "your picture" }), h("figcaption", "your picture")) : null,
-      ...near.slice(0, 8).map((row) => figure(row, false)), near.length > 8 ? h("p.quiet", `and ${number(near.length - 8)} more`) : null, ...far.map((row) => figure(row, true))),
+      upload && h("figure", h("img", { src: `api/uploads/${encodeURIComponent(upload)}`, alt: "your picture" }), h("figcaption", "your picture")),
+      ...near.slice(0, 8).map((row) => figure(row, false)), near.length > 8 && h("p.quiet", `and ${number(near.length - 8)} more`), ...far.map((row) => figure(row, true))),
     found.results.length ? hits(found.results, about, { near, far, upload }) : h("p.quiet", "No other pictures in this collection.")];
 }

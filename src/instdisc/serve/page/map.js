@@ -1,16 +1,16 @@
 // All pictures in the plane.
-import { answered, ask, choice, complain, empty, get, h, image, link, number, on, press, quiet, room, say, standing, tool, underWay, visit, words, working } from "./dom.js";
+import { answered, ask, choice, clamp, complain, empty, fill, get, h, image, link, number, on, press, quiet, room, say, standing, tool, underWay, visit, words, working } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Cursor, handle } from "./hand.js";
 import { onLabels } from "./journal.js";
 import { COLOURINGS, colouring, legend } from "./legend.js";
 import { Mosaic } from "./mosaic.js";
-import { naming } from "./names.js";
-import { Plane, packed } from "./plane.js";
+import { Plane, naming, packed } from "./plane.js";
 import { selection, watch } from "./selection.js";
 import { flip, select, selectMore } from "./tray.js";
 
-const ASKED = 100; // names asked for at once
+// Names asked for at once.
+const ASKED = 100;
 
 export async function map({ parameters, keep, about }) {
   const stay = standing();
@@ -36,10 +36,11 @@ function lens(plane, rows) {
     clearTimeout(naming);
     card.hidden = point < 0;
     if (point < 0) return;
-    const [x, y] = plane.place(plane.at[2 * point], plane.at[2 * point + 1]), side = 26; // beside its cell
+    // Beside its cell.
+    const [x, y] = plane.place(plane.at[2 * point], plane.at[2 * point + 1]), side = 26;
     card.style.left = `${x + side + 150 > plane.width ? Math.max(4, x - side - 144) : x + side}px`;
-    card.style.top = `${Math.max(4, Math.min(plane.height - 200, y + 12))}px`;
-    card.replaceChildren(image(rows[point]));
+    card.style.top = `${clamp(y + 12, plane.height - 200, 4)}px`;
+    fill(card, image(rows[point]));
     // Not for every point on the way of a pointer.
     naming = setTimeout(async () => {
       try {
@@ -65,7 +66,7 @@ function picked(keep, about) {
         while (asked.length) parts.push(get("api/pictures", { rows: asked.splice(0, ASKED) }));
         return (await Promise.all(parts)).flatMap((part) => part.pictures);
       }, { row: history.state?.row, guessed: about.labelled, range: async (from, to) => all.slice(from, to + 1) }) : null;
-      section.replaceChildren(grid?.host ?? "");
+      fill(section, grid?.host);
     },
     refresh: () => grid?.refresh(true),
   });
@@ -83,7 +84,8 @@ async function view(parameters, keep, about, stay) {
   };
   const plane = new Plane(canvas, at, () => {
     clearTimeout(telling);
-    telling = setTimeout(() => { // once the hand rests
+    // Once the hand rests.
+    telling = setTimeout(() => {
       plane.later();
       here.see = plane.scale === 1 ? null : [...plane.middle(), plane.scale].map((one) => one.toPrecision(5)).join(",");
       tell();
@@ -131,7 +133,7 @@ async function view(parameters, keep, about, stay) {
   let wanted = 0;
   const colour = async (how) => {
     const mine = ++wanted, look = getComputedStyle(document.documentElement), ink = look.getPropertyValue("--accent").trim();
-    if (how === "cluster") entries.replaceChildren(quiet("Computing clusters …"));
+    if (how === "cluster") fill(entries, quiet("Computing clusters …"));
     const found = await colouring(how, dark.matches ? "dark" : "light", ink);
     // Another colouring was asked for meanwhile.
     if (mine !== wanted) return;
@@ -146,13 +148,9 @@ async function view(parameters, keep, about, stay) {
   const recolour = (how = here.by) => colour(how).catch(complain);
   const redraw = () => recolour();
   onLabels(keep, () => { recolour(); name().catch(complain); below.refresh(); });
-  on(dark, "change", redraw);
-  keep(() => dark.removeEventListener("change", redraw));
+  keep(on(dark, "change", redraw));
 
-  const toggled = (text, title, on, act) => {
-    const element = h("button", { pressed: on, title, onclick: () => { press(element, on = !on); act(on); } }, text);
-    return element;
-  };
+  const toggled = (text, title, on, act) => h("button", { pressed: on, title, onclick: ({ currentTarget }) => { press(currentTarget, on = !on); act(on); } }, text);
   const lasso = toggled("Lasso", "Draw around pictures to select them (or drag with Shift)", false, () => {});
   const dots = toggled("Dots", "Dots instead of pictures", !mosaic.pictures, (on) => {
     mosaic.pictures = !on;
@@ -163,7 +161,8 @@ async function view(parameters, keep, about, stay) {
   handle(plane, mosaic, cursor, lasso, { hover, lassoed, extend, open: (one) => visit(rows[one]), pick: (found) => flip(rowsOf(found)) });
   const by = choice("colour by", COLOURINGS, here.by, (how) => { here.only = null; recolour(how); });
   const watcher = new ResizeObserver(() => {
-    if (!canvas.clientWidth) return; // it is not on the page yet
+    // It is not on the page yet.
+    if (!canvas.clientWidth) return;
     const first = !plane.wide;
     plane.fit(true);
     mosaic.cut();

@@ -6,7 +6,8 @@ import { answered, clamp, complain } from "./dom.js";
 const CELL = 40, LARGEST = 90;
 // Cells of a part; levels; tiles in a line of a sheet.
 const MOST = 2048, DEEPEST = 8, ACROSS = 32;
-const KEPT = 10; // sheets
+// Sheets.
+const KEPT = 10;
 // Milliseconds: who zooms through a level does not ask for it.
 const REST = 90;
 const FRAME = 2, FADED = 0.2;
@@ -92,7 +93,8 @@ export class Mosaic {
   load() {
     const wanted = new Set(this.now.map((part) => this.name(part)));
     this.sheets.forEach((sheet, name) => {
-      if (!wanted.has(name) && (!sheet.picture || this.sheets.size + wanted.size > KEPT)) this.drop(name, sheet); // the oldest first
+      // The oldest first.
+      if (!wanted.has(name) && (!sheet.picture || this.sheets.size + wanted.size > KEPT)) this.drop(name, sheet);
     });
     for (const name of wanted) if (!this.sheets.has(name)) this.fetch(name).catch((error) => { if (error.name !== "AbortError") complain(error); });
   }
@@ -111,10 +113,12 @@ export class Mosaic {
   draw(pen, ratio) {
     if (!this.pictures || !this.columns) return;
     this.made = false;
-    pen.imageSmoothingEnabled = !this.moving; // quicker
+    // Quicker.
+    pen.imageSmoothingEnabled = !this.moving;
     for (const part of this.now) {
       const name = this.name(part), sheet = this.sheets.get(name), box = this.box(part, ratio);
-      if (sheet) { this.sheets.delete(name); this.sheets.set(name, sheet); } // the newest last
+      // The newest last.
+      if (sheet) { this.sheets.delete(name); this.sheets.set(name, sheet); }
       const shown = sheet?.picture && this.prepared(sheet, part, ratio) ? part : this.coarse(part);
       pen.clearRect(...box);
       if (!shown) continue;

@@ -1,7 +1,8 @@
 // Points in the plane on a canvas. Dots are written straight into pixels.
 import { clamp } from "./dom.js";
 
-const MARGIN = 16; // pixels around the whole map
+// Pixels around the whole map.
+const MARGIN = 16;
 // Of the lattice by which the points of a place are found, a side.
 const BUCKETS = 256;
 const LEAST = 0.8, MOST = 360;
@@ -72,7 +73,8 @@ export class Plane {
       if (x < 0 || y < 0 || x + size >= width || y + size >= height) return;
       for (let start = y * width + x, end = start + size * width; start < end; start += width) pixels.fill(colour, start, start + size);
     };
-    if (chosen || this.only !== null) { // what is meant lies on top of the rest
+    // What is meant lies on top of the rest.
+    if (chosen || this.only !== null) {
       const meant = (point) => (!chosen || chosen[point]) && !this.faint(point);
       for (const now of [false, true]) for (let point = 0; point < count; point++) if (meant(point) === now) paint(point, now ? colours[point] : pale);
     } else for (let point = 0; point < count; point++) paint(point, colours[point]);
@@ -119,7 +121,7 @@ export class Plane {
   changed() { this.later(); this.moved(); }
 
   centre(u, v, scale) {
-    this.scale = Math.max(LEAST, Math.min(MOST, scale));
+    this.scale = clamp(scale, MOST, LEAST);
     this.left = this.width / 2 - u * this.wide * this.scale;
     this.top = this.height / 2 - v * this.high * this.scale;
     this.changed();
@@ -132,7 +134,7 @@ export class Plane {
   }
 
   zoom(factor, x = this.width / 2, y = this.height / 2) {
-    const next = Math.max(LEAST, Math.min(MOST, this.scale * factor));
+    const next = clamp(this.scale * factor, MOST, LEAST);
     this.left = x - (x - this.left) * (next / this.scale);
     this.top = y - (y - this.top) * (next / this.scale);
     this.scale = next;
@@ -165,3 +167,23 @@ export class Plane {
     return found;
   }
 }
+
+// Names of regions over the map, where there is room.
+export const naming = (plane) => ({
+  regions: [],
+  draw(pen, ratio) {
+    const taken = [], high = 11 * ratio;
+    Object.assign(pen, { font: `600 ${13 * ratio}px system-ui, sans-serif`, textAlign: "center", textBaseline: "middle" });
+    for (const { name, x, y } of this.regions) {
+      const [at, top] = plane.place(x, y).map((one) => one * ratio), wide = pen.measureText(name).width / 2 + 8 * ratio, width = pen.canvas.width;
+      if (at < 0 || at > width) continue;
+      const left = clamp(at, width - wide, wide);
+      if (taken.some(([a, b, other]) => Math.abs(a - left) < wide + other && Math.abs(b - top) < 2 * high)) continue;
+      taken.push([left, top, wide]);
+      pen.fillStyle = "rgb(0 0 0 / .72)";
+      pen.fillRect(left - wide, top - high, 2 * wide, 2 * high);
+      pen.fillStyle = "#fff";
+      pen.fillText(name, left, top);
+    }
+  },
+});

@@ -1,6 +1,6 @@
 // A review, case by case: copies, outliers, doubtful labels, unreadable files, look-alikes. Decisions stay in the run;
 // nothing happens to a picture before somebody takes the list, the script, or hides.
-import { answered, ask, cell, clamp, complain, count, empty, facet, fileFacts, get, goTo, h, hint, image, inBar, labelField, link, listen, modal, number, on, pixels, press, quiet, retry, room, save, say, tool, walkable, way, working } from "./dom.js";
+import { answered, ask, button, cell, clamp, complain, count, empty, facet, fileFacts, fill, get, goTo, h, hint, image, inBar, labelField, link, listen, modal, number, on, pixels, press, quiet, retry, room, save, say, tool, walkable, way, working } from "./dom.js";
 import { act, give, onLabels, undoFirst } from "./journal.js";
 import { scores } from "./overview.js";
 
@@ -27,7 +27,8 @@ function stages(pictures, readable) {
     host.classList.toggle("zoomed", zoom > 1);
     host.classList.toggle("alone", alone >= 0);
     [...host.children].forEach((element, place) => element.classList.toggle("shown", place === alone));
-    if (zoom > 1.3) boxes.forEach((box, place) => { // as many pixels as there are
+    // As many pixels as there are.
+    if (zoom > 1.3) boxes.forEach((box, place) => {
       const shown = box.querySelector("img"), one = pictures[place];
       if (shown && !box.sharp && Math.max(one.width, one.height) > SHARP) { box.sharp = true; shown.src = pixels(one.row, "large"); }
     });
@@ -36,7 +37,7 @@ function stages(pictures, readable) {
   // The point at left, top (percent from the middle) stays.
   const by = (factor, left = 0, top = 0) => {
     const before = zoom;
-    zoom = Math.max(1, Math.min(16, zoom * factor));
+    zoom = clamp(zoom * factor, 16, 1);
     move((left - x) * (1 - zoom / before), (top - y) * (1 - zoom / before));
   };
   for (const box of boxes) {
@@ -53,29 +54,32 @@ function stages(pictures, readable) {
 }
 
 export async function review({ part, parameters, keep, about, again }) {
-  const kind = KINDS[part] ? part : "copies", [noun, said] = WORDS[kind], decided = Boolean(parameters.decided), grouped = kind === "copies" || kind === "look-alikes";
+  const kind = KINDS[part] ? part : "copies", [noun, said] = WORDS[kind], decided = Boolean(parameters.decided);
+  const [copies, labelled, alike] = ["copies", "labels", "look-alikes"].map((one) => one === kind), grouped = copies || alike;
   const threshold = parameters.threshold ?? about.threshold, most = Number(parameters.most) || 40;
-  const synced = kind !== "look-alikes" && most === 40; // the server counts the usual cases
-  const asked = { ...(kind === "look-alikes" ? { threshold } : {}), ...(kind === "outliers" ? { most } : {}) };
+  // The server counts the usual cases.
+  const synced = !alike && most === 40;
+  const asked = { ...(alike ? { threshold } : {}), ...(kind === "outliers" ? { most } : {}) };
   const told = h("span.quiet", { role: "status" }), stage = h("div.stack"), tabs = walkable(h("div.facets", { role: "group", label: "Kinds" }), ".facet"), foot = h("div.bar.foot");
   let queue = [], at = 0, skipped = [], counts = { open: 0, decided: 0, certain: 0 }, own = false, shown, busy = false, alive = true;
   keep(() => { alive = false; });
 
   const tab = (one) => facet(link(`review/${one.kind}`), one.kind === kind, KINDS[one.kind], one.kind === kind ? counts.open : one.open);
-  const state = (given) => { // how the review stands
+  // How the review stands.
+  const state = (given) => {
     if (!alive) return;
     const mine = given.kinds.find((one) => one.kind === kind);
     if (mine.open !== null && synced) Object.assign(counts, mine);
-    tabs.replaceChildren(...Object.keys(KINDS).map((name) => tab(given.kinds.find((one) => one.kind === name))));
+    fill(tabs, Object.keys(KINDS).map((name) => tab(given.kinds.find((one) => one.kind === name))));
     tabs.settle();
     all.textContent = `Accept all ${number(counts.certain)} certain ones`;
     all.hidden = decided || !counts.certain;
     const windows = /Win/.test(navigator.platform), script = `move-pictures.${windows ? "ps1" : "sh"}`;
     const take = (text, path, name, words) => working(text, async () => { save(name, await (await answered(path)).blob()); say(words); }, { title: words });
-    foot.replaceChildren(h("strong", `${number(given.going)} marked for removal`), given.hidden ? quiet(`${number(given.hidden)} hidden already`) : "", room(),
-      ...(given.going ? [take("Download list", "api/review/list", "remove.txt", "remove.txt lists where the files are now, one a line."),
-        take("Download script", `api/review/script?shell=${windows ? "powershell" : "sh"}`, script, `Look at ${script}, then run it: it moves the files into a folder beside, and never deletes.`)] : []),
-      given.going > given.hidden ? working("Hide from the collection", () => deed("api/review/hide", {}, true), { title: "Grid, map and search pass them over; no file is touched" }) : "");
+    fill(foot, h("strong", `${number(given.going)} marked for removal`), given.hidden && quiet(`${number(given.hidden)} hidden already`), room(),
+      given.going ? [take("Download list", "api/review/list", "remove.txt", "remove.txt lists where the files are now, one a line."),
+        take("Download script", `api/review/script?shell=${windows ? "powershell" : "sh"}`, script, `Look at ${script}, then run it: it moves the files into a folder beside, and never deletes.`)] : "",
+      given.going > given.hidden && working("Hide from the collection", () => deed("api/review/hide", {}, true), { title: "Grid, map and search pass them over; no file is touched" }));
   };
   const deed = async (path, body, pictures = false) => {
     own = !pictures;
@@ -100,16 +104,17 @@ export async function review({ part, parameters, keep, about, again }) {
     if (at >= queue.length) await load();
     draw();
   };
-  const inTurn = (work) => async (...given) => { // one deed after another
+  // One deed after another.
+  const inTurn = (work) => async (...given) => {
     if (busy) return;
     busy = true;
     try { await work(...given); } catch (error) { complain(error); }
     busy = false;
   };
-  const chosen = (one) => one.choices ??= one.pictures.map((picture, place) => picture.choice || (kind === "copies" && place ? "remove" : "keep"));
+  const chosen = (one) => one.choices ??= one.pictures.map((picture, place) => picture.choice || (copies && place ? "remove" : "keep"));
   const accept = inTurn(async () => {
     const one = queue[at];
-    if (!one || kind === "labels") return;
+    if (!one || labelled) return;
     const done = await deed(`api/review/${kind}`, { choices: one.pictures.map((picture, place) => ({ row: picture.row, choice: chosen(one)[place] })) });
     if (!synced && done.act) counts.open -= 1;
     await next();
@@ -136,11 +141,12 @@ export async function review({ part, parameters, keep, about, again }) {
     element.classList.toggle("kept", kept && queue[at].pictures.length > 1);
     element.classList.toggle("gone", !kept);
     if (!chip) return;
-    chip.replaceChildren(h("kbd", chip.ariaKeyShortcuts), kept ? "Keep" : "Remove");
+    fill(chip, h("kbd", chip.ariaKeyShortcuts), kept ? "Keep" : "Remove");
     press(chip, kept);
   });
 
-  const evidence = (one) => { // beside one picture
+  // Beside one picture.
+  const evidence = (one) => {
     const few = h("div.few");
     get(`api/neighbours/${one.row}`, { count: 12 }).then(({ results }) => few.append(...results.map((found) => cell(found, { score: found.score }))), () => {}).finally(() => few.children.length && walkable(few));
     return h("section.stack", { label: "Similar pictures" }, h("h2", "Similar pictures"), few);
@@ -150,25 +156,25 @@ export async function review({ part, parameters, keep, about, again }) {
     const one = queue[at];
     told.textContent = decided ? `${number(counts.decided)} decided` : `${count(counts.open, noun)} to decide on`;
     if (!one) {
-      const rest = skipped.length ? h("button.main", () => begin().catch(complain), `Look at ${number(skipped.length)} skipped again`) : kind === "outliers" && !decided ? way(link("review/outliers", { most: most + 40 }), "40 more") : null;
-      stage.replaceChildren(empty(counts.decided || skipped.length ? "That was the last one" : `No ${KINDS[kind].toLowerCase()}`, kind === "look-alikes" && !counts.decided ? `No two pictures have a cosine of ${threshold} or more: a lower number finds more.` : said, ...[rest].filter(Boolean)));
+      const rest = skipped.length ? h("button.main", () => begin().catch(complain), `Look at ${number(skipped.length)} skipped again`) : kind === "outliers" && !decided ? way(link("review/outliers", { most: most + 40 }), "40 more") : "";
+      fill(stage, empty(counts.decided || skipped.length ? "That was the last one" : `No ${KINDS[kind].toLowerCase()}`, alike && !counts.decided ? `No two pictures have a cosine of ${threshold} or more: a lower number finds more.` : said, rest));
       return;
     }
-    shown = stages(one.pictures, kind !== "unreadable");
-    const lines = one.pictures.map((picture) => Object.values(fileFacts(picture))), differ = lines[0].map((_, column) => new Set(lines.map((line) => line[column])).size > 1);
-    shown.host.append(...one.pictures.map((picture, place) => h("figure.shot", shown.boxes[place],
-      h("figcaption", ...(kind === "labels" ? [] : [h("button.chip", { ...(one.pictures.length > 1 ? { keys: String(place + 1), title: "Key: keep it alone" } : { keys: "x" }), onclick: (event) => { flip(place); if (event.detail) event.currentTarget.blur(); } })]),
-        quiet(picture.kind ? why(picture) : kind === "copies" ? "best of these" : ""), h("p.fact", ...lines[place].map((text, column) => text && h(differ[column] ? "b" : "span", text)))))));
-    const { given, voted, score, note } = one, hand = one.pictures[0].hand ? "by you" : "of the folder";
-    const labels = () => { const input = labelField("Type a label", change, { size: 12, keys: "n" }); return [h("p", `Labelled “${given}” (${hand}). Its neighbours say `, h("strong", voted), quiet(` (doubt ${score.toFixed(2)})`)),
-      inBar(h("button", { onclick: keepLabel, keys: "1" }, h("kbd", "1"), `Keep “${given}”`), h("button", { onclick: () => change(voted), keys: "2" }, h("kbd", "2"), `Change to “${voted}”`), input, h("button", { onclick: input.given }, "Change"))]; };
-    const more = one.pictures.length > 1 ? [h("button", { keys: "a", onclick: () => choose(one.pictures.map(() => "keep")) }, "Keep all"), h("button", { keys: "x", title: "Keep or remove the one shown alone, or the second", onclick: () => flip(Math.max(shown.alone, 1)) }, "Flip"), h("button", { keys: "Space", title: "One at the place of the other", onclick: () => shown.flicker() }, "Flicker")] : [];
-    const single = kind === "labels" || kind === "outliers";
-    stage.replaceChildren(...[single ? h("div.beside", shown.host, evidence(one.pictures[0])) : shown.host, note ? h("p", `Why: ${note}.`) : null, kind === "look-alikes" ? quiet(`lowest similarity: ${score.toFixed(3)}`) : null, ...(kind === "labels" ? labels() : []),
-      inBar(...(kind === "labels" ? [] : [h("button.main", { keys: "Enter", onclick: accept }, grouped ? "Accept" : "Done"), ...more]),
-        h("button", { onclick: skip, keys: "s j" }, "Skip"), h("button", { onclick: before, keys: "k", disabled: !at }, "Back"), room(),
-        ...(kind === "unreadable" ? [] : [tool("−", "Zoom out", "-", () => shown.by(1 / 1.5)), tool("+", "Zoom in", "+ =", () => shown.by(1.5)), tool("⤢", "Fit", "0", shown.fit)]))].filter(Boolean));
-    if (kind !== "labels") mark();
+    const { given, voted, score, note, pictures } = one, many = pictures.length > 1, hand = pictures[0].hand ? "by you" : "of the folder";
+    shown = stages(pictures, kind !== "unreadable");
+    const lines = pictures.map((picture) => Object.values(fileFacts(picture))), differ = lines[0].map((_, column) => new Set(lines.map((line) => line[column])).size > 1);
+    shown.host.append(...pictures.map((picture, place) => h("figure.shot", shown.boxes[place],
+      h("figcaption", !labelled && h("button.chip", { ...(many ? { keys: String(place + 1), title: "Key: keep it alone" } : { keys: "x" }), onclick: (event) => { flip(place); if (event.detail) event.currentTarget.blur(); } }),
+        quiet(picture.kind ? why(picture) : copies ? "best of these" : ""), h("p.fact", ...lines[place].map((text, column) => text && h(differ[column] ? "b" : "span", text)))))));
+    const input = labelField("Type a label", change, { size: 12, keys: "n" }), labels = () => [h("p", `Labelled “${given}” (${hand}). Its neighbours say `, h("strong", voted), quiet(` (doubt ${score.toFixed(2)})`)),
+      inBar(button([h("kbd", "1"), `Keep “${given}”`], "1", keepLabel), button([h("kbd", "2"), `Change to “${voted}”`], "2", () => change(voted)), input, h("button", input.given, "Change"))];
+    const more = many ? [button("Keep all", "a", () => choose(pictures.map(() => "keep"))), button("Flip", "x", () => flip(Math.max(shown.alone, 1)), { title: "Keep or remove the one shown alone, or the second" }), button("Flicker", "Space", () => shown.flicker(), { title: "One at the place of the other" })] : [];
+    const single = labelled || kind === "outliers";
+    fill(stage, single ? h("div.beside", shown.host, evidence(pictures[0])) : shown.host, note && h("p", `Why: ${note}.`), alike && quiet(`lowest similarity: ${score.toFixed(3)}`), labelled && labels(),
+      inBar(labelled ? "" : [button(grouped ? "Accept" : "Done", "Enter", accept, { class: "main" }), ...more],
+        button("Skip", "s j", skip), button("Back", "k", before, { disabled: !at }), room(),
+        kind === "unreadable" ? "" : [tool("−", "Zoom out", "-", () => shown.by(1 / 1.5)), tool("+", "Zoom in", "+ =", () => shown.by(1.5)), tool("⤢", "Fit", "0", shown.fit)]));
+    if (!labelled) mark();
     if (queue[at + 1]) for (const { row } of kind === "unreadable" ? [] : queue[at + 1].pictures) new Image().src = pixels(row, "full");
   };
 
@@ -192,7 +198,7 @@ export async function review({ part, parameters, keep, about, again }) {
     const one = queue[at], place = Number(key) - 1;
     if (!one) return false;
     if (key === "Escape" && shown.alone >= 0) shown.flicker(true);
-    else if (kind !== "labels" && one.pictures[place]) only(place);
+    else if (!labelled && one.pictures[place]) only(place);
     else return false;
     return true;
   };
@@ -209,7 +215,7 @@ export async function review({ part, parameters, keep, about, again }) {
   await load().catch((error) => { fault = error; });
   if (fault?.lost) throw fault;
   state(await ask("api/review"));
-  if (fault) stage.replaceChildren(empty(`${KINDS[kind]} unavailable`, fault.message, retry(again)));
+  if (fault) fill(stage, empty(`${KINDS[kind]} unavailable`, fault.message, retry(again)));
   else draw();
   // Counts of the other kinds, one after another.
   const rest = async () => {
@@ -218,9 +224,9 @@ export async function review({ part, parameters, keep, about, again }) {
   };
   setTimeout(() => rest().catch(() => {}), 400);
   const scored = kind !== "outliers" || fault || (await get("api/outliers", { count: 1 })).by === "outlier_score";
-  const least = h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold), onchange: (event) => { if (event.target.checkValidity()) goTo("review/look-alikes", { threshold: event.target.value }); } });
-  return [inBar(h("h1", "Review"), tabs, room(), told, decided ? way(link(`review/${kind}`), "To decide on") : counts.decided ? way(link(`review/${kind}`, { decided: 1 }), `Decided (${number(counts.decided)})`) : null,
-    kind === "look-alikes" ? h("label", "Minimum similarity ", least) : null, kind === "copies" ? all : null),
-  inBar(h("p.quiet.said", scored ? said : "The lowest similarity to others first. Outlier scores tell better."), scored ? null : scores()), stage,
+  const least = h("input", { type: "number", min: "0.6", max: "1", step: "0.01", value: String(threshold), onchange: ({ target }) => { if (target.checkValidity()) goTo("review/look-alikes", { threshold: target.value }); } });
+  return [inBar(h("h1", "Review"), tabs, room(), told, decided ? way(link(`review/${kind}`), "To decide on") : counts.decided > 0 && way(link(`review/${kind}`, { decided: 1 }), `Decided (${number(counts.decided)})`),
+    alike && h("label", "Minimum similarity ", least), copies && all),
+  inBar(h("p.quiet.said", scored ? said : "The lowest similarity to others first. Outlier scores tell better."), !scored && scores()), stage,
   hint(), foot];
 }

@@ -1,9 +1,10 @@
 // Selecting pictures in any view, and the tray: what can be done with them.
-import { answered, byId, complain, count, goTo, h, json, labelField, mark, number, on, post, save, say, walkable, withControl, working } from "./dom.js";
+import { all, answered, button, byId, complain, count, fill, goTo, h, json, labelField, mark, number, on, post, save, say, walkable, withControl, working } from "./dom.js";
 import { give, undo } from "./journal.js";
 import { MOST, add, clear, replace, selection, toggle, watch } from "./selection.js";
 
-const QUERY = 100; // pictures in one search
+// Pictures in one search.
+const QUERY = 100;
 const tray = byId("tray");
 // The picture from which a range goes on.
 let anchor = null;
@@ -21,7 +22,7 @@ const spot = (cell) => ({ cell, host: cell.closest(".scroll, .few"), place: Numb
 async function between(one, other) {
   if (!one || one.host !== other.host) return [other.row];
   if (one.host.range) return one.host.range(Math.min(one.place, other.place), Math.max(one.place, other.place));
-  const cells = [...one.host.querySelectorAll(".cell")], [from, to] = [cells.indexOf(one.cell), cells.indexOf(other.cell)].sort((a, b) => a - b);
+  const cells = all(".cell", one.host), [from, to] = [cells.indexOf(one.cell), cells.indexOf(other.cell)].sort((a, b) => a - b);
   return cells.slice(Math.max(0, from), to + 1).map((element) => Number(element.dataset.row));
 }
 
@@ -53,7 +54,8 @@ function drag() {
   on(document, "click", (event) => {
     const cell = event.target.closest?.(".cell");
     const tick = cell?.querySelector(".tick");
-    if (dragged) { // the click that ends it opens nothing
+    // The click that ends it opens nothing.
+    if (dragged) {
       dragged = false;
       event.preventDefault();
       event.stopPropagation();
@@ -80,10 +82,10 @@ const similar = () => goTo("search", { like: selection.rows.slice(0, QUERY).join
 function decide() {
   const { rows, given, other, together } = asking;
   const act = (work) => () => { asking = null; draw(); Promise.resolve(work()).catch(complain); };
-  tray.replaceChildren(h("p", { role: "alert" }, `${number(other)} of ${number(rows.length)} ${other === 1 ? "has" : "have"} another label by you.`),
+  fill(tray, h("p", { role: "alert" }, `${number(other)} of ${number(rows.length)} ${other === 1 ? "has" : "have"} another label by you.`),
     h("button.main", act(() => give(rows, given, { together })), `Overwrite ${number(other)}`),
-    rows.length > other ? h("button", act(() => give(rows, given, { together, keep: true })), `Label the other ${number(rows.length - other)}`) : "",
-    h("button", { keys: "Escape", onclick: act(() => {}) }, "Cancel"));
+    rows.length > other && h("button", act(() => give(rows, given, { together, keep: true })), `Label the other ${number(rows.length - other)}`),
+    button("Cancel", "Escape", act(() => {})));
   tray.settle();
 }
 
@@ -91,13 +93,14 @@ function draw() {
   tray.hidden = !selection.size;
   if (!selection.size) asking = null;
   if (asking) { decide(); return; }
-  if (tray.hidden) { tray.replaceChildren(); return; }
+  if (tray.hidden) { fill(tray); return; }
   const told = tray.querySelector("strong");
-  if (told) { told.textContent = `${number(selection.size)} selected`; return; } // what is being written stays
+  // What is being written stays.
+  if (told) { told.textContent = `${number(selection.size)} selected`; return; }
   const input = labelField("Label of the selected pictures", (given) => label(given).catch(complain), { keys: "l", size: 12 });
-  tray.replaceChildren(h("strong", { role: "status" }, `${number(selection.size)} selected`), h("span.pair", input, h("button.main", input.given, "Label")),
+  fill(tray, h("strong", { role: "status" }, `${number(selection.size)} selected`), h("span.pair", input, h("button.main", input.given, "Label")),
     h("button", { onclick: similar, title: "Search by all of them" }, "Similar"), working("Download list", download, { title: "Where the files are now, one a line" }),
-    h("button", { onclick: undo, keys: "u" }, "Undo"), h("button", { onclick: clear, keys: "Escape" }, "Clear"));
+    button("Undo", "u", undo), button("Clear", "Escape", clear));
   tray.settle();
 }
 
@@ -113,7 +116,7 @@ export function begin() {
   walkable(tray, "button");
   watch(() => {
     draw();
-    document.querySelectorAll(".few .cell").forEach((element) => { if (element.querySelector(".tick")) mark(element); });
+    all(".few .cell:has(.tick)").forEach(mark);
   });
   draw();
 }
