@@ -51,6 +51,7 @@ def test_a_table_holds_what_its_runs_reach(made: tuple[Path, dict[str, Any]]) ->
     assert result["rows"][2]["knn"]["values"][1] == pytest.approx(100 * alone, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_table_can_be_read_and_seen(made: tuple[Path, dict[str, Any]]) -> None:
     folder, result = made
     lines = (folder / "table.md").read_text().splitlines()
@@ -63,6 +64,7 @@ def test_the_table_can_be_read_and_seen(made: tuple[Path, dict[str, Any]]) -> No
     assert markdown(result | {"seeds": [0]}).startswith("1 seed(s), 1,348 pictures")
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_made_again(made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, result = made
 
@@ -99,6 +101,7 @@ def test_a_stopped_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [row["knn"] for row in resumed["rows"]] == [row["knn"] for row in whole["rows"]]
 
 
+@pytest.mark.slow
 def test_a_trial_decides_the_precision_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = ["bfloat16", "float32"]
     monkeypatch.setattr(jobs_reproduce, "choose_precision", lambda *_: Choice(answers.pop(0), ""))

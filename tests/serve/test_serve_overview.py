@@ -135,6 +135,7 @@ class Steps(Told):
         return []
 
 
+@pytest.mark.slow
 def test_a_stopped_job_goes_on_with_what_is_missing(run: Path) -> None:
     opened = Steps(run)
     with served(opened) as client:

@@ -189,6 +189,7 @@ def test_a_million_pictures_scroll(browser: playwright.Browser, width: int) -> N
         page.close()
 
 
+@pytest.mark.slow
 def test_a_map_of_a_hundred_thousand_points_is_smooth(browser: playwright.Browser) -> None:
     with served(Million()) as client:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
