@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from instdisc.data.decoding.decode import UnreadableError, format_and_size
 from instdisc.data.sources.open import open_source
 from instdisc.errors import InputError
-from instdisc.search.alignment import agreement, guessed, oriented, patches, refined
+from instdisc.search.alignment import agreement, guessed, oriented, patches, recoloured, refined
 from instdisc.search.copies import SAME_FILE, SAME_PICTURE, Finder, Limits
 from instdisc.search.fingerprints import READ, Fingerprints, Signatures, marks_of, stored_fingerprints
 
@@ -141,6 +141,44 @@ def test_the_same_shape_in_another_colour_is_no_copy(tmp_path: Path) -> None:
     pixels = np.asarray(scene(3).convert("L"), np.float32)[..., None]
     contents = [saved(Image.fromarray((pixels * colour).astype(np.uint8))) for colour in ([1, 0.4, 0.3], [0.3, 0.4, 1])]
     assert not Finder(fingerprints(contents, tmp_path), contents.__getitem__).within()
+
+
+def bust(skin: str, size: int) -> bytes:
+    picture = Image.new("RGB", (size, size), "white")
+    draw, part = ImageDraw.Draw(picture), size / 16
+    draw.rounded_rectangle([2 * part, 10 * part, 14 * part, 18 * part], 3 * part, fill="#3b7fd9")
+    draw.ellipse([4 * part, 2 * part, 12 * part, 11 * part], fill=skin, outline="#5a3a2a", width=round(part / 3))
+    draw.pieslice([4 * part, 1 * part, 12 * part, 9 * part], 180, 360, fill="#402010")
+    for left in (6, 9):
+        draw.ellipse([left * part, 6 * part, (left + 1) * part, 7 * part], fill="black")
+    draw.arc([6 * part, 6 * part, 10 * part, 9.5 * part], 20, 160, fill="black", width=round(part / 3))
+    return saved(picture, kind="PNG")
+
+
+@pytest.mark.fault("a list of copies holds pictures that were never proven to be any")
+@pytest.mark.parametrize("size", [64, 256])
+def test_a_drawing_with_a_part_in_another_colour_is_no_copy(tmp_path: Path, size: int) -> None:
+    """Emoji: every line is the same, and some skin is another."""
+    contents = [bust(skin, size) for skin in ("#ffdc5d", "#f7dece", "#bf8b68", "#5c4033")]
+    contents.append(saved(Image.open(io.BytesIO(contents[0])).convert("RGB"), 90))
+    assert set(Finder(fingerprints(contents, tmp_path), contents.__getitem__).within()) == {(0, 4)}
+
+
+def test_one_change_of_all_colours_and_what_it_leaves() -> None:
+    """Known: a linear map of the colours, and squares that were changed apart from it."""
+    random = np.random.default_rng(0)
+    first = np.stack([gaussian_filter(random.standard_normal((256, 256)), 12) for _ in range(3)])
+    first = 120 + 40 * first / first.std()
+    change = np.array([[1.1, 0.05, 0], [0, 0.95, 0.05], [0.02, 0, 1.05]])
+    second = np.einsum("ij,jyx->iyx", change, first) + np.array([4.0, -6.0, 2.0])[:, None, None]
+    planes = [torch.from_numpy(one).float() for one in (first, second)]
+    whole = guessed(*(patches(torch.from_numpy(first.mean(0)).float()[None]) for _ in range(2)))
+    parts, far = recoloured(*planes, whole)
+    squares = [one.reshape(3, 16, 16, 16, 16).mean((2, 4)) for one in (first, second)]
+    assert parts == 0
+    assert far == pytest.approx(np.abs(squares[1] - squares[0]).max(0).mean(), rel=0.1)
+    planes[1][0, :64, :64] += 60  # 16 of 256 squares
+    assert recoloured(*planes, whole)[0] == pytest.approx(16 / 256)
 
 
 def test_digits_that_were_all_written_apart_are_no_copies(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
     aligned = guessed(patches(first), patches(second))   # each of 8 turns, 28 windows of either picture: a quick look
     aligned = refined(first, second, aligned, 32, 4)     # by least squares on the brightness
     agreement(first, second, aligned, 64)                # 1: the same detail everywhere
+    recoloured(red_green_blue, others, aligned)          # how far one change of all colours goes, and what it leaves
 
 Thumbnails are squares, float32 (pairs, side, side) of 0..255. All is worked out for many pairs at once.
 """
@@ -22,6 +23,10 @@ _NOISE = 6.0  # grey levels: detail below this may come from compression
 _TRIMMED = 0.15  # of the detail that may differ: a text, a stamp
 _BLOCK = 8  # pixels: of the squares that are compared
 _AROUND = 9  # pixels: whose mean is taken off for the second look
+_SQUARES = 16  # along a side, whose mean colours are compared
+_APART, _TIMES = 24.0, 2.0  # grey levels, and times the median difference, from which a square has another colour
+_DRAWN, _FEWEST = 8.0, 8  # grey levels beside the commonest colour, squares: what is drawn on it
+_STIFF = 100.0  # grey levels squared: how little colours vary where no change of them is believed
 
 
 @dataclass(frozen=True)
@@ -257,3 +262,56 @@ def colour_change(
     whole = [(levels[0] - levels[1]).abs()[:, 0], (casts[0] - casts[1]).abs().amax(1)]
     whole += [(one[0] - one[1]).abs() for one in (contrasts, strengths)]
     return differ.sqrt(), torch.stack(whole).amax(0)
+
+
+def recoloured(
+    first: Float[Tensor, "3 side side"], second: Float[Tensor, "3 side side"], aligned: Aligned
+) -> tuple[float, float]:
+    """The share of what is drawn whose colour differs, though one change of all is allowed; how far that goes.
+
+    Of a single pair; the change is a mean over what is drawn, in grey levels of the worst channel. Colours of a copy
+    may all be changed alike: by a linear map and an offset, fitted so that few parts that differ have little weight. A
+    variant of a drawing differs in a part, and that in colour alone perhaps, where `agreement` does not look. What has
+    the commonest colour of its picture in both, and no detail, is not drawn: it is the ground.
+    """
+    side = first.shape[-1]
+    over = torch.cat([_oriented_each(plane[None], aligned.symmetry) for plane in second])
+    parts = [_under(plane[None], aligned.window, side) for plane in first]
+    under, shown = torch.cat([plane for plane, _ in parts]), parts[0][1]
+    full = shrunk(shown, _SQUARES).flatten() > 0.99
+    if int(full.sum()) < _FEWEST:
+        return 0.0, 0.0
+    means = [shrunk(planes, _SQUARES).flatten(1)[:, full].double() for planes in (under, over)]
+    drawn = torch.zeros(means[0].shape[1], dtype=torch.bool)
+    for planes, mean in zip((under, over), means, strict=True):
+        grey = planes.mean(0, keepdim=True)
+        varied = shrunk(grey.square(), _SQUARES) - shrunk(grey, _SQUARES).square()
+        drawn |= (mean - _commonest(mean)).abs().amax(0) > _DRAWN
+        drawn |= varied.flatten()[full] > _NOISE**2
+    if int(drawn.sum()) < _FEWEST:
+        drawn[:] = True
+    explained = _explained(*means)[:, drawn]
+    rest = (means[1][:, drawn] - explained).abs().amax(0)
+    apart = rest > max(_APART, _TIMES * float(rest.median()))
+    return float(apart.float().mean()), float((explained - means[0][:, drawn]).abs().amax(0).mean())
+
+
+def _commonest(colours: Float[Tensor, "3 squares"]) -> Float[Tensor, "3 1"]:
+    """The median of the colours that share the fullest of 16 x 16 x 16 bins."""
+    bins = (colours // 16).long().clamp(0, 15)
+    number = (bins[0] * 16 + bins[1]) * 16 + bins[2]
+    return colours[:, number == number.bincount().argmax()].median(1, keepdim=True).values
+
+
+def _explained(first: Float[Tensor, "3 squares"], second: Float[Tensor, "3 squares"]) -> Float[Tensor, "3 squares"]:
+    """The first colours after the linear map and offset by which most of them are nearest to the second."""
+    weight, found = torch.ones(first.shape[1], dtype=first.dtype), first
+    for _ in range(8):
+        share = weight / weight.sum()
+        means = [(one * share).sum(1, keepdim=True) for one in (first, second)]
+        own, other = (one - mean for one, mean in zip((first, second), means, strict=True))
+        spread = (own * share) @ own.T + _STIFF * torch.eye(3, dtype=own.dtype)
+        found = means[1] + own + torch.linalg.solve(spread, (own * share) @ (other - own).T).T @ own
+        rest = (second - found).abs().amax(0)
+        weight = 1 / (1 + (rest / (2 * rest.median().clamp_min(1.5))).square())
+    return found

@@ -21,9 +21,17 @@ import torch
 from instdisc.data.decoding.decode import UnreadableError, decode_stored
 from instdisc.neighbours import Nearest
 from instdisc.progress import Bar
-from instdisc.search.alignment import Aligned, agreement, colour_change, guessed, patches, refined
-from instdisc.search.fingerprints import READ, SIDE, Fingerprints, Signatures, grey_of
-from instdisc.shapes import Float, Int, Tensor
+from instdisc.search.alignment import (
+    Aligned,
+    agreement,
+    colour_change,
+    guessed,
+    patches,
+    recoloured,
+    refined,
+)
+from instdisc.search.fingerprints import GREY, READ, SIDE, Fingerprints, Signatures
+from instdisc.shapes import Int, Tensor, UInt8
 
 SAME_FILE, SAME_PICTURE = "same file", "same picture"
 PROPOSED = 5  # nearest by their signatures, and as many by vectors, that are compared with each picture
@@ -42,6 +50,8 @@ class Limits:
 
     agreement: of thumbnails; closer: at 128 or 256 pixels, where both have nearly as many; small: of pictures below 32
     pixels, as they are. detail: the share of a thumbnail that has any. tint: grey levels by which tints may differ.
+    parts: the share of what is drawn that may have other colours than one change of all gives; small_parts: below 96
+    pixels, where no part is small enough for a text. change: grey levels by which that one may change them.
     """
 
     agreement: float = 0.85
@@ -49,6 +59,9 @@ class Limits:
     small: float = 0.995
     detail: float = 0.03
     tint: float = 25.0
+    parts: float = 0.06
+    small_parts: float = 0.02
+    change: float = 32.0
 
 
 Contents = Callable[[int], Any]  # what a source gives for the picture at a position; UnreadableError where it can't
@@ -229,20 +242,29 @@ class Finder:
         return self.own.grey(pairs[:, 0]), self.others.grey(pairs[:, 1])
 
     def _closer(self, one: int, other: int, aligned: Aligned, proof: Proof) -> tuple[Proof, Aligned] | None:
-        """A last look at more pixels, where there are: pages of text differ in what thumbnails do not show."""
+        """A last look at more pixels, where there are: pages of text differ in what thumbnails do not show.
+
+        And at colours, which a part alone may have changed. Smaller pictures have been compared pixel by pixel.
+        """
         facts = [self.own.records[one], self.others.records[other]]
         shorter = min(int(fact[name]) for fact in facts for name in ("width", "height"))
-        side = next((side for side in _LARGE if shorter >= 3 * side // 4), 0)
-        if not side:
+        if shorter < _SMALLEST:
             return proof, aligned
         first, second = self._large(one), self._their_large(other)
         if first is None or second is None:
             return None
-        aligned = refined(first, second, aligned, _LARGE[-1], 1)
-        score = float(agreement(first, second, aligned, side)[0])
-        if score < self._limits.closer or not bool(_plausible(aligned)):
+        first, second = first.float(), second.float()
+        greys = [torch.einsum("cyx,c->yx", planes, torch.tensor(GREY))[None] for planes in (first, second)]
+        aligned = refined(greys[0], greys[1], aligned, _LARGE[-1], 1)
+        side = next((side for side in _LARGE if shorter >= 3 * side // 4), 0)
+        parts, change = recoloured(first, second, aligned)
+        most = self._limits.parts if side else self._limits.small_parts
+        if not bool(_plausible(aligned)) or parts > most or change > self._limits.change:
             return None
-        return replace(proof, agreement=min(score, 1.0)), aligned
+        if not side:
+            return proof, aligned
+        score = float(agreement(greys[0], greys[1], aligned, side)[0])
+        return None if score < self._limits.closer else (replace(proof, agreement=min(score, 1.0)), aligned)
 
     def _changes(self, one: int, other: int, aligned: Aligned, change: float) -> tuple[str, ...]:
         first, second = self.own.records[one], self.others.records[other]
@@ -313,9 +335,10 @@ def _all_patches(stored: Fingerprints) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, 1, 1, dtype=torch.int8)
 
 
-def _large(contents: Contents, position: int) -> Float[Tensor, "1 side side"] | None:
+def _large(contents: Contents, position: int) -> UInt8[Tensor, "3 side side"] | None:
     try:
-        return torch.from_numpy(grey_of(decode_stored(contents(position), _LARGE[0])[0]))[None]
+        pixels = decode_stored(contents(position), _LARGE[0])[0]
+        return torch.tensor(pixels).permute(2, 0, 1)
     except UnreadableError:
         return None
 
