@@ -11,6 +11,7 @@
     RUN/labels/            labels given by hand, and the journal by which each act can be undone; the order of the
                            classes; what `label` proposes; the labels of a table or list that the run began with
     RUN/review/            what was decided on copies, look-alikes, outliers, doubtful labels and unreadable files
+    RUN/sets/              sets of pictures with a name, as lists of ids
     RUN/map/               the collection in the plane
     RUN/given.parquet      what came with vectors that were made elsewhere: id, location, label, other columns
     RUN/features/          of a frozen backbone, until the training has ended
@@ -64,6 +65,7 @@ class RunFolder:
         self.journal = self.labels / "journal.jsonl"
         self.classes = self.labels / "classes.json"
         self.review = self.path / "review" / "journal.jsonl"
+        self.sets = self.path / "sets"
         self.thumbnails = self.index / "thumbnails.npy"
         self.links = self.index / "links.usearch"
         self.neighbour_graph = self.index / "graph.safetensors"

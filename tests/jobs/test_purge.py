@@ -19,7 +19,7 @@ import instdisc
 from instdisc.checkpoint import latest
 from instdisc.data.storage.scan import cache_folder
 from instdisc.errors import InputError
-from instdisc.jobs import index
+from instdisc.jobs import index, sets
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import look_at_collection
 from instdisc.jobs.journal import undo
@@ -67,6 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> tuple[
     place.outliers.mkdir()
     (place.outliers / "outliers.csv").write_text(f"id,path\n{GONE},{pictures / GONE}\nred/0000.png,x\n")
     (place.index / "added.npy").write_bytes(b"unfinished")
+    sets.keep(place, "some", [GONE, "red/0000.png", GONE_ADDED], f"{GONE} and what is like it")
     return pictures, others, run
 
 
@@ -128,6 +129,8 @@ def test_nothing_of_a_purged_picture_is_left(trained: tuple[Path, Path, Path], r
         "no picture file is touched"
     )
     assert "still there" in said[-1]
+    left = sets.load(RunFolder(run), "some")
+    assert set(left.ids) == {"red/0000.png", *ids} & {GONE, "red/0000.png", GONE_ADDED} and left.origin == ""
 
     now = Collection(run)
     assert len(now.index) == COUNT + MORE - 2

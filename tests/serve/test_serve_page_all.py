@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browsing import needs_chromium, playwright
-from serving import COUNT, Told, made_collection, served
+from serving import COUNT, Told, beside, made_collection, served
 
 from instdisc.jobs.label import hand_labels
 from instdisc.progress import Bar
@@ -21,7 +21,7 @@ pytestmark = needs_chromium
 AXE = Path(__file__).resolve().parents[2] / "build" / "node_modules" / "axe-core" / "axe.min.js"  # .ci/run
 VIEWS = (
     *("overview", "", "picture/2", "search?like=1,2&unlike=4", "label", "dozen", "map", "map?by=cluster"),
-    *("duplicates", "look-alikes?threshold=0.9", "outliers", "nothing"),
+    *("duplicates", "look-alikes?threshold=0.9", "outliers", "nothing", "set/some", "compare"),
 )
 STOPS = """[...document.querySelectorAll('a[href], button, input, select, [tabindex]')].filter((one) =>
     one.tabIndex >= 0 && !one.disabled && one.checkVisibility()).length"""
@@ -57,9 +57,10 @@ def settled(page: playwright.Page) -> None:
 @pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light")])
 def test_nothing_is_found_wanting_in_any_view(visit, run: Path, width: int, scheme: str) -> None:
     """By axe-core, whatever rules it has; no sideways scroll; at most 25 stops of the Tab key."""
-    with served(Told(run)) as client:
+    with served(beside(run)) as client:
         for row in range(12):
             client.json("/api/labels", {"rows": [row], "label": f"class {row % 4}"})
+        client.json("/api/sets", {"name": "some", "rows": [1, 2, 3], "origin": "Map of all pictures"})
         page = visit(client, viewport={"width": width, "height": 760}, color_scheme=scheme, bypass_csp=True)
         page.goto("/#/")
         page.locator(".scroll .cell").first.focus()

@@ -9,6 +9,7 @@ import torch
 from browsing import needs_chromium, playwright
 from serving import served
 
+from instdisc.runs import RunFolder
 from instdisc.search.index import Index
 from instdisc.serve.facts import LabelState
 
@@ -19,6 +20,7 @@ class Million:
     """A million pictures that are made when they are asked for."""
 
     vectors, recomputed, version = "search", True, 0
+    folder = RunFolder("nowhere")
 
     def __init__(self) -> None:
         names = pa.array([f"{row:07d}" for row in range(1_000_000)], pa.large_string())
@@ -164,7 +166,7 @@ def test_a_hand_that_rests_does_not_undo_what_it_did_next(
             due.forEach((act) => act());
         }}""")
         page.wait_for_selector(".one .subject", timeout=120_000)
-        assert page.url.endswith("#/picture/5")
+        assert page.url.endswith("#/p/0000005")
         page.close()
 
 

@@ -35,6 +35,10 @@ class Drawn:
         self.page.wait_for_selector("canvas.map")
         return self
 
+    def id_of(self, row: int) -> str:
+        found: str = self.page.evaluate("async (row) => (await (await fetch(`api/pictures/${row}`)).json()).id", row)
+        return found
+
     @property
     def box(self) -> dict[str, float]:
         box = self.page.locator("canvas.map").bounding_box()
@@ -124,7 +128,7 @@ def test_zooming_leads_to_a_single_picture_which_a_click_opens(drawn: Drawn) -> 
     drawn.page.wait_for_selector("canvas.map")
     drawn.until(x, y, "a === 255")
     drawn.page.mouse.click(box["x"] + x, box["y"] + y)
-    drawn.page.wait_for_function(f"() => location.hash.startsWith('#/picture/{row}')")
+    drawn.page.wait_for_function(f"() => location.hash.startsWith('#/p/{drawn.id_of(row)}')")
 
 
 def test_dots_are_a_choice_that_the_address_keeps(drawn: Drawn) -> None:
@@ -199,7 +203,7 @@ def test_cells_are_selected_and_opened_by_keyboard(drawn: Drawn) -> None:
     page.keyboard.press("x")
     selected(drawn, 1)
     page.keyboard.press("Enter")
-    page.wait_for_function(f"() => location.hash.startsWith('#/picture/{COUNT - 1}')")
+    page.wait_for_function(f"() => location.hash.startsWith('#/p/{drawn.id_of(COUNT - 1)}')")
 
 
 def test_the_legend_isolates_and_opens(drawn: Drawn, made: tuple[Path, Path]) -> None:

@@ -50,6 +50,26 @@ class Told(Opened):
         return rows, np.stack([rows % 10, rows // 10], axis=1).astype(np.float32)
 
 
+class Other(Opened):
+    """The same pictures by another run: vectors of six dimensions that tell colours apart less well; two are gone."""
+
+    gone = (5, 17)
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run, device="cpu")
+        colours = [Path(one.path).parent.name for one in self.index.entries(range(len(self.index)))]
+        codes = np.unique(colours, return_inverse=True)[1]
+        noise = np.random.default_rng(1).normal(0, 0.6, (len(codes), 6))
+        self.index.parts = [torch.nn.functional.normalize(torch.from_numpy(np.eye(6)[codes] + noise).float(), dim=1)]
+        self.index.removed[list(self.gone)] = True
+
+
+def beside(run: Path) -> Opening:
+    """A run with the other one beside it."""
+    first, second = Told(run), Other(run)
+    return Opening("first", lambda: first, beside=("second", second))
+
+
 class Client:
     """Requests to one server; `host` and other headers can be what a stranger would send."""
 

@@ -1,10 +1,11 @@
-"""instdisc serve RUN"""
+"""instdisc serve RUN [SECOND]"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,8 @@ Examples:
 
 `instdisc serve runs/photos` — browse, search, clean and label the collection in a browser, on this machine alone
 
+`instdisc serve runs/photos runs/longer` — compare two runs: neighbours side by side, what changed, which one is right
+
 `instdisc serve runs/photos --host 0.0.0.0 --port 8080` — for others too, by the address with the token that it prints
 
 `instdisc serve runs/photos --allow-host photos.example --trusted-proxy 127.0.0.1` — behind a proxy on this machine
@@ -24,6 +27,7 @@ Examples:
 
 def command(
     run: Run,
+    beside: Annotated[Path | None, typer.Argument(help="A second run of the same pictures, to compare with.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Beyond this machine a token is needed.")
     ] = "127.0.0.1",
@@ -64,6 +68,7 @@ def command(
     serve(
         run,
         Reach(host, port, token, allow_host or (), base_path, trusted_proxy or ()),
+        beside=beside,
         approximate=approximate,
         bank=bank,
         train_source=train_source,

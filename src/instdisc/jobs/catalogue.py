@@ -54,7 +54,7 @@ class Listed:
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, self._source = run, run.source()
+        self._run, self._source, self.folder = run, run.source(), run.folder
         pictures, labels, names = described_pictures(run)
         removed, tags = np.zeros(len(pictures), dtype=bool), dict[str, np.ndarray]()
         self.dim, self.vectors, self.recomputed = int(run.facts["encoder"]["dim"]), "embedding", run.given

@@ -23,7 +23,7 @@ from instdisc.data.sources.source import Source
 from instdisc.data.sources.subset import Subset
 from instdisc.data.storage.scan import cache_folder
 from instdisc.files import file_digest, write_arrow, write_json, write_text, write_whole
-from instdisc.jobs import journal, review
+from instdisc.jobs import journal, review, sets
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import marks_now
 from instdisc.runs import RunFolder
@@ -227,6 +227,18 @@ class Erasing:
         if found is not None:
             write_whole(self._stage.review, found[0])
             self._wrote(self._folder.review, f"{found[1]} decisions")
+
+    def sets(self) -> None:
+        """RUN/sets/ without their ids."""
+        names = self._forgotten | {
+            name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in self._forgotten
+        }
+        found = sets.rewritten(
+            self._folder, self._forgotten.__contains__, lambda text: any(name in text for name in names)
+        )
+        for name, (kept, gone) in found.items():
+            write_json(self._stage.sets / f"{name}.json", {"made": kept.made, "origin": kept.origin, "ids": kept.ids})
+            self._wrote(self._folder.sets / f"{name}.json", f"{gone} ids")
 
     def tables(self) -> None:
         """Lists without the lines that name them; contact sheets and pages, which show pictures, go."""

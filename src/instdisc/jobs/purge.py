@@ -90,6 +90,7 @@ def _erase(collection: Collection, rows: np.ndarray, say: Say) -> None:
     work.thumbnails()
     work.plane()
     work.journal()
+    work.sets()
     work.tables()
     now = datetime.now(UTC)
     receipt = {

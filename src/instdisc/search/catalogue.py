@@ -78,13 +78,20 @@ class Catalogue:
 
     def rows_of(self, locations: Sequence[str]) -> Int[np.ndarray, " asked"]:
         """The row of the picture at each path or URL, the last where there are several; -1 where none is left."""
-        positions = {location: position for position, location in enumerate(dict.fromkeys(locations))}
+        return self._rows("location", locations)
+
+    def rows_with(self, ids: Sequence[str]) -> Int[np.ndarray, " asked"]:
+        """The row of the picture that has each id; -1 where none is left."""
+        return self._rows("id", ids)
+
+    def _rows(self, column: str, names: Sequence[str]) -> Int[np.ndarray, " asked"]:
+        positions = {name: position for position, name in enumerate(dict.fromkeys(names))}
         wanted = pa.array([os.fsencode(one) for one in positions], pa.large_binary())
-        found = pc.index_in(pc.cast(self.pictures["location"], pa.large_binary()), value_set=wanted)
+        found = pc.index_in(pc.cast(self.pictures[column], pa.large_binary()), value_set=wanted)
         rows = np.flatnonzero(pc.is_valid(found).to_numpy(zero_copy_only=False) & ~self.removed)
         last = np.full(len(positions), -1)
         last[found.take(pa.array(rows)).to_numpy().astype(np.int64)] = rows  # ascending: a later row wins
-        return last[[positions[location] for location in locations]]
+        return last[[positions[name] for name in names]]
 
     def rows_named(
         self, names: Sequence[str], folders: Sequence[str | os.PathLike[str]] = (".",)

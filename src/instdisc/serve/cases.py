@@ -57,9 +57,15 @@ class Cases(BaseModel):
 
 
 class Counted(BaseModel):
-    """Cases of a kind; null where finding them would take long and nobody has asked for them yet."""
+    """Cases of a kind; null where finding them would take long and nobody has asked for them yet.
+
+    title: its name in words; noun: what one case is; text: what they are.
+    """
 
     kind: str
+    title: str
+    noun: str
+    text: str
     open: int | None = None
     decided: int | None = None
     certain: int | None = None

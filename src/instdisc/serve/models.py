@@ -25,6 +25,7 @@ def _once(rows: list[int]) -> list[int]:
 Name = Annotated[str, BeforeValidator(readable)]
 Chosen = Annotated[list[Row], Field(min_length=1, max_length=100_000), AfterValidator(_once)]
 Step = Literal["vectors", "graph", "outliers", "copies", "map"]
+Choice = tuple[str, Name]  # a value of a parameter, and what it is called
 Given = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -57,7 +58,8 @@ class About(BaseModel):
 
     vectors: "search" or "embedding"; threshold: the cosine from which two pictures are usually taken for look-alikes.
     labels: those that a picture has; labelled: whether any is given by hand. start: of the server, to ask for pictures
-    with (`&start=`), as a browser keeps what an earlier server showed.
+    with (`&start=`), as a browser keeps what an earlier server showed. beside: the name of a second run that is served,
+    "" for none. orders of a set, colourings of the map, verdicts: what can be chosen, each with words for it.
     """
 
     name: Name
@@ -70,6 +72,10 @@ class About(BaseModel):
     threshold: float
     start: str
     labelled: bool
+    beside: Name
+    orders: list[Choice]
+    colourings: list[Choice]
+    verdicts: list[Choice]
 
 
 class Listing(BaseModel):
@@ -252,6 +258,31 @@ class Selection(BaseModel):
     rows: Chosen
 
 
+class SetNames(BaseModel):
+    """The names of the sets that the run keeps."""
+
+    names: list[Name]
+
+
+class KeptSet(BaseModel):
+    """A set. pictures: that are still in the collection; gone: others of its list; origin: where they were picked."""
+
+    name: Name
+    pictures: int
+    gone: int
+    origin: Name
+    made: str
+
+
+class Keeping(BaseModel):
+    """Keep these rows as the set `name`. replace: in the place of one of that name."""
+
+    name: Given
+    rows: Chosen
+    origin: Annotated[str, Field(max_length=500)] = ""
+    replace: bool = False
+
+
 class Facts(BaseModel):
     """A picture's file as it is now, and its neighbours in a set: -1 for none. place: in the set, from 0; -1 outside.
 
@@ -337,11 +368,12 @@ class Colours(BaseModel):
     """A code for each point of the map, in its order: the position in `names`; -1 for none.
 
     others: how many names the last one stands for, where there are too many to tell apart; 0: for itself. none: what
-    -1 means, "" where no point has it. note: why there are no names.
+    -1 means, "" where no point has it. note: why there are no names. shades: of the names, on light and on dark ground.
     """
 
     names: list[Name]
     codes: list[int]
+    shades: list[tuple[str, str]]
     others: int = 0
     none: str = ""
     note: str = ""

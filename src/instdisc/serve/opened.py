@@ -56,7 +56,7 @@ class Opened:
         self._lock = threading.RLock()  # of the labels: every view needs it, so nothing long is computed under it
         self._embedding, self._voting, self._linking = threading.Lock(), threading.Lock(), threading.Lock()
         self._own_names = [name for name in self.index.label_names if name in self._named_by_source()]
-        self._read = self._stamp(self.collection.folder.hand_labels)
+        self._read = self.stamp(self.collection.folder.hand_labels)
         self._hand = self._read_hand()
         self._known: tuple[np.ndarray, Tensor] | None = None
         self._voted: votes_job.Labelled | None = None
@@ -64,6 +64,11 @@ class Opened:
         self._stored_graph: tuple[Any, bool] = None, False  # vectors and file; whether it is their graph
         self._outliers: tuple[tuple[int, int], list[tuple[int, float]]] = (-1, -1), []
         self._told: Callable[[str], None] | None = None  # who wants searches by a graph
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's."""
+        return self.collection.folder
 
     @property
     def dim(self) -> int:
@@ -85,7 +90,7 @@ class Opened:
 
     def known_outliers(self) -> list[tuple[int, float]]:
         """(row, outlier score), the highest first; empty where that was never computed."""
-        stamp = self._stamp(self.collection.folder.outliers / "outliers.csv")
+        stamp = self.stamp(self.collection.folder.outliers / "outliers.csv")
         if self._outliers[0] != stamp:
             self._outliers = stamp, known_outliers(self.collection)
         return self._outliers[1]
@@ -124,7 +129,7 @@ class Opened:
         if linked is not None and known is not None and linked[0] is known[1] and linked[1] is not None:
             return True
         gone = self.returned, int(self.index.removed.sum())
-        key = gone, self._stamp(self.collection.folder.neighbour_graph)
+        key = gone, self.stamp(self.collection.folder.neighbour_graph)
         if self._stored_graph[0] != key:
             self._stored_graph = key, votes_job.has_graph(self.collection.folder, self.index.present()[1])
         return self._stored_graph[1]
@@ -168,7 +173,7 @@ class Opened:
     def hand_labels(self) -> dict[int, str]:
         """row -> label given by hand, as it is now."""
         with self._lock:
-            stamp = self._stamp(self.collection.folder.hand_labels)
+            stamp = self.stamp(self.collection.folder.hand_labels)
             if stamp != self._read:  # `instdisc label` has changed them meanwhile
                 self._read = stamp
                 before, self._hand = self._hand, self._read_hand()
@@ -190,7 +195,7 @@ class Opened:
             _, _, act = label_job.change_hand_labels(folder, given, replace=True, bulk=bulk)
             if label is not None:
                 classes_job.keep(folder, [*names, label])
-            self._read = self._stamp(folder.hand_labels)
+            self._read = self.stamp(folder.hand_labels)
             gone = set(changed)
             self._hand = {row: text for row, text in before.items() if row not in gone}
             if label is not None:
@@ -316,7 +321,7 @@ class Opened:
             return self._graph[1]
 
     @staticmethod
-    def _stamp(file: Path) -> tuple[int, int]:
+    def stamp(file: Path) -> tuple[int, int]:
         """Another one after every change of a file that is replaced as a whole; (0, 0) where there is none."""
         try:
             found = file.stat()

@@ -24,13 +24,19 @@ class Opening:
     """A collection that is being opened in the background, so that the page itself answers at once.
 
     look: lists the pictures alone; an error where that is not all of the collection. Loading torch holds all else up
-    for a second, so the first screen of pictures is sent before that begins.
+    for a second, so the first screen of pictures is sent before that begins. beside: the name of a second run, and what
+    is open of it, to compare with.
     """
 
     def __init__(
-        self, name: str, opener: Callable[[], Opened], look: Callable[[], Listed | None] | None = None
+        self,
+        name: str,
+        opener: Callable[[], Opened],
+        look: Callable[[], Listed | None] | None = None,
+        *,
+        beside: tuple[str, Opened] | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.beside = name, beside
         self._opened: Opened | None = None
         self._listed: Listed | None = None
         self._failed: str | None = None

@@ -30,6 +30,27 @@ if TYPE_CHECKING:
     from instdisc.serve.session import Session
 
 Kind = Literal["copies", "look-alikes", "outliers", "labels", "unreadable"]
+# kind: (its name in words, what one case is, what they are), in the order of the page
+KINDS: dict[Kind, tuple[str, str, str]] = {
+    "copies": (
+        "Copies",
+        "group",
+        "Proven by the files' bytes, or by the pixels of both pictures laid over each other. Suggested: keep the one "
+        "with most pixels, then the largest file, then the oldest.",
+    ),
+    "outliers": ("Outliers", "picture", "The highest outlier score first."),
+    "labels": ("Labels", "label", "Labels that the nearest labelled pictures contradict, the most doubtful first."),
+    "unreadable": (
+        "Unreadable",
+        "file",
+        "Files that could not be read as pictures when the collection was trained.",
+    ),
+    "look-alikes": (
+        "Look-alikes",
+        "group",
+        "Alike to the encoder, and not proven to be copies: nothing is marked before you mark it.",
+    ),
+}
 Which = Literal["open", "decided", "certain"]
 CERTAIN = 0.9  # agreement of pixels from which all copies of a group are accepted at once; equal bytes always are
 OUTLIERS = 40  # cases at first

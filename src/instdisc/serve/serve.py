@@ -50,10 +50,42 @@ def _lacks_search_vectors(folder: RunFolder) -> bool:
         return False  # the opening itself says what is wrong
 
 
+def _opened_beside(first: Run, second: str | Path, *, bank: bool, device: str) -> tuple[Opened, Opened]:
+    """Both runs, open. Raises InputError where the second can't be, or no picture of one is in the other."""
+    from instdisc.jobs.index import searchable
+    from instdisc.serve.beside import matched
+    from instdisc.serve.opened import Opened
+
+    other = Run(second)
+    if not bank and _lacks_search_vectors(other.folder):
+        other = searchable(other, device=device, say=_print_beside).run
+    pair = Opened(first, device=device), Opened(other, device=device)
+    both = len(matched(*pair)[0])
+    counts = [int((~one.index.removed).sum()) for one in pair]
+    if not both:
+        raise InputError(
+            f"{first.path} and {other.path} have no picture in common, by their ids: "
+            "compare two runs of the same pictures."
+        )
+    words = [f"{one.path} ({vectors.vectors} vectors)" for one, vectors in zip((first, other), pair, strict=True)]
+    _print_beside(
+        f"Comparing {' with '.join(words)}: {both:,} pictures are in both, of {counts[0]:,} and {counts[1]:,}."
+    )
+    return pair
+
+
+def _names(*runs: str | Path) -> list[str]:
+    """What runs are called: their folders, with those above them where two are called alike."""
+    folders = [Path(run).resolve() for run in runs]
+    alike = len({folder.name for folder in folders}) < len(set(folders))
+    return [f"{folder.parent.name}/{folder.name}" if alike else folder.name for folder in folders]
+
+
 def serve(
     run: str | Path,
     reach: Reach | None = None,
     *,
+    beside: str | Path | None = None,
     approximate: bool = False,
     bank: bool = False,
     train_source: Any = None,
@@ -62,9 +94,11 @@ def serve(
 ) -> None:
     """Serve the page until it is interrupted: on this machine alone, or as `reach` says.
 
-    approximate: let an HNSW graph answer searches, once it is built in the background. bank: show what is there at
-    once, the rows of the bank perhaps; without it search vectors are computed first, once, where the run can make them.
-    Raises InputError where the run can't be opened, the port is taken, or `reach` names what is no name or address.
+    beside: a second run, to compare with: of the same pictures, by their ids. approximate: let an HNSW graph answer
+    searches, once it is built in the background. bank: show what is there at once, the rows of the bank perhaps;
+    without it search vectors are computed first, once, where the run can make them.
+    Raises InputError where a run can't be opened, two have no picture in common, the port is taken, or `reach` names
+    what is no name or address.
     """
     reach = reach or Reach()
     access = reach.access()
@@ -78,10 +112,12 @@ def serve(
 
     from instdisc.serve.opening import Opening
 
+    pair = None if beside is None else _opened_beside(opened_run, beside, bank=bank, device=device)
+
     def opened() -> Opened:
         from instdisc.serve.opened import Opened
 
-        served = Opened(opened_run, device=device)
+        served = Opened(opened_run, device=device) if pair is None else pair[0]
         if approximate:
             threading.Thread(target=served.approximate, args=(say,), name="graph", daemon=True).start()
         return served
@@ -102,7 +138,9 @@ def serve(
                 f"{reach.host}:{reach.port} can't be listened on ({reason}): choose another --port."
             ) from None
         port = listening.getsockname()[1]
-        opening = Opening(opened_run.path.resolve().name, opened, lambda: Listed(opened_run))
+        names = _names(opened_run.path, beside or opened_run.path)
+        second = None if pair is None else (names[1], pair[1])
+        opening = Opening(names[0], opened, lambda: Listed(opened_run), beside=second)
         say(reach.address(port, access))
         say("Open this address in a browser. Ctrl-C ends.")
         if access.token and (reach.allow_hosts or reach.trusted_proxies):

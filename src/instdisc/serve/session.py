@@ -18,8 +18,10 @@ import numpy as np
 from fastapi import HTTPException
 
 from instdisc.errors import InputError
+from instdisc.jobs import sets
 from instdisc.progress import Pace
 from instdisc.report.thumbnails import as_jpeg
+from instdisc.serve.beside import Beside
 from instdisc.serve.facts import CopyFacts
 from instdisc.serve.models import MapState, Proposal, readable
 from instdisc.serve.prepare import Preparation
@@ -64,7 +66,7 @@ class Session:
 
     def _forget(self) -> None:
         """Nothing is computed yet, or not by these vectors."""
-        self._found = lru_cache(maxsize=16)(lambda wanted, version: chosen(self.opened, wanted))
+        self._found = lru_cache(maxsize=16)(lambda wanted, version, kept: chosen(self.opened, wanted, self.beside))
         self._copies = self.once(lambda turn: self._all_copies(), 1)
         self._look_alikes = self.once(self._compared, 4)
         self.folders = lru_cache(maxsize=1)(lambda: folders_of(self.opened.index))
@@ -72,6 +74,8 @@ class Session:
         self._least_like = self.once(lambda returned: self._isolated(), 1)
         self._proposed = self.once(lambda count, by, version: self.opened.proposals(count, by), 2)
         self.review = Review(self)
+        second = self.opening.beside
+        self.beside = None if second is None else Beside(self, second[1], second[0])
 
     @property
     def opened(self) -> Opened:
@@ -161,7 +165,23 @@ class Session:
         if wanted.everything:
             return np.flatnonzero(~self.shown.index.removed)
         self.opened.hand_labels()  # looks whether they have changed
-        return self._found(wanted, self.opened.version)
+        kept = self.opened.stamp(sets.path_of(self.opened.folder, wanted.name)) if wanted.name else None
+        return self._found(wanted, self.opened.version, kept)
+
+    def cited(self, name: str) -> int:
+        """The row of the picture whose id reads so as JSON carries it. Raises InputError for none, and for several."""
+        index = self.shown.index
+        rows = [int(index.rows_with([name])[0])]
+        if "\ufffd" in name:  # what stands for bytes that are no UTF-8
+            entries = index.entries(np.flatnonzero(~index.removed))
+            rows = [one.row for one in entries if readable(one.id) == name]
+        if len(rows) > 1:
+            raise InputError(f"{len(rows):,} pictures have an id that reads as {name}: open them from the grid.")
+        if not rows or rows[0] < 0:
+            raise InputError(
+                f"No picture of the collection has the id {name}: it was removed or renamed, or never in it."
+            )
+        return rows[0]
 
     def told(self, given: str) -> str:
         """The label that the page means, which it knows only as far as JSON can carry it."""

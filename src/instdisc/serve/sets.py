@@ -13,16 +13,28 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from instdisc.errors import InputError
+from instdisc.jobs import sets
+from instdisc.serve.beside import VERDICTS, Verdict
 from instdisc.serve.models import readable
 
 if TYPE_CHECKING:
     from instdisc.search.index import Index
+    from instdisc.serve.beside import Beside
     from instdisc.serve.facts import Suggestions
     from instdisc.serve.opened import Opened
 
 SURE = 0.5  # a suggestion is shown as one from here: it is more likely right than wrong
 By = Literal["", "you", "suggested", "none"]
-Sort = Literal["", "name", "newest", "largest", "sure", "unsure"]
+Sort = Literal["", "name", "newest", "largest", "sure", "unsure", "changed"]
+ORDERS: dict[Sort, str] = {
+    "": "Collection order",
+    "name": "By name",
+    "newest": "Newest first",
+    "largest": "Largest file first",
+    "sure": "Most certain first",
+    "unsure": "Least certain first",
+    "changed": "Most changed first",  # where a second run is served
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,9 @@ class Wanted:
     """where: a part of the id, in any case; or a pattern of it, with * and ?. sort: "" as they stand.
 
     by "suggested": pictures without a label by hand, whose suggestion is at least 50 % sure, and is `label` if one is
-    given. "none": neither by hand nor suggested. sort "sure": the most certain suggestions first.
+    given. "none": neither by hand nor suggested. sort "sure": the most certain suggestions first. name: of a set that
+    the run keeps (jobs/sets.py). Where a second run is served (beside.py): verdict, whose neighbours name a picture as
+    its label does; sort "changed": the pictures whose neighbours differ most first.
     """
 
     label: str = ""
@@ -38,6 +52,8 @@ class Wanted:
     where: str = ""
     by: By = ""
     sort: Sort = ""
+    name: str = ""
+    verdict: Verdict = ""
 
     @property
     def everything(self) -> bool:
@@ -58,8 +74,8 @@ def folders_of(index: Index) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in names[without:]], codes - without
 
 
-def chosen(opened: Opened, wanted: Wanted) -> np.ndarray:
-    """The rows. Raises InputError for a label or tag that no picture has, and for an unavailable order."""
+def chosen(opened: Opened, wanted: Wanted, beside: Beside | None = None) -> np.ndarray:
+    """The rows. Raises InputError for a label or tag that no picture has, a set that is none, an unavailable order."""
     index = opened.index
     label, tag = (
         next((name for name in names if readable(name) == given), given)
@@ -79,8 +95,21 @@ def chosen(opened: Opened, wanted: Wanted) -> np.ndarray:
             among &= guesses.codes == (guesses.names.index(label) if label in guesses.names else -2)
     elif wanted.by == "none" and guesses is not None:
         among = ~guesses.hand & ~suggested(guesses)
+    if wanted.verdict:
+        among &= _second(beside).agreement() == VERDICTS.index(wanted.verdict)
+    if wanted.name:
+        named = index.rows_with(sets.load(opened.folder, wanted.name).ids)
+        among &= np.isin(np.arange(len(index)), named)
     rows = np.flatnonzero(among & index.matching(label=own, tag=tag or None, where=where, any_case=True))
+    if wanted.sort == "changed":
+        return rows[_second(beside).order(rows)]
     return rows[_order(opened, wanted.sort, rows, guesses)]
+
+
+def _second(beside: Beside | None) -> Beside:
+    if beside is None:
+        raise InputError("One run is served: `instdisc serve A B` compares two.")
+    return beside
 
 
 def _order(opened: Opened, sort: Sort, rows: np.ndarray, guesses: Suggestions | None) -> np.ndarray | slice:

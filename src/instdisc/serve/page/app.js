@@ -1,6 +1,7 @@
 // The views, chosen by the address after "#": every state has one.
 import { all, ask, byId, complain, declared, empty, fill, goTo, h, number, on, press, retry, say, servedSince, standing, underWay, way, withControl } from "./dom.js";
 import { browse, tileSize } from "./browse.js";
+import { compare } from "./compare.js";
 import { dozen } from "./dozen.js";
 import { undo } from "./journal.js";
 import { keepTaste, own, taste } from "./memory.js";
@@ -32,7 +33,8 @@ async function route() {
   const [path, query = ""] = here();
   let [name, part] = path.split("/");
   if (FORMER[name]) [name, part] = ["review", FORMER[name]];
-  const parameters = Object.fromEntries(new URLSearchParams(query));
+  const parameters = Object.fromEntries(new URLSearchParams(query)), id = name === "p" && path.slice(2);
+  if (name === "set") [name, parameters.set] = ["", part];
   for (const one of all("nav a")) {
     one.ariaCurrent = one.dataset.view === ({ "": "browse", dozen: "label" }[name] ?? name) ? "page" : null;
   }
@@ -45,9 +47,9 @@ async function route() {
   const wait = later(() => fill(view, name === "review" ? underWay("api/work", `Comparing ${number(about.pictures)} pictures`, true) : h("p.quiet", "One moment …")), 500);
   const again = async () => { await learn(); await route(); };
   try {
-    const shown = { "": browse, picture, search, review, overview, map, label: labelling, dozen }[name];
+    const shown = { "": browse, picture, p: picture, search, review, compare, overview, map, label: labelling, dozen }[name];
     if (!shown) throw Object.assign(new Error("Choose a view above."), { final: true });
-    const content = await shown({ row: Number(part), part, parameters, keep, about, again });
+    const content = await shown({ row: Number(part), id, part, parameters, keep, about, again });
     if (mine !== turn) return;
     fill(view, content);
     view.scrollTop = history.state?.top ?? 0;
@@ -71,6 +73,7 @@ async function route() {
 // What there is.
 async function learn() {
   Object.assign(about, await ask("api/collection"));
+  document.querySelector("[data-view=compare]").hidden = !about.beside;
   fill(byId("known"), about.labels.map((value) => h("option", { value })));
 }
 
@@ -101,8 +104,7 @@ function shortcuts() {
 function listen() {
   shortcuts();
   on(byId("help"), "click", keySheet);
-  const file = byId("file"), drop = byId("drop");
-  const holds = (event) => [...event.dataTransfer?.types ?? []].includes("Files");
+  const file = byId("file"), drop = byId("drop"), holds = (event) => event.dataTransfer?.types.includes("Files");
   on(byId("ask"), "click", () => file.click());
   on(file, "change", () => { upload(file.files[0]); file.value = ""; });
   on(document, "paste", (event) => {

@@ -14,6 +14,7 @@ export function h(name, ...children) {
   const given = typeof children[0] === "function" ? { onclick: children.shift() } : children[0]?.constructor === Object ? children.shift() : {};
   for (const [key, value] of Object.entries(given)) {
     if (key === "pressed") press(element, value);
+    else if (key === "group") { element.role = key; element.ariaLabel = value; }
     else if ((value ?? false) === false) continue;
     else if (key.startsWith("on")) on(element, key.slice(2), value);
     else if (key === "class") element.className = value;
@@ -25,7 +26,7 @@ export function h(name, ...children) {
 }
 
 // Lists are taken apart, and what is null or false is left out.
-const there = (children) => children.flat().filter((child) => child || child === "");
+const there = (children) => children.flat(Infinity).filter((child) => child || child === "");
 export const fill = (element, ...children) => element.replaceChildren(...there(children));
 export const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
@@ -77,15 +78,30 @@ export function labelField(name, act, more = {}) {
 export const retry = (again) => h("button.main", () => again().catch(complain), "Try again");
 export const button = (text, keys, act, more) => h("button", { keys, onclick: act, ...more }, text);
 export const tool = (text, title, keys, act) => button(text, keys, act, { title, label: title });
+export const zooming = (by, fit) => [tool("−", "Zoom out", "-", () => by(1 / 1.6)), tool("+", "Zoom in", "+ =", () => by(1.6)), tool("⤢", "Fit", "0", fit)];
 export const hint = () => h("p.keys", h("kbd", "?"), " lists the keys of this view");
 // The element on the page that declares this key, if it may be used now.
 export const declared = (key) => all("[aria-keyshortcuts]").find((one) => one.ariaKeyShortcuts.split(" ").includes(key === " " ? "Space" : key) && !one.disabled && one.checkVisibility());
-export function modal(title, ...content) {
-  const dialog = h("dialog", { label: title, onkeydown: (event) => event.stopPropagation(), onclose: () => dialog.remove() }, h("h2", title), ...content);
+// To be read, or a question: act is what its button does. What that complains of is told there.
+export function modal(title, content, text, act) {
+  const told = h("p.lost", { role: "alert" }), close = () => dialog.close(), last = { class: "main", autofocus: true };
+  const dialog = h("dialog", { label: title, onkeydown: (event) => event.stopPropagation(), onclose: () => dialog.remove() }, h("h2", title), content, told,
+    inBar(room(), button(act ? "Cancel" : "Close", null, close, act ? {} : last), act && working(text, () => act().then(close, (error) => { told.textContent = error.message; }), last)));
   document.body.append(dialog);
   dialog.showModal();
+  dialog.querySelector("input")?.focus();
   return dialog;
 }
+// The address of the view, to give to others.
+export const copyLink = () => button("Copy link", null, async () => {
+  const link = location.href, here = /^(localhost|127\..*|\[::1])$/.test(location.hostname) ? "It opens on this computer only." : "";
+  try {
+    await navigator.clipboard.writeText(link);
+    say(`Link copied. ${here}`);
+  } catch {
+    modal("Copy this link", [h("input", { value: link, label: "Link", readOnly: true, onfocus: ({ target }) => target.select() }), quiet(here)]);
+  }
+});
 export const number = (given) => given.toLocaleString("en");
 export const percent = (share) => `${Math.floor(100 * share)} %`;
 export const withControl = (event) => event.ctrlKey || event.metaKey;
@@ -119,7 +135,7 @@ export async function answered(path, options = {}, turn = 1) {
     const detail = (await answer.json()).detail;
     words = typeof detail === "string" ? detail : `Invalid ${detail[0].loc.at(-1)}: ${detail[0].msg}.`;
   } catch { /* no JSON: a refusal in plain words */ }
-  throw new Error(words || `The server answered ${answer.status}.`);
+  throw Object.assign(new Error(words || `The server answered ${answer.status}.`), { status: answer.status });
 }
 
 export const ask = async (path, options = {}) => (await answered(path, options)).json();
@@ -128,8 +144,14 @@ export const get = (path, parameters) => ask(`${path}?${new URLSearchParams(para
 export const json = (body) => ({ method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
 export const post = (path, body) => ask(path, json(body));
 
+export const query = (parameters) => new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== "" && value != null));
+
 export const link = (view, parameters = {}) => {
-  const words = new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== "" && value != null));
+  const words = query(parameters), set = !view && words.get("set");
+  if (set) {
+    view = `set/${set}`;
+    words.delete("set");
+  }
   return `#/${view}${words.size ? `?${words}` : ""}`;
 };
 
@@ -213,7 +235,7 @@ export function caption(element, picture) {
   const shown = sure(picture), said = words(picture);
   if (shown || picture.label) element.append(h("span", { mute: "true", class: `tagged${shown ? " guessed" : picture.hand ? " given" : ""}` }, shown || picture.label));
   element.title = said;
-  element.said = `${said}${element.score ? `, ${element.score}` : ""}`;
+  element.said = [said, ...element.more].join(", ");
   mark(element);
 }
 
@@ -236,11 +258,12 @@ export async function suggest(elements, live = () => true) {
   }
 }
 
-// pick: whether it can be selected.
-export function cell(picture, { score, open, pick = true, set, ...more } = {}) {
+// pick: whether it can be selected; right: whether it has the label of the picture that it is like, if both have one; both: whether two runs have it.
+export function cell(picture, { score, right, both, open, pick = true, set, ...more } = {}) {
   const said = words(picture), element = h("button.cell", { "data-row": String(picture.row), title: said, onclick: open ?? (() => visit(picture.row, set)), ...more }, image(picture.row, { alt: said }),
-    score !== undefined && h("span.score", { mute: "true" }, score.toFixed(3)), pick && h("span.tick", { mute: "true", title: "Select (x)" }));
-  element.score = score?.toFixed(3);
+    score !== undefined && h("span", { mute: "true", class: `score ${right ?? ""}` }, score.toFixed(3)), pick && h("span.tick", { mute: "true", title: "Select (x)" }));
+  element.more = [score?.toFixed(3), { true: "same label", false: "other label" }[right], both && "in both runs"].filter(Boolean);
+  element.classList.toggle("both", Boolean(both));
   if (pick) caption(element, picture);
   else if (picture.label) element.append(h("span.tagged", { mute: "true" }, picture.label));
   return element;
@@ -270,6 +293,16 @@ export function walkable(list, one = ".cell") {
   list.settle = () => settle(cells()[0]);
   list.settle();
   return list;
+}
+
+// One deed after another, however quick the fingers.
+export function inTurn() {
+  let last = Promise.resolve();
+  return (work) => {
+    const turn = last.then(work);
+    last = turn.catch(() => {});
+    return turn;
+  };
 }
 
 // Keys, wherever the focus is.

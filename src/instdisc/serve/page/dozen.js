@@ -14,7 +14,7 @@ export async function dozen({ parameters, keep, about }) {
     : classes.reduce((best, one) => (one.suggested > best.suggested ? one : best)).label;
   // Seen, and not of this class.
   const stored = `${about.name} not ${label}`, passed = new Set(recall(stored).rows ?? []);
-  const title = h("h1"), list = walkable(h("div.few.dozen", { role: "group", label: "Arrows move, x or Space takes one out" })), told = h("p.quiet", { role: "status" });
+  const title = h("h1"), list = walkable(h("div.few.dozen", { group: "Arrows move, x or Space takes one out" })), told = h("p.quiet", { role: "status" });
   let shown = [], out = new Set();
 
   const name = () => {

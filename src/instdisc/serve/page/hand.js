@@ -16,7 +16,7 @@ export class Cursor {
   move(step, extend) {
     const { plane, mosaic, at } = this, here = this.range[1], size = mosaic.size();
     this.at = here.map((one, axis) => {
-      const many = [mosaic.columns, mosaic.rows][axis] << mosaic.level;
+      const many = mosaic.across[axis];
       return (clamp(one + (at ? step[axis] : 0), many - 1) + 0.5) / many;
     });
     this.from = extend ? this.from ?? at ?? this.at : null;

@@ -1,5 +1,5 @@
 // Deeds on labels and decisions of a review, each with its way back: an Undo beside what is said, `u`, or Ctrl-Z.
-import { ask, complain, count, on, post, say } from "./dom.js";
+import { ask, complain, count, inTurn, on, post, say } from "./dom.js";
 import { own } from "./memory.js";
 
 // Tabs of the same server.
@@ -8,8 +8,7 @@ const others = new BroadcastChannel(own("labels"));
 const first = new Set();
 // The act that is taken back next; null: ask the server.
 let last = null;
-// One deed after another, however quick the fingers.
-let acting = Promise.resolve();
+const turn = inTurn();
 
 others.onmessage = ({ data }) => { last = null; told({ ...data, elsewhere: true }); };
 
@@ -17,12 +16,6 @@ others.onmessage = ({ data }) => { last = null; told({ ...data, elsewhere: true 
 function told(what) {
   dispatchEvent(new CustomEvent("labels", { detail: { undone: [], ...what } }));
   if (!what.elsewhere) others.postMessage({ review: what.review, pictures: what.pictures });
-}
-
-function inTurn(work) {
-  const turn = acting.then(work);
-  acting = turn.catch(() => {});
-  return turn;
 }
 
 // The answer to a deed: how labelling, or the review, stands now.
@@ -35,11 +28,11 @@ function done(state, what = {}) {
 }
 
 // together: many at once, without a look at each; keep: pictures that have another label by hand keep it.
-export const give = (rows, label, { keep = false, together = false } = {}) => inTurn(async () => done(await post("api/labels", { rows, label, keep, together })));
-export const act = (path, body, pictures = false) => inTurn(async () => done(await post(path, body), { review: true, pictures }));
-export const rename = (label, to) => inTurn(async () => done(await post("api/classes", { label, to })));
+export const give = (rows, label, { keep = false, together = false } = {}) => turn(async () => done(await post("api/labels", { rows, label, keep, together })));
+export const act = (path, body, pictures = false) => turn(async () => done(await post(path, body), { review: true, pictures }));
+export const rename = (label, to) => turn(async () => done(await post("api/classes", { label, to })));
 
-export const undo = () => inTurn(async () => {
+export const undo = () => turn(async () => {
   try {
     for (const own of [...first]) if (await own()) return;
     last ||= (await ask("api/journal")).act;

@@ -1,5 +1,5 @@
 // Labelling by keyboard, one by one.
-import { ask, button, choice, complain, empty, fill, get, goTo, h, hint, image, inBar, labelField, link, number, percent, pixels, quiet, room, walkable, way } from "./dom.js";
+import { ask, button, choice, complain, empty, fill, get, goTo, h, hint, image, inBar, inTurn, labelField, link, number, percent, pixels, quiet, room, walkable, way } from "./dom.js";
 import { give, onLabels, rename, undo, undoFirst } from "./journal.js";
 
 // Proposals asked for at once; with fewer left, the next are asked for.
@@ -14,7 +14,7 @@ function classes(state) {
   const line = (one) => h("tr", h("td", at(one) && h("kbd", at(one)), " ", one.label),
     h("td", h("a", { href: link("", { label: one.label, by: "you" }), label: `${one.label}: ${number(one.hand)} by you` }, number(one.hand))),
     h("td", one.suggested ? h("a", { href: link("", { label: one.label, by: "suggested", sort: "sure" }), label: `${one.label}: ${number(one.suggested)} suggested` }, number(one.suggested)) : "0"));
-  const table = walkable(h("table", h("thead", h("tr", h("th", "class"), h("th", "by you"), h("th", "suggested"))), h("tbody", ...state.classes.map(line))), "a");
+  const table = walkable(h("table", h("thead", h("tr", h("th", "class"), h("th", "by you"), h("th", "suggested"))), h("tbody", state.classes.map(line))), "a");
   let chosen = state.classes[0].label;
   const input = labelField("New name of the class", (to) => rename(chosen, to).catch(complain), { placeholder: "New name, or another class", size: 25 });
   const choose = choice("rename", state.classes.map((one) => [one.label, one.label]), "", (value) => { chosen = value; });
@@ -37,12 +37,8 @@ export async function labelling({ parameters, keep, about }) {
     }).finally(() => { coming = undefined; });
     return coming;
   };
-  // One deed after another, however quick the fingers.
-  let acting = Promise.resolve(), own = false;
-  const act = (work) => {
-    acting = acting.then(work).catch(complain).then(draw).catch(complain);
-    return acting;
-  };
+  let own = false;
+  const turn = inTurn(), act = (work) => turn(() => Promise.resolve().then(work).catch(complain).then(draw)).catch(complain);
   const choose = (label) => act(async () => {
     const one = queue[0];
     if (!one || !label) return;
@@ -96,13 +92,13 @@ export async function labelling({ parameters, keep, about }) {
       h("section.subject", { label: "What is it?" },
         image(one.row, { class: "large", alt: one.id }, "full"),
         h("p.quiet", one.id, one.guess && [" · Suggested: ", button(one.guess, "Enter", () => choose(one.guess), { class: "chip", title: "As suggested" }), ` (${percent(one.confidence)})`]),
-        state.order.length > 0 && walkable(h("div.classes", { role: "group", label: "Classes" }, ...state.order.map((name, place) => h("button", { class: name === one.guess ? "guess" : "",
+        state.order.length > 0 && walkable(h("div.classes", { group: "Classes" }, state.order.map((name, place) => h("button", { class: name === one.guess ? "guess" : "",
           keys: KEYS[place], onclick: () => choose(name) }, KEYS[place] && h("kbd", { mute: "true" }, KEYS[place]), name))), "button"),
-        inBar(input,
+        walkable(inBar(input,
           h("button.main", input.given, "Label"),
           button("Skip", "s", skip),
           // After what was pressed before.
-          button("Undo", "u", () => act(undo))),
+          button("Undo", "u", () => act(undo))), "button"),
         hint()),
       side);
     // Once it is on the page.

@@ -3,19 +3,12 @@ import { fill, get, goTo, h, quiet, walkable } from "./dom.js";
 import { scores } from "./overview.js";
 import { packed } from "./plane.js";
 
-const PALETTES = {
-  light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b98100", "#3aa0dc", "#882255", "#44aa99", "#8a8a1f", "#aa4499", "#7a3b12", "#5b7fc7"],
-  dark: ["#4ba3e3", "#ff8a50", "#35c795", "#e79ac6", "#f0b429", "#8fd6f7", "#d9679f", "#62d6c3", "#cfcf5e", "#c884dc", "#c99a78", "#a5b8f0"],
-  lightoutlier: ["#96b2cd", "#a27d87", "#ae4841", "#c82800"],
-  darkoutlier: ["#3e5c80", "#6e6874", "#b57861", "#ff8a50"],
-};
-export const COLOURINGS = [..."label suggestion agreement folder cluster".split(" ").map((how) => [how, how]), ["outlier", "outlier score"]];
-const SETS = { label: (label) => ({ label }), suggestion: (label) => ({ label, by: "suggested", sort: "sure" }), folder: (folder) => ({ where: `${folder}/*` }) };
+const SETS = { compare: (_, code, about) => ({ verdict: about.verdicts[code][0] }), label: (label) => ({ label }), suggestion: (label) => ({ label, by: "suggested", sort: "sure" }), folder: (folder) => ({ where: `${folder}/*` }) };
 
 // codes: of the points; colour(code): packed; entries: [{shade, text, code, set}]; note: what else is to be said.
-export async function colouring(how, mode, ink) {
-  const { names, codes, others, none, note } = await get("api/map/colours", { by: how }), grey = mode === "dark" ? "#555f66" : "#b4b9bd", shades = PALETTES[`${mode}${how}`] ?? PALETTES[mode];
-  const entries = names.map((text, code) => (others && code === names.length - 1 ? { text, code, shade: grey } : { text, code, shade: shades[code], set: SETS[how]?.(text) }));
+export async function colouring(how, dark, ink, about) {
+  const { names, codes, others, none, note, shades } = await get("api/map/colours", { by: how }), grey = dark ? "#555f66" : "#b4b9bd";
+  const entries = names.map((text, code) => (others && code === names.length - 1 ? { text, code, shade: grey } : { text, code, shade: shades[code][Number(dark)], set: SETS[how]?.(text, code, about) }));
   const table = entries.map((entry) => packed(entry.shade)), without = packed(how === "label" && !names.length ? ink : grey);
   if (none) entries.push({ text: none, code: -1, shade: grey });
   return { codes, colour: (code) => table[code] ?? without, entries, note, make: how === "outlier" && note };

@@ -1,10 +1,10 @@
 // All pictures in the plane.
-import { answered, ask, choice, clamp, complain, empty, fill, get, h, image, link, number, on, press, quiet, room, say, standing, tool, underWay, visit, words, working } from "./dom.js";
-import { Grid } from "./grid.js";
+import { answered, ask, choice, clamp, complain, empty, fill, get, h, image, link, number, on, press, quiet, room, say, standing, underWay, visit, words, working, zooming } from "./dom.js";
+import { gridOf } from "./grid.js";
 import { Cursor, handle } from "./hand.js";
 import { onLabels } from "./journal.js";
-import { COLOURINGS, colouring, legend } from "./legend.js";
-import { Mosaic } from "./mosaic.js";
+import { colouring, legend } from "./legend.js";
+import { mosaicOf } from "./mosaic.js";
 import { Plane, naming, packed } from "./plane.js";
 import { selection, watch } from "./selection.js";
 import { flip, select, selectMore } from "./tray.js";
@@ -61,7 +61,7 @@ function picked(keep, about) {
     show(all) {
       grid?.close();
       section.hidden = !all.length;
-      grid = all.length ? new Grid(all.length, async (start, many) => {
+      grid = all.length ? gridOf(all.length, async (start, many) => {
         const asked = all.slice(start, start + many), parts = [];
         while (asked.length) parts.push(get("api/pictures", { rows: asked.splice(0, ASKED) }));
         return (await Promise.all(parts)).flatMap((part) => part.pictures);
@@ -91,7 +91,7 @@ async function view(parameters, keep, about, stay) {
       tell();
     }, 250);
   });
-  const mosaic = new Mosaic(plane, version), cursor = new Cursor(plane, mosaic), names = naming(plane), below = picked(keep, about), { card, hover } = lens(plane, rows);
+  const mosaic = mosaicOf(plane, version), cursor = new Cursor(plane, mosaic), names = naming(plane), below = picked(keep, about), { card, hover } = lens(plane, rows);
   mosaic.pictures = here.as !== "dots";
   plane.layers.push(mosaic, names, cursor);
   keep(() => { left = true; clearTimeout(telling); mosaic.close(); });
@@ -134,7 +134,7 @@ async function view(parameters, keep, about, stay) {
   const colour = async (how) => {
     const mine = ++wanted, look = getComputedStyle(document.documentElement), ink = look.getPropertyValue("--accent").trim();
     if (how === "cluster") fill(entries, quiet("Computing clusters …"));
-    const found = await colouring(how, dark.matches ? "dark" : "light", ink);
+    const found = await colouring(how, dark.matches, ink, about);
     // Another colouring was asked for meanwhile.
     if (mine !== wanted) return;
     here.by = how;
@@ -159,7 +159,7 @@ async function view(parameters, keep, about, stay) {
     tell();
   });
   handle(plane, mosaic, cursor, lasso, { hover, lassoed, extend, open: (one) => visit(rows[one]), pick: (found) => flip(rowsOf(found)) });
-  const by = choice("colour by", COLOURINGS, here.by, (how) => { here.only = null; recolour(how); });
+  const by = choice("colour by", about.colourings, here.by, (how) => { here.only = null; recolour(how); });
   const watcher = new ResizeObserver(() => {
     // It is not on the page yet.
     if (!canvas.clientWidth) return;
@@ -175,5 +175,5 @@ async function view(parameters, keep, about, stay) {
   name().catch(complain);
   chosen();
   return [h("div.bar.mapping", h("h1", `Map · ${number(count)} pictures`), room(), by, dots, lasso), entries,
-    h("div.plane", canvas, card, h("div.tools", tool("+", "Zoom in", "+ =", () => plane.zoom(1.6)), tool("−", "Zoom out", "-", () => plane.zoom(1 / 1.6)), tool("⤢", "Fit", "0", () => plane.fit(false)))), below];
+    h("div.plane", canvas, card, h("div.tools", zooming((by) => plane.zoom(by), () => plane.fit(false)))), below];
 }

@@ -4,8 +4,8 @@ import { ask, cell, complain, count, fill, goTo, h, inBar, number, post, quiet, 
 const prepare = (steps = null) => post("api/prepare", { steps });
 export const scores = () => h("button", () => prepare(["outliers"]).then(() => goTo("overview"), complain), "Compute outlier scores");
 
-const facts = (title, lines) => h("section.stack", h("h2", title), h("dl", ...lines.flatMap(({ title: name, view, text, ready }) => [
-  h("dt", view === null ? name : h("a", { href: `#/${view}` }, name)), h("dd", ready === undefined ? text : [ready ? h("strong.good", "Ready") : h("strong", "Missing"), quiet(` ${text}`)])])));
+const facts = (title, lines) => h("section.stack", h("h2", title), walkable(h("dl", lines.flatMap(({ title: name, view, text, ready }) => [
+  h("dt", view === null ? name : h("a", { href: `#/${view}` }, name)), h("dd", ready === undefined ? text : [ready ? h("strong.good", "Ready") : h("strong", "Missing"), quiet(` ${text}`)])])), "a"));
 
 export async function overview({ about, again }) {
   const few = h("div.few.strip"), parts = h("div.cards"), job = h("div.stack", quiet("Looking at what there is …"));

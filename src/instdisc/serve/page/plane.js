@@ -17,16 +17,12 @@ export const packed = (colour) => {
 export class Plane {
   // at: x and y of each point in 0..1. moved(): is told after every pan and zoom.
   constructor(canvas, at, moved) {
-    Object.assign(this, { canvas, at, moved, count: at.length / 2, scale: 1, left: 0, top: 0, width: 0, height: 0, zoomed: 0, line: [], chosen: null, only: null, layers: [] });
-    this.colours = new Uint32Array(this.count);
-    this.pen = canvas.getContext("2d");
-    const key = (point) => bucket(at[2 * point + 1]) * BUCKETS + bucket(at[2 * point]);
-    this.starts = new Uint32Array(BUCKETS ** 2 + 1);
-    this.members = new Uint32Array(this.count);
-    for (let point = 0; point < this.count; point++) this.starts[key(point) + 1] += 1;
-    for (let one = 0; one < BUCKETS ** 2; one++) this.starts[one + 1] += this.starts[one];
-    const next = this.starts.slice();
-    for (let point = 0; point < this.count; point++) this.members[next[key(point)]++] = point;
+    const count = at.length / 2, starts = new Uint32Array(BUCKETS ** 2 + 1), members = new Uint32Array(count), key = (point) => bucket(at[2 * point + 1]) * BUCKETS + bucket(at[2 * point]);
+    Object.assign(this, { canvas, at, moved, count, starts, members, scale: 1, left: 0, top: 0, width: 0, height: 0, zoomed: 0, line: [], chosen: null, only: null, layers: [], colours: new Uint32Array(count), pen: canvas.getContext("2d") });
+    for (let point = 0; point < count; point++) starts[key(point) + 1] += 1;
+    for (let one = 0; one < BUCKETS ** 2; one++) starts[one + 1] += starts[one];
+    const next = starts.slice();
+    for (let point = 0; point < count; point++) members[next[key(point)]++] = point;
   }
 
   // act(point) for the points from one corner to another, and for some around.

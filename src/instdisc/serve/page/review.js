@@ -1,20 +1,11 @@
 // A review, case by case: copies, outliers, doubtful labels, unreadable files, look-alikes. Decisions stay in the run;
 // nothing happens to a picture before somebody takes the list, the script, or hides.
-import { answered, ask, button, cell, clamp, complain, count, empty, facet, fileFacts, fill, get, goTo, h, hint, image, inBar, labelField, link, listen, modal, number, on, pixels, press, quiet, retry, room, save, say, tool, walkable, way, working } from "./dom.js";
+import { answered, ask, button, cell, clamp, complain, count, empty, facet, fileFacts, fill, get, goTo, h, hint, image, inBar, labelField, link, listen, modal, number, on, pixels, press, quiet, retry, room, save, say, walkable, way, working, zooming } from "./dom.js";
 import { act, give, onLabels, undoFirst } from "./journal.js";
 import { scores } from "./overview.js";
 
-const KINDS = { copies: "Copies", outliers: "Outliers", labels: "Labels", unreadable: "Unreadable", "look-alikes": "Look-alikes" };
 // Cases at once; on the sheet at once; pixels of a picture before it is zoomed.
 const ASKED = 12, LOOKED_OVER = 100, SHARP = 1024;
-const WORDS = {
-  copies: ["group", "Proven by the files' bytes, or by the pixels of both pictures laid over each other. Suggested: keep the one with most pixels, then the largest file, then the oldest."],
-  outliers: ["picture", "The highest outlier score first."],
-  labels: ["label", "Labels that the nearest labelled pictures contradict, the most doubtful first."],
-  unreadable: ["file", "Files that could not be read as pictures when the collection was trained."],
-  "look-alikes": ["group", "Alike to the encoder, and not proven to be copies: nothing is marked before you mark it."],
-};
-
 const why = (one) => [one.kind, ...one.changes].filter(Boolean).join(", ");
 const keyOf = (one) => one.pictures.map((picture) => picture.row).join(",");
 
@@ -54,23 +45,23 @@ function stages(pictures, readable) {
 }
 
 export async function review({ part, parameters, keep, about, again }) {
-  const kind = KINDS[part] ? part : "copies", [noun, said] = WORDS[kind], decided = Boolean(parameters.decided);
+  const { kinds } = await ask("api/review"), { kind, title, noun, text: said } = kinds.find((one) => one.kind === part) ?? kinds[0], decided = Boolean(parameters.decided);
   const [copies, labelled, alike] = ["copies", "labels", "look-alikes"].map((one) => one === kind), grouped = copies || alike;
   const threshold = parameters.threshold ?? about.threshold, most = Number(parameters.most) || 40;
   // The server counts the usual cases.
   const synced = !alike && most === 40;
   const asked = { ...(alike ? { threshold } : {}), ...(kind === "outliers" ? { most } : {}) };
-  const told = h("span.quiet", { role: "status" }), stage = h("div.stack"), tabs = walkable(h("div.facets", { role: "group", label: "Kinds" }), ".facet"), foot = h("div.bar.foot");
+  const told = h("span.quiet", { role: "status" }), stage = h("div.stack"), tabs = walkable(h("div.facets", { group: "Kinds" }), ".facet"), foot = h("div.bar.foot");
   let queue = [], at = 0, skipped = [], counts = { open: 0, decided: 0, certain: 0 }, own = false, shown, busy = false, alive = true;
   keep(() => { alive = false; });
 
-  const tab = (one) => facet(link(`review/${one.kind}`), one.kind === kind, KINDS[one.kind], one.kind === kind ? counts.open : one.open);
+  const tab = (one) => facet(link(`review/${one.kind}`), one.kind === kind, one.title, one.kind === kind ? counts.open : one.open);
   // How the review stands.
   const state = (given) => {
     if (!alive) return;
     const mine = given.kinds.find((one) => one.kind === kind);
     if (mine.open !== null && synced) Object.assign(counts, mine);
-    fill(tabs, Object.keys(KINDS).map((name) => tab(given.kinds.find((one) => one.kind === name))));
+    fill(tabs, given.kinds.map(tab));
     tabs.settle();
     all.textContent = `Accept all ${number(counts.certain)} certain ones`;
     all.hidden = decided || !counts.certain;
@@ -157,7 +148,7 @@ export async function review({ part, parameters, keep, about, again }) {
     told.textContent = decided ? `${number(counts.decided)} decided` : `${count(counts.open, noun)} to decide on`;
     if (!one) {
       const rest = skipped.length ? h("button.main", () => begin().catch(complain), `Look at ${number(skipped.length)} skipped again`) : kind === "outliers" && !decided ? way(link("review/outliers", { most: most + 40 }), "40 more") : "";
-      fill(stage, empty(counts.decided || skipped.length ? "That was the last one" : `No ${KINDS[kind].toLowerCase()}`, alike && !counts.decided ? `No two pictures have a cosine of ${threshold} or more: a lower number finds more.` : said, rest));
+      fill(stage, empty(counts.decided || skipped.length ? "That was the last one" : `No ${title.toLowerCase()}`, alike && !counts.decided ? `No two pictures have a cosine of ${threshold} or more: a lower number finds more.` : said, rest));
       return;
     }
     const { given, voted, score, note, pictures } = one, many = pictures.length > 1, hand = pictures[0].hand ? "by you" : "of the folder";
@@ -165,7 +156,7 @@ export async function review({ part, parameters, keep, about, again }) {
     const lines = pictures.map((picture) => Object.values(fileFacts(picture))), differ = lines[0].map((_, column) => new Set(lines.map((line) => line[column])).size > 1);
     shown.host.append(...pictures.map((picture, place) => h("figure.shot", shown.boxes[place],
       h("figcaption", !labelled && h("button.chip", { ...(many ? { keys: String(place + 1), title: "Key: keep it alone" } : { keys: "x" }), onclick: (event) => { flip(place); if (event.detail) event.currentTarget.blur(); } }),
-        quiet(picture.kind ? why(picture) : copies ? "best of these" : ""), h("p.fact", ...lines[place].map((text, column) => text && h(differ[column] ? "b" : "span", text)))))));
+        quiet(picture.kind ? why(picture) : copies ? "best of these" : ""), h("p.fact", lines[place].map((text, column) => text && h(differ[column] ? "b" : "span", text)))))));
     const input = labelField("Type a label", change, { size: 12, keys: "n" }), labels = () => [h("p", `Labelled “${given}” (${hand}). Its neighbours say `, h("strong", voted), quiet(` (doubt ${score.toFixed(2)})`)),
       inBar(button([h("kbd", "1"), `Keep “${given}”`], "1", keepLabel), button([h("kbd", "2"), `Change to “${voted}”`], "2", () => change(voted)), input, h("button", input.given, "Change"))];
     const more = many ? [button("Keep all", "a", () => choose(pictures.map(() => "keep"))), button("Flip", "x", () => flip(Math.max(shown.alone, 1)), { title: "Keep or remove the one shown alone, or the second" }), button("Flicker", "Space", () => shown.flicker(), { title: "One at the place of the other" })] : [];
@@ -173,14 +164,14 @@ export async function review({ part, parameters, keep, about, again }) {
     fill(stage, single ? h("div.beside", shown.host, evidence(pictures[0])) : shown.host, note && h("p", `Why: ${note}.`), alike && quiet(`lowest similarity: ${score.toFixed(3)}`), labelled && labels(),
       inBar(labelled ? "" : [button(grouped ? "Accept" : "Done", "Enter", accept, { class: "main" }), ...more],
         button("Skip", "s j", skip), button("Back", "k", before, { disabled: !at }), room(),
-        kind === "unreadable" ? "" : [tool("−", "Zoom out", "-", () => shown.by(1 / 1.5)), tool("+", "Zoom in", "+ =", () => shown.by(1.5)), tool("⤢", "Fit", "0", shown.fit)]));
+        kind === "unreadable" ? "" : zooming(shown.by, shown.fit)));
     if (!labelled) mark();
     if (queue[at + 1]) for (const { row } of kind === "unreadable" ? [] : queue[at + 1].pictures) new Image().src = pixels(row, "full");
   };
 
   // What is certain, to look over before all of it is accepted.
   const sheet = async () => {
-    const list = h("div.sheet", { tabIndex: 0, role: "group", label: "Kept, and marked for removal" }), from = async (start) => {
+    const list = h("div.sheet", { tabIndex: 0, group: "Kept, and marked for removal" }), from = async (start) => {
       const found = await get("api/review/copies", { which: "certain", start, count: LOOKED_OVER });
       list.append(...found.cases.map((one) => h("div", ...one.pictures.map((picture, place) => h("figure", { class: place ? "gone" : "kept", title: picture.path }, image(picture.row, { alt: picture.id, loading: "lazy" }), h("figcaption", place ? why(picture) : "keep"))))));
       more.hidden = list.children.length >= found.total;
@@ -188,8 +179,8 @@ export async function review({ part, parameters, keep, about, again }) {
     };
     const more = working(`Show ${LOOKED_OVER} more`, () => from(list.children.length)), total = await from(0);
     const dialog = modal(`Accept ${count(total, "certain group")}?`,
-      h("p.quiet", "The same bytes, or nearly the same pixels. The first of each is kept; the others are marked for removal, and no file is touched."), list, more,
-      inBar(room(), h("button", () => dialog.close(), "Cancel"), working(`Accept all ${number(total)}`, async () => { await deed("api/review/certain", { expected: total }); dialog.close(); await begin(); }, { class: "main", autofocus: true })));
+      [h("p.quiet", "The same bytes, or nearly the same pixels. The first of each is kept; the others are marked for removal, and no file is touched."), list, more],
+      `Accept all ${number(total)}`, async () => { await deed("api/review/certain", { expected: total }); await begin(); });
     keep(() => dialog.remove());
   };
   const all = working("", sheet, { keys: "A", title: "Look them over first (Shift-A)" });
@@ -215,7 +206,7 @@ export async function review({ part, parameters, keep, about, again }) {
   await load().catch((error) => { fault = error; });
   if (fault?.lost) throw fault;
   state(await ask("api/review"));
-  if (fault) fill(stage, empty(`${KINDS[kind]} unavailable`, fault.message, retry(again)));
+  if (fault) fill(stage, empty(`${title} unavailable`, fault.message, retry(again)));
   else draw();
   // Counts of the other kinds, one after another.
   const rest = async () => {

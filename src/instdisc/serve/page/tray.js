@@ -1,5 +1,5 @@
 // Selecting pictures in any view, and the tray: what can be done with them.
-import { all, answered, button, byId, complain, count, fill, goTo, h, json, labelField, mark, number, on, post, save, say, walkable, withControl, working } from "./dom.js";
+import { all, answered, button, byId, complain, count, fill, goTo, h, json, labelField, mark, modal, number, on, post, save, say, walkable, withControl, working } from "./dom.js";
 import { give, undo } from "./journal.js";
 import { MOST, add, clear, replace, selection, toggle, watch } from "./selection.js";
 
@@ -77,11 +77,23 @@ async function download() {
   say(`pictures.txt lists ${count(selection.size, "file")}.`);
 }
 
+// A list of these pictures, which the run keeps under a name. The same name again replaces it.
+function keepSet() {
+  let known;
+  const input = labelField("Name of the set", () => input.closest("dialog").querySelector(".main").click(), { list: null, placeholder: "parachutes", maxLength: 60 });
+  const origin = document.querySelector("h1")?.textContent;
+  modal(`Save ${count(selection.size, "picture")} as a set`, input, "Save", async () => {
+    const name = input.value.trim();
+    try { await post("api/sets", { name, rows: selection.rows, origin, replace: known === name }); } catch (error) { known = error.status === 409 && name; throw error; }
+    goTo("", { set: name });
+  });
+}
+
 const similar = () => goTo("search", { like: selection.rows.slice(0, QUERY).join(",") });
 
 function decide() {
   const { rows, given, other, together } = asking;
-  const act = (work) => () => { asking = null; draw(); Promise.resolve(work()).catch(complain); };
+  const act = (work) => () => { asking = null; draw(); work()?.catch(complain); };
   fill(tray, h("p", { role: "alert" }, `${number(other)} of ${number(rows.length)} ${other === 1 ? "has" : "have"} another label by you.`),
     h("button.main", act(() => give(rows, given, { together })), `Overwrite ${number(other)}`),
     rows.length > other && h("button", act(() => give(rows, given, { together, keep: true })), `Label the other ${number(rows.length - other)}`),
@@ -99,7 +111,7 @@ function draw() {
   if (told) { told.textContent = `${number(selection.size)} selected`; return; }
   const input = labelField("Label of the selected pictures", (given) => label(given).catch(complain), { keys: "l", size: 12 });
   fill(tray, h("strong", { role: "status" }, `${number(selection.size)} selected`), h("span.pair", input, h("button.main", input.given, "Label")),
-    h("button", { onclick: similar, title: "Search by all of them" }, "Similar"), working("Download list", download, { title: "Where the files are now, one a line" }),
+    h("button", { onclick: similar, title: "Search by all of them" }, "Similar"), h("button", keepSet, "Save as a set"), working("Download list", download, { title: "Where the files are now, one a line" }),
     button("Undo", "u", undo), button("Clear", "Escape", clear));
   tray.settle();
 }

@@ -15,8 +15,9 @@ from instdisc.search import THRESHOLDS
 from instdisc.serve.limits import UPLOADS
 from instdisc.serve.models import About, Found, Hits, Listing, Picture, Row, Status, Uploaded
 from instdisc.serve.routes import Count, Rows, Start, Text, TheSession, TheSet
+from instdisc.serve.routes.map import COLOURINGS
 from instdisc.serve.session import FULL, LARGE, THUMB
-from instdisc.serve.sets import Wanted
+from instdisc.serve.sets import ORDERS, Wanted
 from instdisc.serve.upload import decode_aside
 
 router = APIRouter()
@@ -51,6 +52,10 @@ def collection(session: TheSession) -> About:
         threshold=THRESHOLDS[shown.vectors],
         start=session.start,
         labelled=bool(shown.hand_labels()),
+        beside=session.beside.name if session.beside else "",
+        orders=[(value, text) for value, text in ORDERS.items() if session.beside or value != "changed"],
+        colourings=[(value, text) for value, text in COLOURINGS.items() if session.beside or value != "compare"],
+        verdicts=list(session.beside.words().items()) if session.beside else [],
     )
 
 

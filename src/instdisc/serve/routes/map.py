@@ -12,11 +12,28 @@ from fastapi.responses import Response
 from instdisc.serve.models import Colours, MapState, Regions
 from instdisc.serve.regions import called, regions
 from instdisc.serve.routes import Text, TheSession
-from instdisc.serve.session import CLUSTERS
+from instdisc.serve.session import CLUSTERS, Session
 from instdisc.serve.sets import suggested
 from instdisc.serve.sheets import DEEPEST, MOST_CELLS, Cut
 
 router = APIRouter()
+By = Literal["label", "suggestion", "agreement", "folder", "cluster", "outlier", "compare"]
+COLOURINGS: dict[By, str] = {
+    "label": "label",
+    "suggestion": "suggestion",
+    "agreement": "agreement",
+    "folder": "folder",
+    "cluster": "cluster",
+    "outlier": "outlier score",
+    "compare": "right run",  # where a second run is served
+}
+# On light and on dark ground: twelve that can be told apart, also by who does not see red and green as others do.
+_SHADES = [
+    ("#0072b2", "#4ba3e3"), ("#d55e00", "#ff8a50"), ("#009e73", "#35c795"), ("#cc79a7", "#e79ac6"),
+    ("#b98100", "#f0b429"), ("#3aa0dc", "#8fd6f7"), ("#882255", "#d9679f"), ("#44aa99", "#62d6c3"),
+    ("#8a8a1f", "#cfcf5e"), ("#aa4499", "#c884dc"), ("#7a3b12", "#c99a78"), ("#5b7fc7", "#a5b8f0"),
+]  # fmt: skip
+_HEAT = [("#96b2cd", "#3e5c80"), ("#a27d87", "#6e6874"), ("#ae4841", "#b57861"), ("#c82800", "#ff8a50")]
 _GRADES, _UNUSUAL = ("typical", "less typical", "unusual", "most unusual"), (0.04, 0.12, 0.3)  # shares, from the top
 
 
@@ -82,11 +99,13 @@ def map_names(session: TheSession) -> Regions:
 
 @router.get("/api/map/colours")
 def map_colours(
-    session: TheSession, by: Literal["label", "suggestion", "agreement", "folder", "cluster", "outlier"] = "label"
+    session: TheSession,
+    by: By = "label",
 ) -> Colours:
     """What to colour the points by: labels, suggestions, folders, clusters, or outlier scores.
 
-    agreement: whether the label that a picture has from its folder is the class that is suggested.
+    agreement: whether the label that a picture has from its folder is the class that is suggested. compare: which of
+    two served runs names a picture as its label does.
     """
     rows, _, version = session.points()
     index = session.opened.index
@@ -104,10 +123,12 @@ def map_colours(
         for position, (row, _) in enumerate(known):
             codes[row] = 3 - np.searchsorted(_UNUSUAL, position / len(known), side="right")
         note = "" if known else "There are no outlier scores yet."
-        return Colours(names=list(_GRADES) if known else [], codes=codes[rows].tolist(), note=note)
+        return Colours(names=list(_GRADES) if known else [], codes=codes[rows].tolist(), note=note, shades=_HEAT)
+    if by == "compare":
+        return _by_run(session, rows)
     found, note = session.opened.suggestions(), "Nothing is suggested yet: label a few pictures."
     if found is None:
-        return Colours(names=[], codes=[-1] * len(rows), note=note)
+        return _shaded([], np.full(len(rows), -1), note=note)
     if by == "suggestion":
         shown = np.where(found.hand | suggested(found), found.codes, -1)
         return _colours(found.names, shown[rows], "suggestion", note)
@@ -117,7 +138,22 @@ def map_colours(
     codes[(index.labels < 0) | ~(found.hand | suggested(found))] = -1
     codes = codes[rows]
     none = "no suggestion" if (codes < 0).any() else ""
-    return Colours(names=["by you", "as suggested", "suggested otherwise"], codes=codes.tolist(), none=none)
+    return _shaded(["by you", "as suggested", "suggested otherwise"], codes, none=none)
+
+
+def _by_run(session: Session, rows: np.ndarray) -> Colours:
+    if session.beside is None:
+        raise HTTPException(404, "One run is served: `instdisc serve A B` compares two.")
+    codes = session.beside.agreement()[rows]
+    if (codes < 0).all():
+        return _shaded([], codes, note="Labels of two classes are needed to tell which run is right.")
+    none = "no label, or in one run" if (codes < 0).any() else ""
+    return _shaded(list(session.beside.words().values()), codes, none=none)
+
+
+def _shaded(names: list[str], codes: np.ndarray, *, others: int = 0, none: str = "", note: str = "") -> Colours:
+    shades = _SHADES[: len(names)]
+    return Colours(names=names, codes=codes.tolist(), others=others, none=none, note=note, shades=shades)
 
 
 def _colours(names: Sequence[str], codes: np.ndarray, what: str, note: str) -> Colours:
@@ -131,4 +167,4 @@ def _colours(names: Sequence[str], codes: np.ndarray, what: str, note: str) -> C
     new[told] = np.arange(len(told))
     shown = [*(names[code] for code in told), *([f"{others:,} other {what}s"] if others else [])]
     none = f"no {what}" if len(used) and (codes < 0).any() else ""
-    return Colours(names=shown, codes=new[codes].tolist(), others=others, none=none, note="" if len(used) else note)
+    return _shaded(shown, new[codes], others=others, none=none, note="" if len(used) else note)

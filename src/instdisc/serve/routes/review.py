@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import Response
@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from instdisc.jobs.moving import SHELLS
 from instdisc.serve.cases import Accepting, Case, Cases, Choices, Counted, Decided, Reviewing
 from instdisc.serve.facts import Done
-from instdisc.serve.review import OUTLIERS, Kind, Which
+from instdisc.serve.review import KINDS, OUTLIERS, Kind, Which
 from instdisc.serve.review import Case as Found
 from instdisc.serve.routes import Start, TheSession
 from instdisc.serve.session import Session
@@ -87,10 +87,10 @@ def decide(session: TheSession, kind: Kind, given: Choices) -> Reviewing:
 def _state(session: Session, done: Done) -> Reviewing:
     present, hidden, broken = session.review.going()
     kinds = []
-    for kind in get_args(Kind):
+    for kind, (title, noun, text) in KINDS.items():
         counts = session.review.counts(kind)
         known = {} if counts is None else dict(zip(("open", "decided", "certain"), counts, strict=True))
-        kinds.append(Counted(kind=kind, **known))
+        kinds.append(Counted(kind=kind, title=title, noun=noun, text=text, **known))
     return Reviewing(
         kinds=kinds,
         going=len(present) + len(hidden) + len(broken),
