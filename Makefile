@@ -26,8 +26,9 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/instdisc demo
 
-# A process a core, four at most; a file stays in one process, and the longest begin (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A file stays in one process, and the longest begin (tests/conftest.py).
+# Most tests wait for a browser or for a process of their own half the time: three workers keep two cores busy.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	$(PYTEST)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from two_processes import two_processes
 
 from instdisc import checkpoint, ranks
 from instdisc.checkpoint import (
@@ -300,17 +301,7 @@ with ranks.distributed():
     assert torch.equal(torch.rand(3), drawn)
     assert found.rows("bank", 0, 7)["rows"].flatten().tolist() == list(range(7))
 """
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-        processes.append(subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ | place))
-    assert [process.wait(timeout=1200) for process in processes] == [0, 0]
+    two_processes([sys.executable, "-c", program, str(tmp_path)])
     states = [
         checkpoint.load_file(tmp_path / f"step-000000001/random-0000{rank}-of-00002.safetensors")["cpu"]
         for rank in (0, 1)

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from two_processes import two_processes
 
 from instdisc.data.sources.source import Source
 from instdisc.embeddings import Embedded, Embeddings, open_embeddings, write_embeddings
@@ -197,7 +197,7 @@ def test_parts_without_their_journal_are_not_trusted(tmp_path: Path) -> None:
 SCRIPT = textwrap.dedent(
     """
     import sys, time
-    sys.path.insert(0, sys.argv[1])
+    sys.path[:0] = [sys.argv[1], sys.argv[1] + "/support"]
     from pathlib import Path
     from test_embeddings import Numbers, embed
     from instdisc import ranks
@@ -237,19 +237,7 @@ def test_kill_9_at_a_random_moment_loses_at_most_a_part(tmp_path: Path) -> None:
 
 def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
     out = tmp_path / "v.parquet"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "CUDA_VISIBLE_DEVICES": ""}
-    processes = [
-        subprocess.Popen(
-            command(out, 0),
-            env=os.environ | place | {"RANK": str(rank), "WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    answers = [process.communicate(timeout=1200)[0] for process in processes]
+    answers = two_processes(command(out, 0))
     assert [answer.split() for answer in answers] == [["257", "0"]] * 2
     check(open_embeddings(out), 300)
 

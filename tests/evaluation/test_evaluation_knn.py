@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import Allocations
+from two_processes import two_processes
 
 from instdisc.errors import InputError
 from instdisc.evaluation import knn as knn_room
@@ -279,23 +278,13 @@ def shares(rank: int) -> tuple[slice, slice]:
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     (train, labels), (tests, test_labels) = clusters(400), clusters(1250, seed=1)
     labels[:40] = np.where(np.arange(40) % 3 == 0, -1, 3)  # rank 0 knows only one class
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "CUDA_VISIBLE_DEVICES": ""}
     np.savez(tmp_path / "data.npz", train=train, labels=labels, tests=tests, test_labels=test_labels)
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; from pathlib import Path; import test_evaluation_knn;"
         "test_evaluation_knn.one_of_two(Path(sys.argv[1]))"
     )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env=os.environ | place | {"RANK": str(rank), "WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
-    ]
     expected = everything(train, labels, tests, test_labels, sharded=True)  # a world of one: nothing to share
-    assert [process.wait(timeout=1200) for process in processes] == [0, 0]
+    two_processes([sys.executable, "-c", code, str(tmp_path)])
     for rank in range(2):
         found = np.load(tmp_path / f"rank-{rank}.npz")
         np.testing.assert_allclose(found["votes"], expected[0][shares(rank)[1]], atol=1e-5)

@@ -18,6 +18,7 @@ import pytest
 import routes
 from browsing import chromium, needs_chromium, playwright, quiet_page
 from serving import Told, made_collection, served
+from two_processes import free_port
 
 from instdisc.jobs.label import hand_labels
 from instdisc.serve.access import Reach
@@ -185,7 +186,7 @@ def test_a_port_forwarded_as_by_ssh(browser, reached, trained: tuple[Path, Path]
 def test_an_editors_forward_that_writes_another_host(browser, reached, trained, run: Path, tmp_path: Path) -> None:
     """As nginx does where nothing is said: the Host is 127.0.0.1:8765, the Origin is of the forwarded port."""
     with reached("SSH") as (port, question):
-        other = routes.free_port()
+        other = free_port()
         server = f"server {{ listen 127.0.0.1:{other}; location / {{ proxy_pass http://127.0.0.1:8765; }} }}"
         address = f"http://localhost:{other}/"
         with routes.nginx(server, port, tmp_path / "nginx", f"http://127.0.0.1:{other}/"):
@@ -201,7 +202,7 @@ def test_below_jupyter(browser, reached, trained: tuple[Path, Path], run: Path, 
             server, token = stack.enter_context(routes.jupyter(tmp_path / "jupyter"))
             address, question, more = f"{server}proxy/{port}/", f"?token={token}", {"authorization": f"token {token}"}
         else:
-            other, path, more = routes.free_port(), f"/user/ada/proxy/{port}/", {}
+            other, path, more = free_port(), f"/user/ada/proxy/{port}/", {}
             location = f"location {path} {{ proxy_pass http://127.0.0.1:8765/; proxy_set_header Host $http_host; }}"
             address = f"http://127.0.0.1:{other}{path}"
             listening = f"server {{ listen 127.0.0.1:{other}; {location} }}"
@@ -247,7 +248,7 @@ def test_a_local_name(browser, reached, trained: tuple[Path, Path], run: Path) -
 @needs_chromium
 def test_ipv6(browser, reached, trained: tuple[Path, Path], run: Path) -> None:
     try:
-        routes.free_port("::1")
+        free_port("::1")
     except OSError:
         pytest.skip("there is no IPv6 here")
     with reached("IPv6") as (port, question):
@@ -258,7 +259,7 @@ def test_ipv6(browser, reached, trained: tuple[Path, Path], run: Path) -> None:
 
 @needs_chromium
 def test_nginx_with_tls(browser, reached, trained: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
-    other, folder = routes.free_port(), tmp_path / "nginx"
+    other, folder = free_port(), tmp_path / "nginx"
     server = routes.configuration("A name with TLS")
     for old, new in (("listen 443", f"listen 127.0.0.1:{other}"), ("photos.example.", f"{tmp_path}/photos.example.")):
         assert old in server
@@ -275,7 +276,7 @@ def test_nginx_with_tls(browser, reached, trained: tuple[Path, Path], run: Path,
 @needs_chromium
 @pytest.mark.parametrize("off", [False, True], ids=["the path is passed on", "the path is taken off"])
 def test_nginx_at_a_path(browser, reached, trained, run: Path, tmp_path: Path, off: bool) -> None:
-    other, location = routes.free_port(), routes.configuration("A path of a site")
+    other, location = free_port(), routes.configuration("A path of a site")
     if off:
         location = location.replace("http://127.0.0.1:8765;", "http://127.0.0.1:8765/;")
     server = f"server {{ listen 127.0.0.1:{other}; server_name site.example; {location} }}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from two_processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reach.md").read_text(encoding="utf-8")
@@ -47,12 +48,6 @@ def configuration(title: str) -> str:
     """The nginx configuration of that section."""
     (found,) = re.findall(r"```nginx\n(.*?)```", section(title), flags=re.DOTALL)
     return found
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
-        found.bind((host, 0))
-        return found.getsockname()[1]
 
 
 @contextmanager
