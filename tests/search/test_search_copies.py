@@ -217,6 +217,19 @@ def test_a_window_is_found_where_it_was_cut(tmp_path: Path) -> None:
         assert float(found.overlap()) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.fault("a picture of one line ends the search for copies with a traceback")
+@pytest.mark.parametrize("size", [1, 64])
+def test_what_one_line_does_not_tell_breaks_nothing(size: int) -> None:
+    """Where all slopes lie in one column, moving and stretching are the same: the equations have no one solution."""
+    for level in range(60, 256, 5):
+        picture = torch.zeros(1, 64, 64)
+        picture[0, -size:, 63] = level
+        aligned = guessed(patches(picture), patches(picture))
+        for side in (32, 64):
+            found = refined(picture, picture, aligned, side, 4)
+            assert torch.isfinite(found.window).all() and torch.isfinite(found.score).all()
+
+
 def test_agreement_is_the_structural_similarity_by_hand() -> None:
     """Without detail left out, squares of 8 pixels that do not overlap, both of the same contrast."""
     random = np.random.default_rng(0)

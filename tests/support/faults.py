@@ -138,6 +138,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
         "approximate duplicate clusters chain to pairs far below the threshold",
         "a group of duplicates does not show its worst pair",
         "a list of copies holds pictures that were never proven to be any",
+        "a picture of one line ends the search for copies with a traceback",
         "the saved list of copies holds only the groups on the screen",
         "decisions on copies die with the tab",
         "a removed picture is still searched, counted or drawn by the open page",

@@ -161,8 +161,11 @@ def refined(first: Tensor, second: Tensor, aligned: Aligned, side: int, steps: i
         weight = (shown / (1 + (2 * rest).square())).flatten(1)[..., None]
         slope = slopes / spread[:, :, 0][..., None]
         bent = (slope * weight).transpose(1, 2)
-        matrix = bent @ slope + 0.01 * side**2 * 1e-3 * torch.eye(4)
-        step = torch.linalg.solve(matrix, -(bent @ rest.flatten(1)[..., None]))[..., 0].clamp(-0.2, 0.2)
+        matrix = bent @ slope
+        firm = 1e-5 * side**2 + 1e-6 * matrix.diagonal(dim1=1, dim2=2).mean(1)  # lines alone do not tell where they lie
+        matrix = matrix + firm[:, None, None] * torch.eye(4)
+        step = torch.linalg.solve_ex(matrix, -(bent @ rest.flatten(1)[..., None]))[0][..., 0]
+        step = step.nan_to_num(0, 0, 0).clamp(-0.2, 0.2)
         size = window[:, 2:] / (1 + step[:, 2:])
         window = torch.cat([window[:, :2] - size * step[:, :2], size], dim=1)
     under, shown = _under(base, window, side)
