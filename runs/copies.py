@@ -1,14 +1,14 @@
 """Are planted copies found, and only they? By pixels, by vectors alone, and by perceptual hashes alone.
 
-    python runs/copies.py --photos photos.parquet --pictures cifar10-test.parquet
+    python runs/copies.py --photos photos.parquet --pictures cifar10-test.parquet --drawings emoji/emoji
 
 Of 900 photographs forty get a copy: the same file, re-encoded (JPEG at 90, 60, 30), halved, enlarged by half, cropped
 (80 to 90 % of each side stay), mirrored, recoloured, with a text, with a border. The limits were chosen by the `sweep`,
 on the even rows of the photographs; the rest is measured on the odd rows, with other draws: without an encoder, with an
 untrained one and with one of two epochs. Beside it: pairs by the cosine of their vectors, the rule of `--look-alikes`,
 and pairs whose 64-bit perceptual hashes differ in at most 10 bits (DCT by scipy, as imagededup's default has it). Then
-collections without planted copies: how many of their pictures are called copies, and how long that takes. The result
-goes to results/copies.json.
+collections without planted copies: how many of their pictures are called copies, and how long that takes; drawings
+both ways, 220 of 900 with a copy. The result goes to results/copies.json.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ KINDS: dict[str, Callable[[Picture, np.random.Generator], bytes]] = {
 }
 
 
-def plant(photos: str, half: int, seed: int, folder: Path) -> Path:
+def plant(photos: str, half: int, seed: int, folder: Path, copies: int = COPIES) -> Path:
     """Files NUMBER.jpg, and NUMBER-KIND.jpg for a copy. half: 0 for the even rows of the photographs, 1 for the odd."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -105,7 +105,7 @@ def plant(photos: str, half: int, seed: int, folder: Path) -> Path:
         content = source.read(row)
         assert isinstance(content, bytes)
         (folder / f"{row:04d}.jpg").write_bytes(content)
-        if number < COPIES:
+        if number < copies:
             kind = kinds[(number + seed) % len(kinds)]
             changed = content if kind == "same" else KINDS[kind](Image.fromarray(decode(content)), random)
             (folder / f"{row:04d}-{kind}.jpg").write_bytes(changed)
@@ -211,6 +211,13 @@ def without_copies(name: str, source: Any, work: Path, limit: int | None) -> dic
     return {"pictures": len(opened), "called_copies": kinds, "seconds": seconds, "pairs": named[:50]}
 
 
+def of_drawings(source: str, work: Path) -> dict[str, Any]:
+    """Copies planted among 900 of them, and the whole as it is, where one template has many variants."""
+    folder = plant(source, 1, 100, work / "drawings", copies=220)
+    planted = scored(folder, by_pixels(duplicates_of_source(folder, out=work / "found", say=None)))
+    return {"planted": planted, "all": without_copies("drawings", source, work, None)}
+
+
 def quarters(photos: str, folder: Path, most: int) -> Path:
     """Each photograph and its four quarters: many different pictures of a photograph's detail."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -234,6 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", required=True)
     parser.add_argument("--pictures", help="other pictures, as CIFAR-10's 10,000")
+    parser.add_argument("--drawings", help="a folder of them, as docs/emoji.py makes one")
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--parts", type=int, default=20_000, help="photographs and their quarters, at most")
     parser.add_argument("--out", type=Path, default=Path("runs/out/copies"))
@@ -259,7 +267,7 @@ def main() -> None:
     record(
         settings.results / "copies.json",
         name="copies",
-        command="python runs/copies.py --photos PHOTOS --pictures PICTURES "
+        command="python runs/copies.py --photos PHOTOS --pictures PICTURES --drawings DRAWINGS "
         f"--draws {settings.draws} --parts {settings.parts}",
         unit="share of 40 planted copies among 900 photographs found by pixels, with an encoder of two epochs",
         values=[draw["pixels, two epochs"]["recall"] for draw in draws],
@@ -267,6 +275,7 @@ def main() -> None:
         ways=ways,
         limits=limits,
         without_planted_copies=others,
+        drawings=of_drawings(settings.drawings, work) if settings.drawings else None,
     )
 
 

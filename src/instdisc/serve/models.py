@@ -25,7 +25,7 @@ def _once(rows: list[int]) -> list[int]:
 Name = Annotated[str, BeforeValidator(readable)]
 Chosen = Annotated[list[Row], Field(min_length=1, max_length=100_000), AfterValidator(_once)]
 Step = Literal["vectors", "graph", "outliers", "copies", "map"]
-Choice = tuple[str, Name]  # a value of a parameter, and what it is called
+Pair = Annotated[list[Name], Field(min_length=2, max_length=2)]  # a tuple in a list is no schema of OpenAPI 3.1
 Given = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -73,9 +73,9 @@ class About(BaseModel):
     start: str
     labelled: bool
     beside: Name
-    orders: list[Choice]
-    colourings: list[Choice]
-    verdicts: list[Choice]
+    orders: list[Pair]
+    colourings: list[Pair]
+    verdicts: list[Pair]
 
 
 class Listing(BaseModel):
@@ -373,7 +373,7 @@ class Colours(BaseModel):
 
     names: list[Name]
     codes: list[int]
-    shades: list[tuple[str, str]]
+    shades: list[Pair]
     others: int = 0
     none: str = ""
     note: str = ""

@@ -53,9 +53,9 @@ def collection(session: TheSession) -> About:
         start=session.start,
         labelled=bool(shown.hand_labels()),
         beside=session.beside.name if session.beside else "",
-        orders=[(value, text) for value, text in ORDERS.items() if session.beside or value != "changed"],
-        colourings=[(value, text) for value, text in COLOURINGS.items() if session.beside or value != "compare"],
-        verdicts=list(session.beside.words().items()) if session.beside else [],
+        orders=[[value, text] for value, text in ORDERS.items() if session.beside or value != "changed"],
+        colourings=[[value, text] for value, text in COLOURINGS.items() if session.beside or value != "compare"],
+        verdicts=[[value, text] for value, text in session.beside.words().items()] if session.beside else [],
     )
 
 

@@ -29,11 +29,11 @@ COLOURINGS: dict[By, str] = {
 }
 # On light and on dark ground: twelve that can be told apart, also by who does not see red and green as others do.
 _SHADES = [
-    ("#0072b2", "#4ba3e3"), ("#d55e00", "#ff8a50"), ("#009e73", "#35c795"), ("#cc79a7", "#e79ac6"),
-    ("#b98100", "#f0b429"), ("#3aa0dc", "#8fd6f7"), ("#882255", "#d9679f"), ("#44aa99", "#62d6c3"),
-    ("#8a8a1f", "#cfcf5e"), ("#aa4499", "#c884dc"), ("#7a3b12", "#c99a78"), ("#5b7fc7", "#a5b8f0"),
+    ["#0072b2", "#4ba3e3"], ["#d55e00", "#ff8a50"], ["#009e73", "#35c795"], ["#cc79a7", "#e79ac6"],
+    ["#b98100", "#f0b429"], ["#3aa0dc", "#8fd6f7"], ["#882255", "#d9679f"], ["#44aa99", "#62d6c3"],
+    ["#8a8a1f", "#cfcf5e"], ["#aa4499", "#c884dc"], ["#7a3b12", "#c99a78"], ["#5b7fc7", "#a5b8f0"],
 ]  # fmt: skip
-_HEAT = [("#96b2cd", "#3e5c80"), ("#a27d87", "#6e6874"), ("#ae4841", "#b57861"), ("#c82800", "#ff8a50")]
+_HEAT = [["#96b2cd", "#3e5c80"], ["#a27d87", "#6e6874"], ["#ae4841", "#b57861"], ["#c82800", "#ff8a50"]]
 _GRADES, _UNUSUAL = ("typical", "less typical", "unusual", "most unusual"), (0.04, 0.12, 0.3)  # shares, from the top
 
 
