@@ -25,7 +25,7 @@ def _once(rows: list[int]) -> list[int]:
 Name = Annotated[str, BeforeValidator(readable)]
 Chosen = Annotated[list[Row], Field(min_length=1, max_length=100_000), AfterValidator(_once)]
 Step = Literal["vectors", "graph", "outliers", "copies", "map"]
-Pair = Annotated[list[Name], Field(min_length=2, max_length=2)]  # a tuple in a list is no schema of OpenAPI 3.1
+Pair = Annotated[list[Name], Field(min_length=2, max_length=2)]  # checkers stumble over tuples in lists (prefixItems)
 Given = Annotated[str, Field(min_length=1, max_length=200)]
 
 
