@@ -140,7 +140,7 @@ def test_measures_of_both_in_one_table(client: Client, run: Path) -> None:
     found = client.json("/api/compare")
     lines = {one["name"]: (one["first"], one["second"]) for one in found["measured"]}
     low, high = (100 * one for one in report["knn"]["interval"])
-    words = f"{100 * report['knn']['top1']:.2f} % ({low:.1f} to {high:.1f})"
+    words = f"{100 * report['knn']['top1']:.2f} % ({low:.1f}–{high:.1f})"
     plain = [one.replace("\N{NO-BREAK SPACE}", " ") for one in lines["kNN, embedding"]]
     assert plain == [words, words] and found["note"] == ""
     (run / "evaluation.json").write_text("{")

@@ -112,7 +112,7 @@ def _lines(report: dict[str, Any]) -> dict[str, str]:
     try:
         for name, result in knn_rows(report) if "knn" in report else ():
             low, high = (100 * one for one in result["interval"])
-            words = f"{100 * result['top1']:.2f}_% ({low:.1f}_to_{high:.1f})"
+            words = f"{100 * result['top1']:.2f}_% ({low:.1f}–{high:.1f})"
             lines[f"kNN, {name}"] = words.replace("_", "\N{NO-BREAK SPACE}")  # a line is broken before the interval
         for name in ("effective_rank", "uniformity", "alignment"):
             if isinstance(value := report.get("quality", {}).get(name), float):
