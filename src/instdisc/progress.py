@@ -99,7 +99,7 @@ class Bar:
 
     @contextmanager
     def parts(self) -> Iterator[None]:
-        """Bars that begin inside count items of this one, and `watched` is told of this one alone."""
+        """Let bars that begin inside advance this one: `watched` hears of one bar, with fractions of its items."""
         tell = self._tell
         inner = None if tell is None else lambda _, done, __: tell(self.description, self.done + done, self.total)
         before = _watcher.set(inner)

@@ -240,6 +240,21 @@ def test_with_unfreeze_last_the_last_stage_learns_slowly_and_nothing_before_it(
     assert not RunFolder(run).features.exists()
 
 
+def test_with_unfreeze_all_every_weight_learns_slowly(
+    made: tuple[Path, Path, Path], weights: Path, tmp_path: Path
+) -> None:
+    """From the published weights: after an epoch at a tenth of the rates they are near, and none is where it was."""
+    run = tmp_path / "run"
+    train(made[0], run, pretrained=str(weights), unfreeze="all", **HOW | {"epochs": 1, "monitor_epochs": 5})
+    published, found = load_file(weights), backbone_of(run)
+    learnt = {name: values for name, values in found.items() if values.is_floating_point()}
+    assert {name for name, values in learnt.items() if torch.equal(values, published[name])} == set()
+    far = [float((values - published[name]).norm() / published[name].norm()) for name, values in learnt.items()
+           if name.endswith("conv.weight") or name == "conv_stem.weight"]  # fmt: skip
+    assert far and max(far) < 0.5
+    assert not RunFolder(run).features.exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

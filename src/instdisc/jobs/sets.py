@@ -32,7 +32,7 @@ class Kept:
 
 
 def path_of(folder: RunFolder, name: str) -> Path:
-    """The file of a set, there or not. Raises InputError for what is no name of a set."""
+    """The file of a set, whether it exists or not. Raises InputError where the name is invalid."""
     if not _NAME.fullmatch(name):
         raise InputError("Invalid name of a set: use at most 60 letters (a to z), digits, - and _.")
     return folder.sets / f"{name}.json"
@@ -59,7 +59,7 @@ def load(folder: RunFolder, name: str) -> Kept:
 def keep(folder: RunFolder, name: str, ids: Sequence[str], origin: str) -> None:
     """Write a set, in the place of one that has this name. Only inside `index.changing`.
 
-    Raises InputError for what is no name of a set, and where the disk can't be written. Examples:
+    Raises InputError where the name is invalid, or the disk can't be written. Examples:
 
         keep(RunFolder("runs/mine"), "parachutes", ["sky/01.jpg", "sky/07.jpg"], "Search")
     """

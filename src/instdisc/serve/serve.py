@@ -51,7 +51,7 @@ def _lacks_search_vectors(folder: RunFolder) -> bool:
 
 
 def _opened_beside(first: Run, second: str | Path, *, bank: bool, device: str) -> tuple[Opened, Opened]:
-    """Both runs, open. Raises InputError where the second can't be, or no picture of one is in the other."""
+    """Open both runs. Raises InputError where the second can't be opened, or they share no picture."""
     from instdisc.jobs.index import searchable
     from instdisc.serve.beside import matched
     from instdisc.serve.opened import Opened
@@ -97,7 +97,7 @@ def serve(
     beside: a second run, to compare with: of the same pictures, by their ids. approximate: let an HNSW graph answer
     searches, once it is built in the background. bank: show what is there at once, the rows of the bank perhaps;
     without it search vectors are computed first, once, where the run can make them.
-    Raises InputError where a run can't be opened, two have no picture in common, the port is taken, or `reach` names
+    Raises InputError where a run can't be opened, two share no picture, the port is taken, or `reach` names
     what is no name or address.
     """
     reach = reach or Reach()

@@ -82,7 +82,7 @@ export const zooming = (by, fit) => [tool("−", "Zoom out", "-", () => by(1 / 1
 export const hint = () => h("p.keys", h("kbd", "?"), " lists the keys of this view");
 // The element on the page that declares this key, if it may be used now.
 export const declared = (key) => all("[aria-keyshortcuts]").find((one) => one.ariaKeyShortcuts.split(" ").includes(key === " " ? "Space" : key) && !one.disabled && one.checkVisibility());
-// To be read, or a question: act is what its button does. What that complains of is told there.
+// A dialog to read, or a question: its button calls act, and shows the error where that fails.
 export function modal(title, content, text, act) {
   const told = h("p.lost", { role: "alert" }), close = () => dialog.close(), last = { class: "main", autofocus: true };
   const dialog = h("dialog", { label: title, onkeydown: (event) => event.stopPropagation(), onclose: () => dialog.remove() }, h("h2", title), content, told,

@@ -16,7 +16,7 @@ const AGAIN = 2000;
 const REST = 70;
 
 // load(start, count): a promise of pictures. first: those of the first page, if known. at: the place to begin at;
-// row: the picture to have the focus; moved(place): is told where the grid stands; range(from, to): a promise of rows;
+// row: the picture that gets the focus; moved(place): called when the grid scrolls; range(from, to): promises rows;
 // set: as the address has it; guessed: whether there are suggestions to show.
 export function gridOf(total, load, { first, at = 0, row, moved = () => {}, range, set, guessed } = {}) {
   const pages = new Map(first ? [[0, first]] : []), cells = new Map(), space = h("div.space");
