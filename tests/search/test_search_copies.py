@@ -171,13 +171,13 @@ def test_one_change_of_all_colours_and_what_it_leaves() -> None:
     first = 120 + 40 * first / first.std()
     change = np.array([[1.1, 0.05, 0], [0, 0.95, 0.05], [0.02, 0, 1.05]])
     second = np.einsum("ij,jyx->iyx", change, first) + np.array([4.0, -6.0, 2.0])[:, None, None]
-    planes = [torch.from_numpy(one).float() for one in (first, second)]
+    planes = [torch.from_numpy(one).float()[None] for one in (first, second)]
     whole = guessed(*(patches(torch.from_numpy(first.mean(0)).float()[None]) for _ in range(2)))
     parts, far = recoloured(*planes, whole)
     squares = [one.reshape(3, 16, 16, 16, 16).mean((2, 4)) for one in (first, second)]
     assert parts == 0
     assert far == pytest.approx(np.abs(squares[1] - squares[0]).max(0).mean(), rel=0.1)
-    planes[1][0, :64, :64] += 60  # 16 of 256 squares
+    planes[1][:, 0, :64, :64] += 60  # 16 of 256 squares
     assert recoloured(*planes, whole)[0] == pytest.approx(16 / 256)
 
 

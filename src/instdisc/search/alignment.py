@@ -268,53 +268,66 @@ def colour_change(
 
 
 def recoloured(
-    first: Float[Tensor, "3 side side"], second: Float[Tensor, "3 side side"], aligned: Aligned
-) -> tuple[float, float]:
+    first: Float[Tensor, "pairs 3 side side"], second: Float[Tensor, "pairs 3 side side"], aligned: Aligned
+) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
     """The share of what is drawn whose colour differs, though one change of all is allowed; how far that goes.
 
-    Of a single pair; the change is a mean over what is drawn, in grey levels of the worst channel. Colours of a copy
-    may all be changed alike: by a linear map and an offset, fitted so that few parts that differ have little weight. A
-    variant of a drawing differs in a part, and that in colour alone perhaps, where `agreement` does not look. What has
-    the commonest colour of its picture in both, and no detail, is not drawn: it is the ground.
+    The change is a mean over what is drawn, in grey levels of the worst channel. Colours of a copy may all be changed
+    alike: by a linear map and an offset, fitted so that few parts that differ have little weight. A variant of a
+    drawing differs in a part, and that in colour alone perhaps, where `agreement` does not look. What has the commonest
+    colour of its picture in both, and no detail, is not drawn: it is the ground.
     """
     side = first.shape[-1]
-    over = torch.cat([_oriented_each(plane[None], aligned.symmetry) for plane in second])
-    parts = [_under(plane[None], aligned.window, side) for plane in first]
-    under, shown = torch.cat([plane for plane, _ in parts]), parts[0][1]
-    full = shrunk(shown, _SQUARES).flatten() > 0.99
-    if int(full.sum()) < _FEWEST:
-        return 0.0, 0.0
-    means = [shrunk(planes, _SQUARES).flatten(1)[:, full].double() for planes in (under, over)]
-    drawn = torch.zeros(means[0].shape[1], dtype=torch.bool)
+    over = torch.stack([_oriented_each(plane, aligned.symmetry) for plane in second.unbind(1)], 1)
+    parts = [_under(plane, aligned.window, side) for plane in first.unbind(1)]
+    under = torch.stack([plane for plane, _ in parts], 1)
+    full = shrunk(parts[0][1], _SQUARES).flatten(1) > 0.99
+    means = [avg_pool2d(planes, side // _SQUARES).flatten(2).double() for planes in (under, over)]
+    drawn = torch.zeros_like(full)
     for planes, mean in zip((under, over), means, strict=True):
-        grey = planes.mean(0, keepdim=True)
-        varied = shrunk(grey.square(), _SQUARES) - shrunk(grey, _SQUARES).square()
-        drawn |= (mean - _commonest(mean)).abs().amax(0) > _DRAWN
-        drawn |= varied.flatten()[full] > _NOISE**2
-    if int(drawn.sum()) < _FEWEST:
-        drawn[:] = True
-    explained = _explained(*means)[:, drawn]
-    rest = (means[1][:, drawn] - explained).abs().amax(0)
-    apart = rest > max(_APART, _TIMES * float(rest.median()))
-    return float(apart.float().mean()), float((explained - means[0][:, drawn]).abs().amax(0).mean())
+        grey = planes.mean(1)
+        varied = (shrunk(grey.square(), _SQUARES) - shrunk(grey, _SQUARES).square()).flatten(1)
+        drawn |= (mean - _commonest(mean, full)).abs().amax(1) > _DRAWN
+        drawn |= varied > _NOISE**2
+    drawn &= full
+    drawn = torch.where((drawn.sum(1) < _FEWEST)[:, None], full, drawn)
+    explained = _explained(means[0], means[1], full)
+    rest = (means[1] - explained).abs().amax(1)
+    apart = (rest > (_TIMES * _median(rest, drawn)).clamp_min(_APART)[:, None]) & drawn
+    count = drawn.sum(1).clamp_min(1)
+    far = ((explained - means[0]).abs().amax(1) * drawn).sum(1) / count
+    enough = full.sum(1) >= _FEWEST
+    return torch.where(enough, apart.sum(1) / count, 0.0).float(), torch.where(enough, far, 0.0).float()
 
 
-def _commonest(colours: Float[Tensor, "3 squares"]) -> Float[Tensor, "3 1"]:
+def _median(values: Float[Tensor, "... squares"], among: Tensor) -> Float[Tensor, "..."]:
+    """The lower median of those among them; infinite where there are none."""
+    among = among.expand_as(values)
+    ordered = torch.where(among, values, torch.inf).sort(-1).values
+    return ordered.gather(-1, ((among.sum(-1, keepdim=True) - 1) // 2).clamp_min(0))[..., 0]
+
+
+def _commonest(colours: Float[Tensor, "pairs 3 squares"], full: Tensor) -> Float[Tensor, "pairs 3 1"]:
     """The median of the colours that share the fullest of 16 x 16 x 16 bins."""
     bins = (colours // 16).long().clamp(0, 15)
-    number = (bins[0] * 16 + bins[1]) * 16 + bins[2]
-    return colours[:, number == number.bincount().argmax()].median(1, keepdim=True).values
+    number = (bins[:, 0] * 16 + bins[:, 1]) * 16 + bins[:, 2]
+    count = torch.zeros(len(colours), 16**3).scatter_add_(1, number, full.float())
+    return _median(colours, ((number == count.argmax(1, keepdim=True)) & full)[:, None])[..., None]
 
 
-def _explained(first: Float[Tensor, "3 squares"], second: Float[Tensor, "3 squares"]) -> Float[Tensor, "3 squares"]:
+def _explained(
+    first: Float[Tensor, "pairs 3 squares"], second: Float[Tensor, "pairs 3 squares"], full: Tensor
+) -> Float[Tensor, "pairs 3 squares"]:
     """The first colours after the linear map and offset by which most of them are nearest to the second."""
-    weight, found = torch.ones(first.shape[1], dtype=first.dtype), first
+    weight, found, stiff = full.to(first.dtype), first, _STIFF * torch.eye(3, dtype=first.dtype)
     for _ in range(8):
-        share = weight / weight.sum()
-        means = [(one * share).sum(1, keepdim=True) for one in (first, second)]
+        share = (weight / weight.sum(1, keepdim=True).clamp_min(1e-12))[:, None]
+        means = [(one * share).sum(2, keepdim=True) for one in (first, second)]
         own, other = (one - mean for one, mean in zip((first, second), means, strict=True))
-        spread = (own * share) @ own.T + _STIFF * torch.eye(3, dtype=own.dtype)
-        found = means[1] + own + torch.linalg.solve(spread, (own * share) @ (other - own).T).T @ own
-        rest = (second - found).abs().amax(0)
-        weight = 1 / (1 + (rest / (2 * rest.median().clamp_min(1.5))).square())
+        spread = (own * share) @ own.transpose(1, 2) + stiff
+        moved = torch.linalg.solve(spread, (own * share) @ (other - own).transpose(1, 2))
+        found = means[1] + own + moved.transpose(1, 2) @ own
+        rest = (second - found).abs().amax(1)
+        scale = 2 * _median(rest, full).clamp(1.5, 1e6)[:, None]
+        weight = full / (1 + (rest / scale).square())
     return found

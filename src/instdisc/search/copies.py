@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from instdisc.data.decoding.decode import UnreadableError, decode_stored
 from instdisc.neighbours import Nearest
 from instdisc.progress import Bar
 from instdisc.search.alignment import (
@@ -27,41 +25,19 @@ from instdisc.search.alignment import (
     colour_change,
     guessed,
     patches,
-    recoloured,
     refined,
 )
-from instdisc.search.fingerprints import GREY, READ, SIDE, Fingerprints, Signatures
-from instdisc.shapes import Int, Tensor, UInt8
+from instdisc.search.closer import Larger, Limits, closer_look
+from instdisc.search.fingerprints import READ, SIDE, Fingerprints, Signatures
+from instdisc.shapes import Float, Int, Tensor
 
 SAME_FILE, SAME_PICTURE = "same file", "same picture"
 PROPOSED = 5  # nearest by their signatures, and as many by vectors, that are compared with each picture
-_LARGE = (256, 128)  # pixels: a last look, where both pictures have three quarters of that on their shorter side
 _SMALLEST = 32  # pixels of the shorter side: smaller pictures are compared as they are, not cropped
-_PAIRS, _PASSES, _CHUNK = 512, 4, 4_096
-_FIRST_LOOK = 0.8
-_LOOKS = ((16, 4, 0.72), (32, 3, 0.75), (64, 2, 0.75))  # pixels of a side, steps, least correlation
-_OVERLAP, _STRETCH = 0.6, 1.6
+_PAIRS, _TOGETHER, _PASSES, _CHUNK = 512, 64, 4, 4_096  # pairs at a quick and at a last look
+_FIRST_LOOK = 0.85
+_LOOKS = ((16, 4, 0.8), (32, 3, 0.84), (64, 2, 0.88))  # pixels of a side, steps, least correlation
 _RECOLOURED, _CROPPED = 3.0, 0.015  # grey levels, shares of a side: what is worth a word
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What two pictures need for a proof. Chosen on one half of 3,925 photographs; runs/copies.py measures the other.
-
-    agreement: of thumbnails; closer: at 128 or 256 pixels, where both have nearly as many; small: of pictures below 32
-    pixels, as they are. detail: the share of a thumbnail that has any. tint: grey levels by which tints may differ.
-    parts: the share of what is drawn that may have other colours than one change of all gives; small_parts: below 96
-    pixels, where no part is small enough for a text. change: grey levels by which that one may change them.
-    """
-
-    agreement: float = 0.85
-    closer: float = 0.8
-    small: float = 0.995
-    detail: float = 0.03
-    tint: float = 25.0
-    parts: float = 0.06
-    small_parts: float = 0.02
-    change: float = 32.0
 
 
 Contents = Callable[[int], Any]  # what a source gives for the picture at a position; UnreadableError where it can't
@@ -117,10 +93,8 @@ class Finder:
         self._tried = np.zeros(0, np.int64)  # keys of pairs, ascending
         self._patches = _all_patches(own)
         self._their_patches = self._patches if others is None else _all_patches(self.others)
-        self._large = lru_cache(maxsize=512)(lambda position: _large(contents, position))
-        self._their_large = (
-            self._large if theirs is None else lru_cache(maxsize=512)(lambda position: _large(theirs, position))
-        )
+        self._larger = Larger(contents)
+        self._their_larger = self._larger if theirs is None else Larger(theirs)
 
     def within(self, proposed: Int[np.ndarray, "pairs 2"] | None = None) -> Proven:
         """All proofs found within the collection, between one picture of each kind of file and the others of it too.
@@ -202,8 +176,7 @@ class Finder:
     def _same(self, pairs: Int[np.ndarray, "pairs 2"]) -> Proven:
         """`verify` of few pairs: a quick look at all, and closer ones at those that pass."""
         aligned = guessed(self._patches[pairs[:, 0]], self._their_patches[pairs[:, 1]])
-        sides = [np.minimum(stored.records["width"], stored.records["height"]) for stored in (self.own, self.others)]
-        shorter = np.minimum(sides[0][pairs[:, 0]], sides[1][pairs[:, 1]])
+        shorter = self._shorter(pairs)
         found: Proven = {}
         for side in (8, 16, SIDE // 2, SIDE):
             next_one = {8: _SMALLEST // 2, 16: _SMALLEST, SIDE // 2: SIDE, SIDE: 1 << 40}[side]
@@ -218,7 +191,7 @@ class Finder:
         for finer, steps, least in _LOOKS if side >= _SMALLEST else ():
             if finer <= side and len(pairs):
                 aligned = refined(*self._grey(pairs), aligned, finer, steps)
-                positions = _flat((aligned.score >= least) & _plausible(aligned))
+                positions = _flat((aligned.score >= least) & self._limits.plausible(aligned))
                 pairs, aligned = pairs[positions.numpy()], aligned.at(positions)
         if not len(pairs):
             return {}
@@ -228,43 +201,33 @@ class Finder:
         tint, change = colour_change(self.own.colour(pairs[:, 0]), self.others.colour(pairs[:, 1]), aligned)
         limits = self._limits
         least = limits.agreement if side >= _SMALLEST else limits.small
+        passed = _flat((score >= least) & (detail >= limits.detail) & (tint <= limits.tint))
         found: Proven = {}
-        for number in _flat((score >= least) & (detail >= limits.detail) & (tint <= limits.tint)).tolist():
-            one, other = pairs[number].tolist()
-            proof = Proof(SAME_PICTURE, (), float(score[number].clamp(max=1)))
-            checked = self._closer(one, other, aligned.at(torch.tensor([number])), proof)
-            if checked is not None:
-                changes = self._changes(one, other, checked[1], float(change[number]))
-                found[one, other] = replace(checked[0], changes=changes)
+        for some in passed.split(_TOGETHER) if len(passed) else ():
+            left, nearer, agreed = self._closer(pairs[some.numpy()], replace(aligned.at(some), score=score[some]))
+            for number, position in enumerate(some[left].tolist()):
+                one, other = pairs[position].tolist()
+                changes = self._changes(one, other, nearer.at(torch.tensor([number])), float(change[position]))
+                found[one, other] = Proof(SAME_PICTURE, changes, float(agreed[number]))
         return found
 
     def _grey(self, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
         return self.own.grey(pairs[:, 0]), self.others.grey(pairs[:, 1])
 
-    def _closer(self, one: int, other: int, aligned: Aligned, proof: Proof) -> tuple[Proof, Aligned] | None:
-        """A last look at more pixels, where there are: pages of text differ in what thumbnails do not show.
+    def _shorter(self, pairs: Int[np.ndarray, "pairs 2"]) -> Int[np.ndarray, " pairs"]:
+        """Pixels of the shorter side of the smaller picture."""
+        facts = [stored.records[name] for stored in (self.own, self.others) for name in ("width", "height")]
+        return np.minimum.reduce([fact[pairs[:, number // 2]] for number, fact in enumerate(facts)])
 
-        And at colours, which a part alone may have changed. Smaller pictures have been compared pixel by pixel.
-        """
-        facts = [self.own.records[one], self.others.records[other]]
-        shorter = min(int(fact[name]) for fact in facts for name in ("width", "height"))
-        if shorter < _SMALLEST:
-            return proof, aligned
-        first, second = self._large(one), self._their_large(other)
-        if first is None or second is None:
-            return None
-        first, second = first.float(), second.float()
-        greys = [torch.einsum("cyx,c->yx", planes, torch.tensor(GREY))[None] for planes in (first, second)]
-        aligned = refined(greys[0], greys[1], aligned, _LARGE[-1], 1)
-        side = next((side for side in _LARGE if shorter >= 3 * side // 4), 0)
-        parts, change = recoloured(first, second, aligned)
-        most = self._limits.parts if side else self._limits.small_parts
-        if not bool(_plausible(aligned)) or parts > most or change > self._limits.change:
-            return None
-        if not side:
-            return proof, aligned
-        score = float(agreement(greys[0], greys[1], aligned, side)[0])
-        return None if score < self._limits.closer else (replace(proof, agreement=min(score, 1.0)), aligned)
+    def _closer(
+        self, pairs: Int[np.ndarray, "pairs 2"], aligned: Aligned
+    ) -> tuple[Int[Tensor, " left"], Aligned, Float[Tensor, " left"]]:
+        """`closer_look` at those that have more pixels than their thumbnails; the others were compared as they are."""
+        shorter = torch.from_numpy(self._shorter(pairs))
+        if int(shorter.max()) < _SMALLEST:
+            return torch.arange(len(pairs)), aligned, aligned.score.clamp(max=1)
+        first, second = self._larger(pairs[:, 0].tolist()), self._their_larger(pairs[:, 1].tolist())
+        return closer_look(first, second, aligned, shorter, self._limits)
 
     def _changes(self, one: int, other: int, aligned: Aligned, change: float) -> tuple[str, ...]:
         first, second = self.own.records[one], self.others.records[other]
@@ -317,11 +280,6 @@ def _flat(holds: Tensor) -> Tensor:
     return holds.nonzero().squeeze(1)
 
 
-def _plausible(aligned: Aligned) -> Tensor:
-    """Whether enough of both is shown, and no picture much larger in the other."""
-    return (aligned.overlap() >= _OVERLAP) & (aligned.stretch() <= _STRETCH)
-
-
 def _whole(aligned: Aligned) -> Aligned:
     window = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(aligned.window), 4)
     return replace(aligned, window=window)
@@ -333,14 +291,6 @@ def _all_patches(stored: Fingerprints) -> Tensor:
         for start in range(0, len(stored), _CHUNK)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, 1, 1, dtype=torch.int8)
-
-
-def _large(contents: Contents, position: int) -> UInt8[Tensor, "3 side side"] | None:
-    try:
-        pixels = decode_stored(contents(position), _LARGE[0])[0]
-        return torch.tensor(pixels).permute(2, 0, 1)
-    except UnreadableError:
-        return None
 
 
 def _first_of_each(digests: np.ndarray) -> Int[np.ndarray, " pictures"]:
