@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from instdisc.shapes import Float, Int
 from instdisc.transfer import send
 
 __all__ = ["Nearest", "top_k"]
+
+Answer = TypeVar("Answer")
 
 _SEGMENTS = 64  # how many columns of a tile of coarse scores are looked at by their maximum
 _FEW = 8  # queries, whose product with many rows is bound by memory
@@ -104,7 +107,8 @@ class Nearest:
             starts = range(0, len(self.queries), self._tile)
             threads = torch.get_num_threads() if self.queries.device.type == "cpu" else 1
             if threads > 1 and len(starts) >= 4 * threads:
-                _shared(partial(self._add_to, rows, first, coarse), starts, threads)
+                for _ in shared(partial(self._add_to, rows, first, coarse), starts, threads):
+                    pass
             else:
                 for start in starts:
                     self._add_to(rows, first, coarse, start)
@@ -322,15 +326,14 @@ def pair_scores(
     return scores
 
 
-def _shared(work: Callable[[int], None], starts: Iterable[int], threads: int) -> None:
-    """Do each piece in one of some threads that compute alone, as they come free.
+def shared(work: Callable[[int], Answer], starts: Iterable[int], threads: int) -> Iterator[Answer]:
+    """Do each piece in one of some threads that compute alone, as they come free; what they answer, in order.
 
     Beside a busy program the slower thread gets fewer pieces, where torch's own threads would wait for each other.
     """
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, starts):
-                pass
+            yield from pool.map(work, starts)
     finally:
         torch.set_num_threads(threads)  # which a new thread of anybody begins with
 

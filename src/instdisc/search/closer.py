@@ -1,12 +1,13 @@
 """The last look at pairs that may be copies: more pixels than thumbnails have, and all colours.
 
-    larger = Larger(contents)
-    left, aligned, score = closer_look(larger(here), larger(there), aligned, shorter, Limits())
+larger = Larger(contents)
+left, aligned, score = closer_look(larger(here), larger(there), aligned, shorter, Limits())
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Limits:
     agreement: float = 0.85
     closer: float = 0.8
     small: float = 0.995
-    detail: float = 0.03
+    detail: float = 0.1
     tint: float = 25.0
     parts: float = 0.06
     small_parts: float = 0.02
@@ -54,24 +55,29 @@ class Limits:
 class Larger:
     """Pictures of a collection at 256 pixels, read one after the other, decoded by threads; the last ones are kept.
 
-    contents(position): what a source gives; UnreadableError where it can't.
+    contents(position): what a source gives; UnreadableError where it can't. Several threads may ask at once.
     """
 
     def __init__(self, contents: Callable[[int], Any]) -> None:
         self._contents = contents
         self._kept: dict[int, UInt8[Tensor, "3 side side"] | None] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, positions: Sequence[int]) -> list[UInt8[Tensor, "3 side side"] | None]:
         """Those at some positions; None for one that can't be read."""
-        asked = dict.fromkeys(positions)
-        known = {position: self._kept.pop(position) for position in asked if position in self._kept}
-        new = [position for position in asked if position not in known]
-        contents = [self._read(position) for position in new]
-        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-            known |= zip(new, pool.map(_decoded, contents), strict=True)
-        self._kept |= known
-        for position in list(self._kept)[: max(0, len(self._kept) - _KEPT)]:
-            del self._kept[position]
+        with self._lock:
+            asked = dict.fromkeys(positions)
+            known = {position: self._kept.pop(position) for position in asked if position in self._kept}
+            new = [position for position in asked if position not in known]
+            contents = [self._read(position) for position in new]
+            if len(new) > 1:
+                with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+                    known |= zip(new, pool.map(_decoded, contents), strict=True)
+            else:
+                known |= zip(new, map(_decoded, contents), strict=True)
+            self._kept |= known
+            for position in list(self._kept)[: max(0, len(self._kept) - _KEPT)]:
+                del self._kept[position]
         return [known[position] for position in positions]
 
     def _read(self, position: int) -> Any:

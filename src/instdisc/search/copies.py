@@ -10,14 +10,14 @@ recoloured a little), or neither, whatever their vectors say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from instdisc.neighbours import Nearest
+from instdisc.neighbours import Nearest, shared
 from instdisc.progress import Bar
 from instdisc.search.alignment import (
     Aligned,
@@ -34,7 +34,8 @@ from instdisc.shapes import Float, Int, Tensor
 SAME_FILE, SAME_PICTURE = "same file", "same picture"
 PROPOSED = 5  # nearest by their signatures, and as many by vectors, that are compared with each picture
 _SMALLEST = 32  # pixels of the shorter side: smaller pictures are compared as they are, not cropped
-_PAIRS, _TOGETHER, _PASSES, _CHUNK = 512, 64, 4, 4_096  # pairs at a quick and at a last look
+_PAIRS, _TOGETHER, _PASSES, _CHUNK, _AT_ONCE = 512, 64, 4, 4_096, 16_384  # pairs at a quick and at a last look
+_LIMITS = Limits()
 _FIRST_LOOK = 0.85
 _LOOKS = ((16, 4, 0.8), (32, 3, 0.84), (64, 2, 0.88))  # pixels of a side, steps, least correlation
 _RECOLOURED, _CROPPED = 3.0, 0.015  # grey levels, shares of a side: what is worth a word
@@ -84,7 +85,7 @@ class Finder:
         others: Fingerprints | None = None,
         theirs: Contents | None = None,
         *,
-        limits: Limits = Limits(),
+        limits: Limits = _LIMITS,
         show: bool = False,
     ) -> None:
         self._limits = limits
@@ -106,20 +107,19 @@ class Finder:
         positions = self.own.readable()
         for position in positions[first[positions] != positions].tolist():
             proven[int(first[position]), position] = Proof(SAME_FILE, (), 1.0)
-        active = positions[first[positions] == positions]
+        among = asked = positions[first[positions] == positions]
         pairs = np.zeros((0, 2), np.int64) if proposed is None else first[proposed]
         for _ in range(_PASSES):
-            if len(active) < 2:
+            if len(among) < 2 or not len(asked):
                 break
-            nearest = self._alike(active)
+            nearest = self._alike(asked, among)
             found = self.verify(np.concatenate([pairs, nearest.reshape(-1, 2)]))
             proven |= found
             near = np.sort(nearest.reshape(-1, 2), axis=1).tolist()
-            same = np.array([(one, other) in found for one, other in near]).reshape(len(active), -1)
-            if not same.all(axis=1).any():  # else a picture may have more copies than were looked at
-                break
-            copies = {other for _, other in found}
-            active = active[[position not in copies for position in active.tolist()]]
+            same = np.array([(one, other) in found for one, other in near]).reshape(len(asked), -1)
+            asked = asked[same.all(axis=1)]  # these may have more copies than were looked at
+            copies = np.array([other for _, other in found], np.int64)
+            among, asked = among[~np.isin(among, copies)], asked[~np.isin(asked, copies)]
             pairs = pairs[:0]
         return proven
 
@@ -142,16 +142,23 @@ class Finder:
         pairs = np.stack([here[nearest.indices.numpy()].ravel(), np.repeat(there, nearest.indices.shape[1])], axis=1)
         return self.verify(pairs if proposed is None else np.concatenate([proposed, pairs])) | proven
 
-    def _alike(self, positions: Int[np.ndarray, " active"]) -> Int[np.ndarray, "active k 2"]:
-        """Each picture with those whose signatures are nearest. Of several processes the main one alone is here."""
-        signatures, count = Signatures(self.own).of(self.own, positions), len(positions)
-        found = Nearest(signatures, min(PROPOSED, count - 1), torch.arange(count), expected=count)
-        with Bar(count, "Comparing thumbnails", "pictures", enabled=self._show) as bar:
-            for start in range(0, count, _CHUNK):
-                found.add(signatures[start : start + _CHUNK], start)
-                bar.advance(min(_CHUNK, count - start))
+    def _alike(
+        self, asked: Int[np.ndarray, " asked"], among: Int[np.ndarray, " among"]
+    ) -> Int[np.ndarray, "asked k 2"]:
+        """Each picture with those whose signatures are nearest. Of several processes the main one alone is here.
+
+        asked: some of those `among` which the nearest are looked for, ascending.
+        """
+        own = torch.from_numpy(np.searchsorted(among, asked))
+        signatures = Signatures(self.own).of(self.own, among)
+        found = Nearest(signatures[own], min(PROPOSED, len(among) - 1), own, expected=len(among))
+        with Bar(len(among), "Comparing thumbnails", "pictures", enabled=self._show) as bar:
+            for start in range(0, len(among), _AT_ONCE):
+                some = signatures[start : start + _AT_ONCE]
+                found.add(some, start)
+                bar.advance(len(some))
         nearest = found.indices.numpy()
-        return np.stack([np.broadcast_to(positions[:, None], nearest.shape), positions[nearest]], axis=2)
+        return np.stack([np.broadcast_to(asked[:, None], nearest.shape), among[nearest]], axis=2)
 
     def verify(self, pairs: Int[np.ndarray, "pairs 2"], *, last: bool = False) -> Proven:
         """The proofs of those of these pairs that are the same picture. last: nobody will ask for these again."""
@@ -166,12 +173,21 @@ class Finder:
         if not last:
             self._tried = np.union1d(self._tried, todo)
         with Bar(len(todo), "Comparing pixels", "pairs", enabled=self._show) as bar:
-            for start in range(0, len(todo), _PAIRS):
-                some = np.stack(np.divmod(todo[start : start + _PAIRS], len(self.others)), axis=1)
-                self._found |= self._same(some)
-                bar.advance(len(some))
+            for count, found in self._in_chunks(todo):
+                self._found |= found
+                bar.advance(count)
         asked = zip(*(axis.tolist() for axis in np.divmod(keys, max(len(self.others), 1))), strict=True)
         return {pair: self._found[pair] for pair in asked if pair in self._found}
+
+    def _in_chunks(self, todo: Int[np.ndarray, " pairs"]) -> Iterator[tuple[int, Proven]]:
+        """How many pairs were looked at, and the proofs among them; by several threads where there is enough."""
+
+        def look(start: int) -> tuple[int, Proven]:
+            some = np.stack(np.divmod(todo[start : start + _PAIRS], len(self.others)), axis=1)
+            return len(some), self._same(some)
+
+        starts, threads = range(0, len(todo), _PAIRS), torch.get_num_threads()
+        return shared(look, starts, threads) if min(threads, len(starts) - 1) > 1 else map(look, starts)
 
     def _same(self, pairs: Int[np.ndarray, "pairs 2"]) -> Proven:
         """`verify` of few pairs: a quick look at all, and closer ones at those that pass."""
