@@ -30,6 +30,7 @@ from instdisc.search import THRESHOLDS
 from instdisc.search.approximate import Graph
 from instdisc.search.catalogue import Entry
 from instdisc.search.copies import PROPOSED
+from instdisc.search.graph import stored_graph
 from instdisc.search.groups import linked
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
 from instdisc.search.stored import stored_links
@@ -77,7 +78,7 @@ def duplicates(
         collection, say = opened(run, bank, approximate, train_source, device, say)
         _, vectors = collection.index.present(ranks.device(device))
         near = graph_of(collection, vectors, say).neighbours_of_all if approximate else None
-        proposed = proposed_pairs(vectors, say, near)
+        proposed = proposed_pairs(vectors, say, near, kept=None if bank else collection.folder.neighbour_graph)
         if not ranks.is_main():
             return []
     found: list[Duplicates] = []
@@ -166,12 +167,21 @@ def _check_keep(keep: str) -> None:
         raise InputError(f'One of {", ".join(KEEP)} can be kept, not "{keep}".')
 
 
-def proposed_pairs(vectors: Vectors, say: Say, near: Callable[..., Any] | None = None) -> np.ndarray:
-    """int64 (pairs, 2): each position with those of its nearest neighbours. near: who finds them; exactly without."""
+def proposed_pairs(
+    vectors: Vectors, say: Say, near: Callable[..., Any] | None = None, kept: Path | None = None
+) -> np.ndarray:
+    """int64 (pairs, 2): each position with those of its nearest neighbours.
+
+    near: who finds them; exactly without. kept: the file of the neighbour graph, which is read, or made for all who
+    ask for it later; several processes share the work and keep nothing.
+    """
     neighbours = min(PROPOSED, vectors.count - 1)
     if neighbours < 1:
         return np.zeros((0, 2), np.int64)
-    _, positions = (near or partial(neighbours_of_all, vectors))(neighbours, show=say is not None)
+    if near is None and kept is not None and ranks.world() == 1:
+        positions = stored_graph(kept, vectors, show=say is not None).places[:, :neighbours].astype(np.int64)
+    else:
+        _, positions = (near or partial(neighbours_of_all, vectors))(neighbours, show=say is not None)
     return np.stack([np.repeat(np.arange(vectors.count), neighbours), positions.ravel()], axis=1)
 
 

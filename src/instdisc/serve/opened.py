@@ -140,9 +140,8 @@ class Opened:
         The first time it decodes every picture, to keep a small one.
         """
         _, vectors = self.index.present()
-        found = grouped(
-            look_at_collection(self.collection, show=True), "largest", proposed=proposed_pairs(vectors, None)
-        )
+        proposed = proposed_pairs(vectors, None, kept=self.collection.folder.neighbour_graph)
+        found = grouped(look_at_collection(self.collection, show=True), "largest", proposed=proposed)
         names = [field.name for field in fields(CopyFacts)]
         return [
             [CopyFacts(**{name: getattr(one, name) for name in names}) for one in (group.kept, *group.copies)]
