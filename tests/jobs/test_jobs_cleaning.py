@@ -92,8 +92,12 @@ def test_copies_are_found_and_the_largest_is_kept(run: Path, trained: tuple[Path
     # The vectors of the pictures as they are, and not the rows of the bank, in which copies differ.
     assert Collection(run).changes.recomputed is not None
     before = Collection(run).changes.step
+    graph = RunFolder(run).neighbour_graph
+    content = (
+        graph.read_bytes()
+    )  # of the pictures' vectors, for the votes too: rows of the bank must not take its place
     duplicates(run, bank=True, say=None)
-    assert Collection(run).changes.step == before
+    assert Collection(run).changes.step == before and graph.read_bytes() == content
 
     lines = read_csv(RunFolder(run).duplicates / "duplicates.csv")
     assert [line["keep"] for line in lines].count("yes") == len(groups)

@@ -18,6 +18,7 @@ from instdisc.data.decoding.decode import UnreadableError, format_and_size
 from instdisc.data.sources.open import open_source
 from instdisc.errors import InputError
 from instdisc.search.alignment import agreement, guessed, oriented, patches, recoloured, refined
+from instdisc.search.closer import Larger, closer_look
 from instdisc.search.copies import SAME_FILE, SAME_PICTURE, Finder, Limits
 from instdisc.search.fingerprints import READ, Fingerprints, Signatures, marks_of, stored_fingerprints
 
@@ -121,6 +122,41 @@ def test_pictures_without_detail_are_copies_only_by_their_bytes(tmp_path: Path) 
     plain = [Image.new("RGB", (100, 80), (shade, shade, shade)) for shade in (250, 250, 251, 20, 128)]
     contents = [saved(picture) for picture in plain]
     assert set(Finder(fingerprints(contents, tmp_path), contents.__getitem__).within()) == {(0, 1)}
+
+
+def test_skies_that_darken_alike_are_no_copies(tmp_path: Path) -> None:
+    """A gradient is no detail, however well two of them agree: of one sky or of two, mirrored or cropped."""
+    random, down = np.random.default_rng(0), np.linspace(0, 1, 240)[:, None, None]
+    skies = [np.array([70, 120, 190]) + 60 * down + random.normal(0, 1.5, (240, 320, 3)) for _ in range(3)]
+    pictures = [Image.fromarray(np.clip(sky, 0, 255).astype(np.uint8)) for sky in skies]
+    contents = [saved(picture, 95) for picture in (*pictures, pictures[0].crop((20, 10, 300, 225)))]
+    assert not Finder(fingerprints(contents, tmp_path), contents.__getitem__).within()
+
+
+def test_a_last_look_at_many_pairs_is_that_at_each(planted: tuple[list[bytes], list[str], Fingerprints]) -> None:
+    """With one that can't be read, a small one and others; what is left keeps its position."""
+    contents, names, stored = planted
+    pairs = np.array([(number, 60 + number) for number in range(len(names))] + [(3, 9), (20, 21)])
+    first, second = (patches(stored.grey(column)) for column in pairs.T)
+    aligned = refined(*(stored.grey(column) for column in pairs.T), guessed(first, second), 64, 4)
+    shorter = torch.full((len(pairs),), 120)
+    shorter[2] = 40
+
+    def unless_gone(position: int) -> bytes:
+        if position == pairs[1, 1]:
+            raise UnreadableError("it is gone")
+        return contents[position]
+
+    larger = [Larger(unless_gone)(column.tolist()) for column in pairs.T]
+    left, together, score = closer_look(*larger, aligned, shorter, Limits())
+    alone = []
+    for number in range(len(pairs)):
+        one = slice(number, number + 1)
+        found = closer_look(larger[0][one], larger[1][one], aligned.at(torch.tensor([number])), shorter[one], Limits())
+        alone += [(number, float(found[2]), found[1].window)] if len(found[0]) else []
+    assert left.tolist() == [number for number, _, _ in alone] and 5 < len(alone) < len(pairs) - 1
+    torch.testing.assert_close(score, torch.tensor([score for _, score, _ in alone]))
+    torch.testing.assert_close(together.window, torch.cat([window for _, _, window in alone]))
 
 
 def test_pages_of_text_are_told_apart(tmp_path: Path) -> None:
