@@ -41,9 +41,9 @@ from instdisc.files import read_json
 from instdisc.runs import RunFolder
 
 SIDE, QUALITY, IN_A_SHARD = 224, 85, 2_000
-RECIPE = {"backbone": "conv6", "width": 16, "dim": 64, "size": 32, "batch": 256, "objective": "nce", "workers": 1}
+RECIPE = {"backbone": "conv6", "width": 16, "dim": 64, "size": 32, "batch": 256, "objective": "nce"}
 RECIPE |= {"partition": "moving_average", "order": "shards", "precision": "float32", "monitor_epochs": 1000}
-RECIPE |= {"search_vectors": False, "epochs": 1, "storage": "workers"}
+RECIPE |= {"epochs": 1, "storage": "workers"}
 
 
 def shard(photos: str, folder: Path, number: int, pictures: int) -> None:

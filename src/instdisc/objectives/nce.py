@@ -145,7 +145,8 @@ class NCE(Objective):
         if not self.training:
             return estimate
         if known < 0:
-            _warn_of_strange_partition(float(estimate), bank, self.temperature)
+            if self.partition == "first_batch":
+                _warn_of_strange_partition(float(estimate), bank, self.temperature)
             self.log_partition.copy_(estimate)
         else:
             self.log_partition.copy_(_log_average(self.log_partition, estimate, self.partition_momentum))
