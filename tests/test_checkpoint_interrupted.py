@@ -87,7 +87,7 @@ for _ in range(12):
 assert last > 12, "the saves did not go on"
 assert leftovers, "no kill fell into a save: nothing was shown"
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=1200)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=500)
 
 
 @pytest.mark.fault('half-written checkpoint after a full disk becomes "the last"')

@@ -150,7 +150,7 @@ def test_who_is_started_anew_does_not_meet_the_dead() -> None:
             for rank, wait in enumerate(waits)
         ]
         try:
-            said = [process.communicate(timeout=1200)[0] for process in processes]
+            said = [process.communicate(timeout=500)[0] for process in processes]
         finally:
             for process in processes:
                 process.kill()
@@ -194,7 +194,7 @@ print(before > 0, gloo())
 """
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=1200
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500
     )
     assert done.stdout.strip() == "True []", done.stdout + done.stderr
 

@@ -102,7 +102,7 @@ def started(loop: str, world: int, tmp_path: Path) -> dict[str, Any]:
         [*launch, *script],
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=500,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, filter(None, sys.path)))},
     )
     assert done.returncode == 0, done.stderr[-3000:]

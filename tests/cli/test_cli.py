@@ -61,7 +61,7 @@ def ctrl_c_is_heard() -> Iterator[None]:
 def shell(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """The installed command in a process of its own."""
     script = Path(sys.executable).with_name("instdisc")
-    return subprocess.run([script, *map(str, words)], capture_output=True, text=True, timeout=1200, **options)
+    return subprocess.run([script, *map(str, words)], capture_output=True, text=True, timeout=500, **options)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_torchrun(trained: tuple[Path, Path], tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "instdisc"]
     words = [*launch, "train", str(pictures), "--out", str(tmp_path / "run"), *FLAGS]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1200, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Recipe:") == 1
     assert done.stdout.count("Next: instdisc evaluate") == 1
@@ -222,7 +222,7 @@ def test_torchrun_looks_through_a_collection_with_one_voice(
             [*launch, "-m", "instdisc", *given, *([] if "--tag" in words else ["--device", "cpu"])],
             capture_output=True,
             text=True,
-            timeout=1200,
+            timeout=500,
             env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "500"},
         )
         assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ def test_answers_errors_and_cancelling() -> None:
 
 def ended(job: str) -> subprocess.CompletedProcess[str]:
     program = f"import time\nfrom instdisc.data.background import Background\nb = Background(2)\n{job}\nprint('end')"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=1200)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
 
 
 def test_a_busy_thread_may_end_first() -> None:

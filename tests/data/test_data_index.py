@@ -212,7 +212,7 @@ def test_a_big_tree_in_little_memory() -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=500,
     )
     result = json.loads(finished.stdout)
     for found in (result["named_as_pictures"], result["known_by_content_only"]):

@@ -426,7 +426,7 @@ def test_two_processes_fill_one_cache_together(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    answers = sorted(process.communicate(timeout=1200)[0].strip() for process in processes)
+    answers = sorted(process.communicate(timeout=500)[0].strip() for process in processes)
     assert answers == ["0", "60"]  # the second waited, and found the work done
     cache = PixelCache.of(source, tmp_path / "cache", SIZE)
     pixels = np.empty((60, 3, SIZE, SIZE), np.uint8)
@@ -482,7 +482,7 @@ def test_workers_need_no_main_guard_and_survive_ctrl_c(folder: Path, tmp_path: P
     """
     script.write_text(textwrap.dedent(program))
     answer = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=1200, start_new_session=True, check=False
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=500, start_new_session=True, check=False
     )
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "saved 45\n", "")
 

@@ -233,7 +233,7 @@ def test_a_program_ends_while_a_thread_waits_for_a_store(moody: tuple[str, type[
     parquet_files(folder / "set", files=1, groups=3)
     handler.falls_at = "/set/down"
     words = [sys.executable, "-c", LEAVING, f"{address}/set/train-0.parquet", str(tmp_path / "index")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "did not answer" in done.stderr
 

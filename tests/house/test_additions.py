@@ -375,7 +375,7 @@ def added(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, set[str]]
     files = {name: add(toy, folder) for name, toy in TOYS.items()}
     tests = [name for toy in TOYS.values() for name in toy.files if "/test_" in name]
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-n", "0", *tests]
-    done = subprocess.run(command, cwd=folder, env=here(folder), capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, cwd=folder, env=here(folder), capture_output=True, text=True, timeout=500)
     return files, done.stdout + done.stderr
 
 

@@ -439,7 +439,7 @@ def test_results_say_how_they_were_made() -> None:
 
 def python(code: str) -> str:
     """What a fresh interpreter prints for `code`, with warnings as errors."""
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=1200)
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
 
@@ -476,7 +476,7 @@ def test_the_command_is_installed_and_says_its_version() -> None:
     command = Path(sys.executable).with_name("instdisc")
     if not command.exists():
         pytest.skip("instdisc is on the path but not installed: there is no command to try")
-    ran = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=1200, env={**os.environ})
+    ran = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=500, env={**os.environ})
     assert ran.returncode == 0, ran.stderr
     import instdisc
 

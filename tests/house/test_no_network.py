@@ -114,7 +114,7 @@ def lived(program: str, folder: Path) -> tuple[list[str], int | None]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (folder / "noted.started").is_file(), "the hook was not there"

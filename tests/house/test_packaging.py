@@ -25,16 +25,16 @@ def test_the_wheel_alone_works(tmp_path: Path) -> None:
     """Built and installed into an empty folder; what it requires comes from this environment, so nothing is fetched."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path, ROOT]
-    subprocess.run(build, check=True, cwd=tmp_path, timeout=1200)
+    subprocess.run(build, check=True, cwd=tmp_path, timeout=500)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"instdisc-{instdisc.__version__}-py3-none-any.whl"
     target = tmp_path / "installed"
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", target, wheel], check=True, timeout=1200)
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", target, wheel], check=True, timeout=500)
 
     def said(*words: object) -> str:
         environment = {**os.environ, "PYTHONPATH": str(target)}
         command = [sys.executable, "-P", *map(str, words)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

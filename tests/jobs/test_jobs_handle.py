@@ -186,7 +186,7 @@ def test_frames(opened: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_page_in_the_background(opened: Handle, tmp_path: Path) -> None:
     with opened.serve() as server:
         assert f'src="{server.url}"' in server._repr_html_() and "served" in repr(server)
-        with urllib.request.urlopen(f"{server.url}api/collection", timeout=1200) as answer:
+        with urllib.request.urlopen(f"{server.url}api/collection", timeout=500) as answer:
             assert json.load(answer)["pictures"] == 41
     assert "ended" in repr(server)
     with pytest.raises(InputError, match="another process"):

@@ -116,7 +116,7 @@ def test_the_page_is_served_with_them(run: Path) -> None:
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None and server.stderr is not None
             address = server.stdout.readline().strip()
-            with urllib.request.urlopen(f"{address}api/collection", timeout=1200) as answer:
+            with urllib.request.urlopen(f"{address}api/collection", timeout=500) as answer:
                 about = json.load(answer)
             server.terminate()
             assert said in server.stderr.read()

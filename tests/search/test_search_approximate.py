@@ -157,6 +157,6 @@ def test_without_usearch_a_sentence_says_what_to_install(tmp_path: Path) -> None
     pictures = picture_folder(tmp_path / "pictures", 20)
     run = train(pictures, tmp_path / "run", tiny(epochs=1), say=None).path
     for words in (["duplicates", str(run), "--approximate"], ["serve", str(run), "--approximate", "--port", "0"]):
-        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=1200)
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=500)
         assert done.returncode == 1 and "pip install 'instdisc[ann]'" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr

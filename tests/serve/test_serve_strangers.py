@@ -43,7 +43,7 @@ def test_the_api_is_as_it_says_of_itself_whatever_is_asked(run: Path) -> None:
     with served(run) as client:
         words = [program, "run", f"{client.address}/api/openapi.json", "--checks", checks, "--max-examples", "6"]
         words += ["--phases", "coverage,fuzzing", "--seed", "1", "--no-color"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=1200, cwd=run)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=500, cwd=run)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -191,7 +191,7 @@ def test_uploads_are_capped_whatever_they_say_of_themselves(client: Client) -> N
     with pytest.raises(InputError, match="larger than 20 MB"):
         decode_aside(bytes(MAX_BYTES + 1))
     # Without a length, in chunks: refused as soon as it is too much.
-    with socket.create_connection(("127.0.0.1", client.port), timeout=1200) as line:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=500) as line:
         line.sendall(
             b"POST /api/uploads HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
             + f"Host: 127.0.0.1:{client.port}\r\n\r\n".encode()

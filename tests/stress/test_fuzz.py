@@ -22,7 +22,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(FUZZ), *words, *places],
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=500,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
@@ -54,7 +54,7 @@ def test_a_fault_is_found(tmp_path: Path) -> None:
     )
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    done = subprocess.run([sys.executable, str(broken), str(corpus)], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run([sys.executable, str(broken), str(corpus)], capture_output=True, text=True, timeout=500)
     assert done.returncode != 0 and "IndexError: a fault" in done.stdout + done.stderr
     (found,) = corpus.glob("crash-*")
     assert found.read_bytes()[:2] == b"BM"

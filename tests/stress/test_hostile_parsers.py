@@ -179,7 +179,7 @@ def in_child(call: str, *words: object) -> None:
     program = f"import sys; sys.path[:] = {sys.path!r}; import test_hostile_parsers as this; "
     command = [sys.executable, "-c", f"{program}this.{call}(*sys.argv[1:])", *map(str, words)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=1200, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=500, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0 and done.stdout.endswith("done\n"), (done.returncode, done.stdout[-40:], done.stderr)
 

@@ -196,7 +196,7 @@ def test_the_submit_scripts_start_one_run_on_all_hosts(script: str, tmp_path: Pa
         }
         command = [str(RUNS / script), *([str(tmp_path / "hosts.txt")] if script == "on_hosts.sh" else []), *words]
         done = subprocess.run(
-            ["bash", *command], env=os.environ | told, capture_output=True, text=True, timeout=1200, cwd=tmp_path
+            ["bash", *command], env=os.environ | told, capture_output=True, text=True, timeout=500, cwd=tmp_path
         )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.count("on each of 2 ranks") == 1

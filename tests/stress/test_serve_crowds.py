@@ -62,7 +62,7 @@ def running(*threads: threading.Thread) -> Iterator[None]:
         yield
     finally:
         for thread in threads:
-            thread.join(1200)
+            thread.join(500)
             assert not thread.is_alive()
 
 
@@ -173,7 +173,7 @@ def test_more_uploads_than_there_is_room_for_are_told_when_to_come_again(trained
             statuses.append(client.send("POST", "/api/uploads", picture)[0])
 
         with running(*[threading.Thread(target=upload) for _ in range(limits.BODIES_OF_ONE)]):
-            assert held.waiting.acquire(timeout=1200)
+            assert held.waiting.acquire(timeout=500)
             for _ in range(100):  # until all the others hold their place too
                 status, headers, content = client.send("POST", "/api/uploads", picture)
                 if status == 503:
@@ -192,12 +192,12 @@ def test_an_address_that_asks_for_much_leaves_turns_to_others(trained: tuple[Pat
             line = lines.enter_context(connected(client))
             line.sendall(head(client, f"/pictures/{row % COUNT}?size=full"))
         for _ in range(limits.TURNS):
-            assert held.waiting.acquire(timeout=1200)
+            assert held.waiting.acquire(timeout=500)
         assert client.json("/api/neighbours/3?count=5")["results"]  # while all of them wait
         assert not held.waiting.acquire(blocking=False)  # no more than its turns
         held.go.set()
         for _ in range(questions - limits.TURNS):  # and all are answered, in the end
-            assert held.waiting.acquire(timeout=1200)
+            assert held.waiting.acquire(timeout=500)
 
 
 def test_different_comparisons_wait_in_line_and_one_too_many_is_told_so() -> None:
@@ -218,7 +218,7 @@ def test_different_comparisons_wait_in_line_and_one_too_many_is_told_so() -> Non
             refused.put(error)
 
     with running(*[threading.Thread(target=ask, args=(one,)) for one in (0.9, 0.8, 0.7, 0.6)]):
-        error = refused.get(timeout=1200)  # one of them, while no other is done
+        error = refused.get(timeout=500)  # one of them, while no other is done
         assert (error.status_code, error.headers) == (503, {"retry-after": "2"})
         assert compare(0.95) == [0.95]  # what is known is answered meanwhile
         go.set()

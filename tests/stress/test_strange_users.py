@@ -170,7 +170,7 @@ def shell(*words: Any, **environment: str) -> subprocess.CompletedProcess[bytes]
     """The real command, in a world with as few variables as can be."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     command = [sys.executable, "-m", "instdisc", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, timeout=1200, env=kept | {"OMP_NUM_THREADS": "1"} | environment)
+    done = subprocess.run(command, capture_output=True, timeout=500, env=kept | {"OMP_NUM_THREADS": "1"} | environment)
     assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
     return done
 

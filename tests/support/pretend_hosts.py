@@ -70,7 +70,7 @@ class Host:
             with suppress(ProcessLookupError):
                 os.kill(int(number), signal.SIGKILL)
         for process in self.processes:
-            process.wait(timeout=1200)
+            process.wait(timeout=500)
 
 
 @contextmanager

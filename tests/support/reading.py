@@ -256,4 +256,4 @@ def reading(folder: Path) -> Iterator[Reader]:
         yield reader
     finally:
         reader._answers.close()
-        interpreter.communicate(timeout=1200)
+        interpreter.communicate(timeout=500)

@@ -82,7 +82,7 @@ class Client:
         given = {"host": f"127.0.0.1:{self.port}"} | {name.replace("_", "-"): value for name, value in headers.items()}
         if isinstance(body, dict):
             body, given["content-type"] = json.dumps(body), "application/json"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1200)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=500)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for name, value in given.items():
@@ -124,5 +124,5 @@ def served(run: Path | Opened | Opening, *, token: str | None = None, **reach: A
             yield Client(port)
         finally:
             server.should_exit = True
-            thread.join(1200)
+            thread.join(500)
             assert not thread.is_alive()

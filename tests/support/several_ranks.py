@@ -65,7 +65,7 @@ def _one_rank(rank: int, world: int, folder: str, function: Callable[..., Any], 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name need not resolve
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
-    ranks.join("gloo", init_method=meeting, timeout=timedelta(seconds=1200), world_size=world, rank=rank)
+    ranks.join("gloo", init_method=meeting, timeout=timedelta(seconds=500), world_size=world, rank=rank)
     try:
         torch.save(function(*arguments), Path(folder, f"{rank}.pt"))
         ranks.barrier()

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-_SECONDS = 1200
+_SECONDS = 500
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -51,7 +51,7 @@ os._exit(0)  # as instdisc/cli/program.py: the thread of autograd may abort an e
 
 
 def python(*words: str) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=1200, cwd=SUPPORT)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=500, cwd=SUPPORT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

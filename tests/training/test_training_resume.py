@@ -105,7 +105,7 @@ print(json.dumps({"kills": kills, "in_save": in_save}))
 def test_killed_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     through, killed = tmp_path / "through", tmp_path / "killed"
     command = [sys.executable, "-c", KILLER, json.dumps(RECIPE), str(through), str(killed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] >= 3, "it was hardly ever killed: nothing was shown"
@@ -120,7 +120,7 @@ def python_m_instdisc(*words: Any) -> subprocess.Popen[str]:
 
 
 def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 1200
+    until = time.monotonic() + 500
     while len(read_metrics(RunFolder(run))) < steps:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -135,7 +135,7 @@ def test_ctrl_c_in_a_shell(tmp_path: Path) -> None:
     process = python_m_instdisc(*RECIPE, "--out", stopped)
     wait_for_steps(stopped, 5, process)
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=1200)
+    said, errors = process.communicate(timeout=500)
     assert process.returncode == 130, errors
     assert "Stopping after this step, and saving." in said
     assert "go on with --resume" in said
@@ -149,10 +149,10 @@ def test_ctrl_c_in_a_shell(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     process = python_m_instdisc(*RECIPE, "--out", stopped, "--resume")
-    said, errors = process.communicate(timeout=1200)
+    said, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     assert "Resumed at epoch" in said
-    reference.communicate(timeout=1200)
+    reference.communicate(timeout=500)
     assert saved_state(stopped) == saved_state(through)
 
 
