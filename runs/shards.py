@@ -43,7 +43,7 @@ from instdisc.runs import RunFolder
 SIDE, QUALITY, IN_A_SHARD = 224, 85, 2_000
 RECIPE = {"backbone": "conv6", "width": 16, "dim": 64, "size": 32, "batch": 256, "objective": "nce"}
 RECIPE |= {"partition": "moving_average", "order": "shards", "precision": "float32", "monitor_epochs": 1000}
-RECIPE |= {"epochs": 1, "storage": "workers"}
+RECIPE |= {"epochs": 1, "storage": "workers", "early_sizes": "", "grow_at": ""}
 
 
 def shard(photos: str, folder: Path, number: int, pictures: int) -> None:
@@ -102,12 +102,12 @@ def _family(process: int) -> list[int]:
 
 
 def _own_bytes(process: int) -> int:
-    """Of memory that is no file's and no other process's."""
+    """Of memory that is no file's."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
 def command(words: Sequence[Any], ranks: int) -> list[str]:
