@@ -193,9 +193,7 @@ ranks.stop()
 print(before > 0, gloo())
 """
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500)
     assert done.stdout.strip() == "True []", done.stdout + done.stderr
 
 

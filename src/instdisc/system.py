@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -41,6 +44,71 @@ def usable_cores() -> int:
 def processes_here() -> int:
     """How many processes of this run torchrun started on this machine."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class Rivals:
+    """How many cores other programs keep busy, on average since the last look, which was `every` seconds ago at least.
+
+    Linux counts it; elsewhere, and before there was time to look, it is 0. Processes of one's own count as others.
+    """
+
+    def __init__(self, every: float = 0.25) -> None:
+        self._every, self._cores, self._lock = every, 0.0, threading.Lock()
+        self._before = self._look()
+
+    def cores(self) -> float:
+        """So many, at most those that this process may run on."""
+        with self._lock:
+            if self._before is not None and time.monotonic() - self._before[0] >= self._every:
+                now = self._look()
+                if now is not None:
+                    passed, busy, own = (new - old for new, old in zip(now, self._before, strict=True))
+                    self._cores = max(0.0, (busy - own) / passed)
+                self._before = now
+            return self._cores
+
+    @staticmethod
+    def _look() -> tuple[float, float, float] | None:
+        """Seconds on a clock, for which cores of this process were busy, and for which they were with it."""
+        try:
+            here = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+            lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+            counts = [[int(number) for number in line[1:9]] for line in lines if line[0] in here]
+        except (OSError, ValueError, IndexError, AttributeError):
+            return None
+        busy = sum(sum(count) - count[3] - count[4] for count in counts)  # all but idle and waiting for disks
+        return time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+_rivals: Rivals | None = None
+
+
+def fitting_threads() -> int:
+    """How many threads should share an operation now: torch's number, fewer where other programs keep cores busy.
+
+    Threads of one operation wait for the slowest of them, and that is the one without a core of its own.
+    """
+    global _rivals
+    wanted = torch.get_num_threads()
+    if wanted == 1 or processes_here() > 1:  # the ranks share the cores already
+        return wanted
+    if _rivals is None:
+        _rivals = Rivals()
+    return max(1, min(wanted, round(usable_cores() - _rivals.cores())))
+
+
+@contextlib.contextmanager
+def beside_others() -> Iterator[None]:
+    """Compute with `fitting_threads`. Not where the last bit of a result counts: sums are added in another order."""
+    wanted, fitting = torch.get_num_threads(), fitting_threads()
+    if fitting == wanted:
+        yield
+        return
+    torch.set_num_threads(fitting)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(wanted)
 
 
 def readable_bytes(count: float) -> str:

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from instdisc.errors import InputError
 from instdisc.neighbours.selection import MISSING, best_columns, merge
 from instdisc.shapes import Float, Int
+from instdisc.system import beside_others
 from instdisc.transfer import send
 
 __all__ = ["Nearest", "top_k"]
@@ -270,8 +271,9 @@ def top_k(
         raise InputError(f"{k} neighbours were asked for but there are only {available} rows to choose from.")
     nearest = Nearest(queries, k, exclude, expected=len(rows))
     block = block_rows(len(queries), queries.device) if block is None else block
-    for first in range(0, len(rows), block):
-        nearest.add(rows[first : first + block], first)
+    with beside_others() if len(queries) <= _FEW else nullcontext():  # more are shared piece by piece
+        for first in range(0, len(rows), block):
+            nearest.add(rows[first : first + block], first)
     return nearest.scores, nearest.indices
 
 

@@ -22,6 +22,7 @@ from instdisc.errors import InputError
 from instdisc.neighbours import Coarse, Nearest, fp16_is_faster, full_precision, pair_scores
 from instdisc.progress import Bar
 from instdisc.shapes import Float, Int, Tensor
+from instdisc.system import beside_others
 
 _QUERIES, _ROWS, _TILE = 65_536, 16_384, 256
 
@@ -78,7 +79,8 @@ def similar_pairs(
     begin, end = _share_of_triangle(own.count) if within else ranks.share(own.count)
     total = (end - begin) * (2 * own.count - begin - end + 1) // 2 if within else (end - begin) * others.count
     show = show and ranks.is_main()
-    with ranks.fail_together(), torch.no_grad(), Bar(total, "Comparing pictures", "pairs", enabled=show) as bar:
+    bar = Bar(total, "Comparing pictures", "pairs", enabled=show)
+    with ranks.fail_together(), torch.no_grad(), beside_others(), bar:
         for start in range(begin, end, _QUERIES):
             stop = min(start + _QUERIES, end)
             queries = own.read(start, stop)

@@ -22,9 +22,12 @@ from instdisc import ranks
 from instdisc.files import write_json, write_whole
 from instdisc.progress import Bar
 from instdisc.runs import RunFolder
+from instdisc.system import Rivals, processes_here, usable_cores
 
 if TYPE_CHECKING:
     from instdisc.training.loop import Training
+
+_RIVALS_SECONDS = 5.0  # for which other programs are watched at least
 
 
 class Measurement(NamedTuple):
@@ -55,6 +58,7 @@ class Metrics:
         self._shown = ""
         self._say: Callable[[str], None] = print
         self._on_log: Callable[[dict[str, Any]], None] | None = None
+        self._rivals: Rivals | None = Rivals(_RIVALS_SECONDS)
 
     def listen(self, say: Callable[[str], None], on_log: Callable[[dict[str, Any]], None] | None) -> None:
         """Who is told each sentence, and is given each line that is written."""
@@ -154,6 +158,21 @@ class Metrics:
             waiting = [name for name, term in training.terms.items() if filling and term.waits_for_bank]
             self.say(_sentence(line, waiting))
         self._sums, self._steps = dict.fromkeys(self.terms, 0.0), 0
+        self._tell_of_rivals(training)
+
+    def _tell_of_rivals(self, training: Training) -> None:
+        """Say once that other programs slow the training down more than need be: threads wait for each other."""
+        threads, cores = torch.get_num_threads(), usable_cores()
+        alone = processes_here() == 1 and not training.pictures.processes  # these would count as other programs
+        if self._rivals is None or training.device.type != "cpu" or threads < 2 or not alone:
+            return
+        busy = self._rivals.cores()
+        if busy >= 0.6 and threads > cores - busy:
+            self._rivals = None
+            self.say(
+                f"  Other programs keep {busy:.1f} of {cores} cores busy. While they do, fewer threads are likely faster: "
+                f"stop, and go on by --resume with OMP_NUM_THREADS={max(1, int(cores - busy))} before the command."
+            )
 
     def measured(self, training: Training, found: Measurement) -> None:
         """A measurement of quality: written, shown, and its warning said once."""
@@ -218,13 +237,14 @@ class Metrics:
 def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     r"""The whole lines of metrics.jsonl; a last one cut short by a kill is left out.
 
-    Examples:
-        >>> from pathlib import Path
-        >>> from instdisc.runs import RunFolder
-        >>> from instdisc.training import read_metrics
-        >>> _ = Path("metrics.jsonl").write_text('{"step": 10, "loss": 5.4}\n{"step": 20, "lo')
-        >>> read_metrics(RunFolder("."))
-        [{'step': 10, 'loss': 5.4}]
+        Examples:
+            >>> from pathlib import Path
+            >>> from instdisc.runs import RunFolder
+    from instdisc.system import Rivals, processes_here, usable_cores
+            >>> from instdisc.training import read_metrics
+            >>> _ = Path("metrics.jsonl").write_text('{"step": 10, "loss": 5.4}\n{"step": 20, "lo')
+            >>> read_metrics(RunFolder("."))
+            [{'step': 10, 'loss': 5.4}]
     """
     lines = []
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []:
