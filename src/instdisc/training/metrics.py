@@ -170,8 +170,8 @@ class Metrics:
         if busy >= 0.6 and threads > cores - busy:
             self._rivals = None
             self.say(
-                f"  Other programs keep {busy:.1f} of {cores} cores busy. While they do, fewer threads are likely faster: "
-                f"stop, and go on by --resume with OMP_NUM_THREADS={max(1, int(cores - busy))} before the command."
+                f"  Other programs keep {busy:.1f} of {cores} cores busy, and threads wait for each other. Fewer may be "
+                f"faster: stop, and go on by --resume with OMP_NUM_THREADS={max(1, int(cores - busy))} before the command."
             )
 
     def measured(self, training: Training, found: Measurement) -> None:
