@@ -169,9 +169,10 @@ class Metrics:
         busy = self._rivals.cores()
         if busy >= 0.6 and threads > cores - busy:
             self._rivals = None
+            fewer = max(1, int(cores - busy))
             self.say(
-                f"  Other programs keep {busy:.1f} of {cores} cores busy, and threads wait for each other. Fewer may be "
-                f"faster: stop, and go on by --resume with OMP_NUM_THREADS={max(1, int(cores - busy))} before the command."
+                f"  Other programs keep {busy:.1f} of {cores} cores busy; threads wait for each other. Fewer may be "
+                f"faster: stop, and go on by --resume with OMP_NUM_THREADS={fewer} before the command."
             )
 
     def measured(self, training: Training, found: Measurement) -> None:
