@@ -145,8 +145,7 @@ class NCE(Objective):
         if not self.training:
             return estimate
         if known < 0:
-            if self.partition == "first_batch":
-                _warn_of_strange_partition(float(estimate), bank, self.temperature)
+            _warn_of_strange_partition(float(estimate), bank, self.temperature, self.partition)
             self.log_partition.copy_(estimate)
         else:
             self.log_partition.copy_(_log_average(self.log_partition, estimate, self.partition_momentum))
@@ -213,15 +212,17 @@ def _warn_of_constant_left_behind(grown: float, updates: int) -> None:
     )
 
 
-def _warn_of_strange_partition(log_z: float, bank: MemoryBank, temperature: float) -> None:
-    """A first estimate far from that of a random bank spoils the whole run."""
+def _warn_of_strange_partition(log_z: float, bank: MemoryBank, temperature: float, partition: str) -> None:
+    """A first estimate far from that of a random bank spoils the whole run, or its beginning."""
     found = log_z - math.log(bank.instances)
     expected = _log_mean_of_random_bank(bank.dim, temperature)
     if abs(found - expected) > math.log(10):
+        fixed = partition == "first_batch"
         warnings.warn(
             f"The partition's logarithm, log(Z / n), was estimated as {found:.3g} from the first batch, where a random "
-            f"bank gives {expected:.3g}: with such a constant NCE learns badly. Take more negatives, a higher "
-            "temperature, or partition='moving_average'.",
+            f"bank gives {expected:.3g}: {'with such a constant' if fixed else 'until the average has followed'} NCE "
+            f"learns badly. Take more negatives{', ' if fixed else ' or '}a higher temperature"
+            f"{', or partition=' + repr('moving_average') if fixed else ''}.",
             stacklevel=4,
         )
 

@@ -241,7 +241,6 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
         Examples:
             >>> from pathlib import Path
             >>> from instdisc.runs import RunFolder
-    from instdisc.system import Rivals, processes_here, usable_cores
             >>> from instdisc.training import read_metrics
             >>> _ = Path("metrics.jsonl").write_text('{"step": 10, "loss": 5.4}\n{"step": 20, "lo')
             >>> read_metrics(RunFolder("."))
