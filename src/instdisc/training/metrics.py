@@ -238,13 +238,13 @@ class Metrics:
 def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     r"""The whole lines of metrics.jsonl; a last one cut short by a kill is left out.
 
-        Examples:
-            >>> from pathlib import Path
-            >>> from instdisc.runs import RunFolder
-            >>> from instdisc.training import read_metrics
-            >>> _ = Path("metrics.jsonl").write_text('{"step": 10, "loss": 5.4}\n{"step": 20, "lo')
-            >>> read_metrics(RunFolder("."))
-            [{'step': 10, 'loss': 5.4}]
+    Examples:
+        >>> from pathlib import Path
+        >>> from instdisc.runs import RunFolder
+        >>> from instdisc.training import read_metrics
+        >>> _ = Path("metrics.jsonl").write_text('{"step": 10, "loss": 5.4}\n{"step": 20, "lo')
+        >>> read_metrics(RunFolder("."))
+        [{'step': 10, 'loss': 5.4}]
     """
     lines = []
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []:
