@@ -111,8 +111,9 @@ class Nearest:
                 for _ in shared(partial(self._add_to, rows, first, coarse), starts, threads):
                     pass
             else:
-                for start in starts:
-                    self._add_to(rows, first, coarse, start)
+                with beside_others() if len(self.queries) <= _FEW else nullcontext():
+                    for start in starts:
+                        self._add_to(rows, first, coarse, start)
         self._seen += len(rows)
 
     @torch.no_grad()
@@ -271,9 +272,8 @@ def top_k(
         raise InputError(f"{k} neighbours were asked for but there are only {available} rows to choose from.")
     nearest = Nearest(queries, k, exclude, expected=len(rows))
     block = block_rows(len(queries), queries.device) if block is None else block
-    with beside_others() if len(queries) <= _FEW else nullcontext():  # more are shared piece by piece
-        for first in range(0, len(rows), block):
-            nearest.add(rows[first : first + block], first)
+    for first in range(0, len(rows), block):
+        nearest.add(rows[first : first + block], first)
     return nearest.scores, nearest.indices
 
 

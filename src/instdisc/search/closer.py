@@ -1,7 +1,9 @@
 """The last look at pairs that may be copies: more pixels than thumbnails have, and all colours.
 
-larger = Larger(contents)
-left, aligned, score = closer_look(larger(here), larger(there), aligned, shorter, Limits())
+    larger = Larger(contents)
+    left, aligned, score = closer_look(larger(here), larger(there), aligned, shorter, Limits())
+
+Thumbnails have passed before: `copies.Finder` asks this of few pairs.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Larger:
         self._lock = threading.Lock()
 
     def __call__(self, positions: Sequence[int]) -> list[UInt8[Tensor, "3 side side"] | None]:
-        """Those at some positions; None for one that can't be read."""
+        """The pictures at these positions, in their order; None where one can't be read."""
         with self._lock:
             asked = dict.fromkeys(positions)
             known = {position: self._kept.pop(position) for position in asked if position in self._kept}

@@ -10,7 +10,6 @@ memory-mapped, of any floating type or rows of a bank; a block of them is widene
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,8 @@ from instdisc.search.catalogue import Catalogue
 from instdisc.search.pairs import Vectors
 from instdisc.search.stored import MadeOf, stored_links
 from instdisc.shapes import Float, Int
-from instdisc.system import beside_others
 
 _BLOCK = 65_536
-_FEW = 8  # queries, which share no work but that of torch's own threads
 _LEFT_OUT = 1_000  # pictures; where a filter leaves out more, exact search is the surer way
 
 
@@ -113,7 +110,7 @@ class Index(Catalogue):
         mine = among.copy()
         mine[:begin] = mine[end:] = False
         first = int(among[:begin].sum())
-        with ranks.fail_together(), beside_others() if len(queries) <= _FEW else nullcontext():
+        with ranks.fail_together():
             nearest = Nearest(queries, neighbours, torch.from_numpy(own), expected=most)
             for block in self._blocks(mine, _BLOCK):
                 nearest.add(block, first)
