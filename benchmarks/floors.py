@@ -1,11 +1,15 @@
 """Beside the simplest library call that gives the same answer: quiet, and with one core kept busy by another process.
 
-    python benchmarks/floors.py --out results/floors.json        # 4 minutes; keep the machine quiet otherwise
+    python benchmarks/floors.py --out results/floors.json        # 6 minutes; keep the machine quiet otherwise
+    python benchmarks/floors.py --only embedding augmentation    # comparisons whose names have one of these words
 
 Nearest neighbours (many queries and one) beside `matmul`, or `mv`, and `topk`; all pairs above a similarity beside
 `matmul` and `nonzero`; the linear SVM beside scikit-learn's; the exact softmax over a bank, with its gradient, beside
-the (batch, n) matrix with autograd. Both take turns. What the file has of other processors stays. `times`: how many
-times as fast as the floor, in each turn; `slower_when_busy`: our busy time by our quiet one.
+the (batch, n) matrix with autograd; augmentation beside torchvision's transforms, a picture after the other; JPEG files
+to crops of 224 pixels beside a DataLoader of two workers with torchvision's `decode_jpeg`; embedding beside the network
+alone on batches that lie ready. Both take turns. What the file has of other processors, and of other comparisons on
+this one, stays. `times`: how many times as fast as the floor, in each turn; `slower_when_busy`: our busy time by our
+quiet one.
 """
 
 from __future__ import annotations
@@ -22,13 +26,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from all_pairs import made
+from augment import TorchvisionPictures
+from augment import ours as augmented
+from decode import by_torchvision, loader_epoch, our_epoch, photographs
 from loss_head import BATCH, TEMPERATURE, bank_of
 from record import device_name, record
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from instdisc.encoder import build_encoder
+from instdisc.encoder.backbones import evaluating
 from instdisc.evaluation.svm import LinearSVM
 from instdisc.neighbours import top_k
 from instdisc.objectives import NonParametricSoftmax
@@ -70,28 +80,69 @@ def _machines(count: int) -> tuple[Way, Way]:
     )
 
 
-def comparisons(count: int, many: int) -> Iterator[tuple[str, Way, Way]]:
-    """(what, ours, the floor)."""
+def _augmentations(count: int, size: int) -> tuple[Way, Way]:
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    views = augmented(images, size)
+    theirs = TorchvisionPictures(images.permute(0, 2, 3, 1).contiguous().numpy(), size, "tensors")
+    return lambda: views(0), lambda: torch.stack([theirs[number] for number in range(count)])
+
+
+def _decoding(size: int) -> tuple[Way, Way]:
+    contents = photographs(512)
+    return our_epoch(contents, size), loader_epoch(by_torchvision, contents, size)
+
+
+def _embedding(count: int, backbone: str, size: int) -> tuple[Way, Way]:
+    encoder = build_encoder({"backbone": backbone, "image_size": size}, seed=0).eval()
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    batches = [
+        encoder.preprocessing.normalise(torch.from_numpy(part).permute(0, 3, 1, 2)).contiguous(
+            memory_format=torch.channels_last
+        )
+        for part in np.array_split(images, count // 128)
+    ]
+
+    def alone() -> None:
+        with torch.inference_mode(), evaluating(encoder):
+            for batch in batches:
+                encoder(batch)
+
+    return lambda: encoder.embed(images, 128, precision="float32", vectors="embedding"), alone
+
+
+def comparisons(count: int, many: int) -> Iterator[tuple[str, Callable[[], tuple[Way, Way]]]]:
+    """(what, a function that makes ours and the floor)."""
+    yield from _of_vectors(count, many)
+    yield "augmentation of 256 pictures of 32 px", lambda: _augmentations(256, 32)
+    yield "augmentation of 32 pictures of 224 px", lambda: _augmentations(32, 224)
+    yield "512 JPEG files to crops of 224 px", lambda: _decoding(224)
+    yield "embedding of 2,048 pictures of 32 px", lambda: _embedding(2_048, "conv6", 32)
+    yield "embedding of 256 pictures of 224 px", lambda: _embedding(256, "resnet18", 224)
+
+
+def _of_vectors(count: int, many: int) -> Iterator[tuple[str, Callable[[], tuple[Way, Way]]]]:
     rows = made(count)
     queries = normalize(rows[torch.randperm(count)[: count // 5]] + 0.03 * torch.randn(count // 5, 128), dim=1)
     for k in (200, 10):
         yield (
             f"kNN of {len(queries):,} among {count:,}, k {k}",
-            lambda k=k: top_k(queries, rows, k),
-            _matrix(queries, rows, k),
+            lambda k=k: (lambda: top_k(queries, rows, k), _matrix(queries, rows, k)),
         )
     one = queries[:1]
-    yield f"one query among {count:,}", lambda: top_k(one, rows, 10), _matrix(one, rows, 10)
+    yield f"one query among {count:,}", lambda: (lambda: top_k(one, rows, 10), _matrix(one, rows, 10))
     part = rows[: count // 2]
     yield (
         f"all pairs of {len(part):,} above 0.9",
-        lambda: similar_pairs(Vectors.of(part), 0.9, most=10**9),
-        _all_pairs(part),
+        lambda: (lambda: similar_pairs(Vectors.of(part), 0.9, most=10**9), _all_pairs(part)),
     )
-    yield f"exact softmax over {count:,}, with gradient", *_losses(count)
-    yield f"linear SVM of {count:,}", *_machines(count)
-    large = made(many)
-    yield f"one query among {many:,}", lambda: top_k(one, large, 10), _matrix(one, large, 10)
+    yield f"exact softmax over {count:,}, with gradient", lambda: _losses(count)
+    yield f"linear SVM of {count:,}", lambda: _machines(count)
+
+    def among_many() -> tuple[Way, Way]:
+        large = made(many)
+        return lambda: top_k(one, large, 10), _matrix(one, large, 10)
+
+    yield f"one query among {many:,}", among_many
 
 
 def in_turns(ours: Way, floor: Way, seconds: float) -> tuple[list[float], list[float]]:
@@ -140,19 +191,23 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--many", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each comparison, quiet and busy")
+    parser.add_argument("--only", nargs="+", default=[""], help="words of the comparisons to make")
     settings = parser.parse_args()
     torch.manual_seed(0)
     if len(os.sched_getaffinity(0)) < 2:
         sys.exit("A busy core beside a quiet one needs two.")
     rows = {}
-    for what, ours, floor in comparisons(settings.count, settings.many):
-        rows[what] = row = compared(ours, floor, settings.seconds)
+    for what, made_ways in comparisons(settings.count, settings.many):
+        if not any(word in what for word in settings.only):
+            continue
+        rows[what] = row = compared(*made_ways(), settings.seconds)
         print(
             f"{what:45s} {row['quiet']['ms']:9.1f} ms, {statistics.median(row['quiet']['times']):.2f} times as fast; "
             f"busy {row['busy']['ms']:9.1f} ms, {statistics.median(row['busy']['times']):.2f}",
             flush=True,
         )
     known = json.loads(settings.out.read_text("utf-8"))["processors"] if settings.out and settings.out.is_file() else {}
+    rows = known.get(device_name(), {}) | rows
     record(
         settings.out,
         name="floors",

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from instdisc.data.decoding.decode import UnreadableError, format_and_size
 from instdisc.data.sources.open import open_source
 from instdisc.errors import InputError
-from instdisc.search.alignment import agreement, guessed, oriented, patches, recoloured, refined
+from instdisc.search.alignment import agreement, guessed, oriented, patches, recoloured, refined, shrunk
 from instdisc.search.closer import Larger, closer_look
 from instdisc.search.copies import SAME_FILE, SAME_PICTURE, Finder, Limits
 from instdisc.search.fingerprints import READ, Fingerprints, Signatures, marks_of, stored_fingerprints
@@ -264,6 +264,14 @@ def test_what_one_line_does_not_tell_breaks_nothing(size: int) -> None:
         for side in (32, 64):
             found = refined(picture, picture, aligned, side, 4)
             assert torch.isfinite(found.window).all() and torch.isfinite(found.score).all()
+
+
+def test_pictures_shrink_to_the_means_of_their_squares() -> None:
+    pictures = np.random.default_rng(2).integers(0, 256, (3, 2, 32, 32)).astype(np.float32)
+    for side in (32, 16, 4):
+        step = 32 // side
+        wanted = pictures.reshape(3, 2, side, step, side, step).mean((3, 5), dtype=np.float64)
+        np.testing.assert_allclose(shrunk(torch.from_numpy(pictures), side), wanted, rtol=1e-6)
 
 
 def test_agreement_is_the_structural_similarity_by_hand() -> None:

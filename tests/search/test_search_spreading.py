@@ -16,7 +16,7 @@ from instdisc.search import spreading
 from instdisc.search.graph import digest_of, nearest_graph, read_graph, stored_graph
 from instdisc.search.labelling import least_reached
 from instdisc.search.pairs import Vectors
-from instdisc.search.spreading import ALPHA, calibrated, sharpness, solve, spread_labels
+from instdisc.search.spreading import ALPHA, calibrated, fit_trust, sharpened, solve, spread_labels
 
 
 def clusters(count: int, classes: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -63,11 +63,15 @@ def test_the_affinity_and_the_solution_are_those_of_dense_algebra(made) -> None:
     assert solve(affinity, sources.astype(np.float32), tolerance=1e-6) == pytest.approx(inverse @ sources, abs=2e-4)
     found = spread_labels(affinity, codes, tolerance=1e-6)
     assert found.shares == pytest.approx(shares(inverse @ sources), abs=1e-4)
+    spread_out = inverse @ sources
+    assert found.flow == pytest.approx((spread_out / spread_out.sum(0)).sum(1) * 300 / 4, rel=1e-2)
     # Leaving a label out is solving again without it.
     for place, row in enumerate(np.flatnonzero(codes >= 0)):
         without = sources.copy()
         without[row] = 0
-        assert found.held_out[place] == pytest.approx(shares(inverse @ without)[row], abs=1e-3)
+        left = inverse @ without
+        assert found.held_out[place] == pytest.approx(shares(left)[row], abs=1e-3)
+        assert found.held_out_flow[place] == pytest.approx((left / left.sum(0))[row].sum() * 300 / 4, rel=1e-2)
     again = spread_labels(affinity, codes, tolerance=1e-6)
     assert np.array_equal(found.shares, again.shares) and np.array_equal(found.held_out, again.held_out)
 
@@ -143,12 +147,35 @@ def test_confidence_is_how_often_a_vote_is_right() -> None:
     assert sure.mean() == pytest.approx(right.mean(), abs=0.05)
 
 
-def test_the_power_follows_what_was_right_and_few_labels_hardly_move_it() -> None:
-    votes = np.tile([0.8, 0.2], (200, 1))
-    usual = sharpness(np.zeros((0, 2)), np.zeros(0, np.int64))
-    always, often, half = (sharpness(votes, (np.arange(200) % 10 >= right).astype(np.int64)) for right in (10, 8, 5))
-    assert half < often < usual < always
-    assert sharpness(votes[:3], np.zeros(3, np.int64)) == pytest.approx(usual, rel=0.1)
+def test_power_and_doubt_follow_what_was_right_and_few_labels_hardly_move_them() -> None:
+    votes, flow = np.tile([0.8, 0.2], (200, 1)), np.ones(200)
+
+    def sure_of(*right: int) -> list[float]:
+        codes = [(np.arange(200) % 10 >= count).astype(np.int64) for count in right]
+        return [float(fit_trust(votes, flow, one)(votes, flow)[0, 0]) for one in codes]
+
+    usual = fit_trust(votes[:0], flow[:0], np.zeros(0, np.int64))
+    always, often, half = sure_of(10, 8, 5)
+    assert half < often < usual(votes, flow)[0, 0] < always
+    assert often == pytest.approx(0.8, abs=0.05) and half < 0.7
+    few = fit_trust(votes[:3], flow[:3], np.zeros(3, np.int64))
+    assert few.power == pytest.approx(usual.power, rel=0.2) and few.doubt <= usual.doubt
+
+
+def test_one_wrong_vote_in_ten_leaves_a_doubt_for_all() -> None:
+    """Nine of ten are right where the shares are clear, and where they are not: no power alone says so of both."""
+    votes = np.array([[0.6, 0.1, 0.1, 0.1, 0.1]] * 50 + [[0.35, 0.2, 0.15, 0.15, 0.15]] * 50)
+    codes = np.where(np.arange(100) % 10 > 0, 0, 1)
+    sure = fit_trust(votes, np.ones(100), codes)(votes, np.ones(100))[[0, -1], 0]
+    assert sure == pytest.approx([0.9, 0.9], abs=0.08)
+    assert fit_trust(votes, np.ones(100), np.zeros(100, np.int64))(votes, np.ones(100))[0, 0] > 0.97
+
+
+def test_of_equal_shares_the_one_that_more_arrives_at_is_surer() -> None:
+    sure = sharpened(np.tile([0.6, 0.3, 0.1], (4, 1)), np.array([0.0, 0.1, 1.0, 10.0]), 2.0)
+    assert sure[0] == pytest.approx([1 / 3] * 3) and sure.sum(1) == pytest.approx(np.ones(4))
+    assert sure[2] == pytest.approx(np.array([0.36, 0.09, 0.01]) / 0.46, abs=1e-3)  # 0.6, 0.3 and 0.1 squared
+    assert (np.diff(sure[:, 0]) > 0).all()
 
 
 def test_few_labels_and_odd_pictures() -> None:
