@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny_encoders import arrays, png, smooth, tiny
 from torch import nn
 
 from instdisc.data.sources.open import open_source
-from instdisc.encoder import Encoder, build_encoder
+from instdisc.encoder import Encoder, EncoderConfig, build_encoder
 from instdisc.errors import InputError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -64,6 +65,21 @@ def test_every_form_and_batch_size_gives_the_same_rows(batch: int, tmp_path: Pat
         vectors = encoder.embed(images, batch)
         assert vectors.dtype == torch.float32, form
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0, msg=lambda text, form=form: f"{form}: {text}")
+
+
+def test_arrays_of_the_encoders_size_are_those_one_by_one() -> None:
+    """However they lie in memory; they need no fitting, and go to the encoder as they are."""
+    encoder = build_encoder(EncoderConfig("conv6", dim=8, width=4, image_size=16), seed=0)
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
+    wanted = encoder.embed(list(pictures), 3)
+    fixed = pictures.copy()
+    fixed.flags.writeable = False
+    planar = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in (pictures, fixed, planar, pictures[::-1][::-1]):
+            torch.testing.assert_close(encoder.embed(other, 3), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(encoder.embed(pictures[::-1], 7), wanted.flip(0), atol=1e-6, rtol=0)
 
 
 def test_single_pictures_and_none(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from instdisc.data.sources.source import Source
 from instdisc.encoder.preprocessing import Preprocessing
 from instdisc.errors import InputError
 from instdisc.progress import Bar
-from instdisc.shapes import Float, Tensor
+from instdisc.shapes import Float, Tensor, UInt8
 from instdisc.transfer import fetch
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -67,6 +67,8 @@ def stream(
     pictures = _pictures(images, rows)
     if isinstance(images, Tensor) and images.ndim == 4 and preprocessing.keeps(*images.shape[-2:]):
         batches = _slices(_checked(images), batch)
+    elif isinstance(images, np.ndarray) and _ready(images) and preprocessing.keeps(*images.shape[1:3]):
+        batches = _copied_slices(images, batch)
     else:
         batches = _prepared(pictures, preprocessing, batch, on_unreadable)
     with Bar(pictures.count, "Embedding", "pictures", enabled=progress) as bar:
@@ -109,6 +111,18 @@ def _slices(images: Tensor, batch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
     for start in range(0, len(images), batch):
         stop = min(start + batch, len(images))
         yield np.arange(start, stop), images[start:stop]
+
+
+def _ready(images: np.ndarray) -> bool:
+    """Whether these are colour pictures of bytes, so that nothing is to be done but to look at their size."""
+    return images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+
+
+def _copied_slices(images: UInt8[np.ndarray, "n size size 3"], batch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Batches of an array that needs no fitting: copies, for it may be read-only or turned round."""
+    for start in range(0, len(images), batch):
+        some = images[start : start + batch].copy()
+        yield np.arange(start, start + len(some)), torch.from_numpy(some).permute(0, 3, 1, 2)
 
 
 def _prepared(
