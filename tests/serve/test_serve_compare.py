@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,25 @@ def test_two_runs_without_a_common_picture_are_refused(run: Path, tmp_path: Path
         serve(run, beside=other, bank=True, device="cpu")
     with pytest.raises(InputError, match="There is no run folder at"):
         serve(run, beside=tmp_path / "none", bank=True, device="cpu")
+
+
+def test_a_second_run_whose_pictures_were_moved_is_told_where_they_are(
+    run: Path, trained: tuple[Path, Path], tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    import uvicorn
+
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(trained[0], before)
+    other = train(before, tmp_path / "moved", tiny(epochs=1), say=None).path
+    before.rename(after)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    serve(run, beside=other, device="cpu", say=lambda words: None)
+    told = capsys.readouterr().err
+    assert "name the new location with --beside-source" in told and f"{other} (embedding vectors)" in told
+    serve(run, beside=other, beside_source=after, device="cpu", say=lambda words: None)
+    assert f"{other} (search vectors)" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no second run: name both runs"):
+        serve(run, beside_source=after, bank=True, device="cpu")
 
 
 def test_the_start_says_both_runs_their_vectors_and_how_many_match(

@@ -54,6 +54,9 @@ def command(
         bool, typer.Option("--bank", help="Show it at once, by the rows of the bank where nothing better is there.")
     ] = False,
     train_source: CollectionSource = None,
+    beside_source: Annotated[
+        str | None, typer.Option(help="Where the second run's collection is now, if moved.")
+    ] = None,
     device: Device = "auto",
     with_stdin: Annotated[
         bool, typer.Option("--with-stdin", hidden=True, help="End with the standard input: with who writes it.")
@@ -72,6 +75,7 @@ def command(
         approximate=approximate,
         bank=bank,
         train_source=train_source,
+        beside_source=beside_source,
         device=device,
     )
 

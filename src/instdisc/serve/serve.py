@@ -36,6 +36,10 @@ def _print_beside(words: str) -> None:
     print(words, file=sys.stderr, flush=True)  # programs take the first line of the output for the address
 
 
+def _print_of_second(words: str) -> None:
+    _print_beside(words.replace("--train-source", "--beside-source"))
+
+
 def _lacks_search_vectors(folder: RunFolder) -> bool:
     """Whether the run has a map to search vectors and was not embedded since: a look that costs nothing."""
     index = folder.index / "index.json"
@@ -50,15 +54,24 @@ def _lacks_search_vectors(folder: RunFolder) -> bool:
         return False  # the opening itself says what is wrong
 
 
-def _opened_beside(first: Run, second: str | Path, *, bank: bool, device: str) -> tuple[Opened, Opened]:
-    """Open both runs. Raises InputError where the second can't be opened, or they share no picture."""
+def _opened_beside(
+    first: Run, second: str | Path | None, source: Any, *, bank: bool, device: str
+) -> tuple[Opened, Opened] | None:
+    """Open both runs, if there are two. Raises InputError where the second can't be opened, or they share no picture.
+
+    source: where the second one's collection is now, if it was moved.
+    """
+    if second is None:
+        if source is not None:
+            raise InputError("Where the second run's collection is now was given, and no second run: name both runs.")
+        return None
     from instdisc.jobs.index import searchable
     from instdisc.serve.beside import matched
     from instdisc.serve.opened import Opened
 
-    other = Run(second)
+    other = Run(second, train_source=source)
     if not bank and _lacks_search_vectors(other.folder):
-        other = searchable(other, device=device, say=_print_beside).run
+        other = searchable(other, device=device, say=_print_of_second).run
     pair = Opened(first, device=device), Opened(other, device=device)
     both = len(matched(*pair)[0])
     counts = [int((~one.index.removed).sum()) for one in pair]
@@ -89,12 +102,14 @@ def serve(
     approximate: bool = False,
     bank: bool = False,
     train_source: Any = None,
+    beside_source: Any = None,
     device: str = "auto",
     say: Callable[[str], None] = _print_now,
 ) -> None:
     """Serve the page until it is interrupted: on this machine alone, or as `reach` says.
 
-    beside: a second run, to compare with: of the same pictures, by their ids. approximate: let an HNSW graph answer
+    beside: a second run, to compare with: of the same pictures, by their ids. train_source, beside_source: where the
+    collections of the first and of the second run are now, if they were moved. approximate: let an HNSW graph answer
     searches, once it is built in the background. bank: show what is there at once, the rows of the bank perhaps;
     without it search vectors are computed first, once, where the run can make them.
     Raises InputError where a run can't be opened, two share no picture, the port is taken, or `reach` names
@@ -112,7 +127,7 @@ def serve(
 
     from instdisc.serve.opening import Opening
 
-    pair = None if beside is None else _opened_beside(opened_run, beside, bank=bank, device=device)
+    pair = _opened_beside(opened_run, beside, beside_source, bank=bank, device=device)
 
     def opened() -> Opened:
         from instdisc.serve.opened import Opened
