@@ -1,6 +1,7 @@
 """How long spreading labels takes, and how much memory: a neighbour graph of a million pictures is given.
 
     python benchmarks/spreading.py --pictures 1000000 --threads 1 --out results/spreading.json
+    python benchmarks/spreading.py --pictures 10000000 --threads 1 --repeats 1 --out results/spreading_large.json
 
 The graph is synthetic: points of a hundred clusters in which each has ten neighbours nearby in a random order, with
 cosines drawn between 0.5 and 1, as exact neighbours of a million vectors take half an hour on two cores and
@@ -47,7 +48,7 @@ def main() -> None:
     ]
     record(
         settings.out,
-        name="spreading",
+        name=settings.out.stem if settings.out else "spreading",
         command=f"python benchmarks/spreading.py {' '.join(sizes)} --threads {settings.threads}",
         unit="seconds from the graph to the calibrated votes of all pictures",
         values=[round(one["seconds"], 2) for one in found],

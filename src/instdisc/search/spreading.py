@@ -25,6 +25,7 @@ ALPHA = 0.99
 TOLERANCE = 1e-4  # of the residual, as a share of the sources' norm
 _MOST_STEPS = 1_000
 _AT_ONCE = 2**25  # numbers in a block of columns: 128 MB, five times
+_ROWS = 2**18  # pictures whose shares are turned into probabilities at once
 _COLUMNS_OF = 2_000_000  # pictures x columns that leaving labels out may cost
 _FLOOR = 1e-4  # share that a class has everywhere: a logarithm needs one
 _USUAL, _SPREAD = 3.0, 0.4  # power that was best on the collections measured, and its deviation in logarithms
@@ -114,10 +115,11 @@ def solve(
     tolerance: the residual's norm as a share of the column's norm. The matrix is positive definite with eigenvalues in
     [1 - alpha, 1 + alpha]: at alpha 0.99 some 50 steps are enough.
     """
-    from scipy.sparse import eye_array
-    from scipy.sparse.linalg import cg
+    from scipy.sparse.linalg import LinearOperator, cg
 
-    matrix = eye_array(len(sources), dtype=np.float32, format="csr") - np.float32(alpha) * affinity
+    share = np.float32(alpha)
+    # Not as a matrix: that would take the memory of two more graphs.
+    matrix = LinearOperator(affinity.shape, lambda flow: flow - share * (affinity @ flow), dtype=np.float32)
     answer = np.empty(sources.shape, np.float32)
     for column, source in enumerate(sources.T):
         answer[:, column] = cg(matrix, source, rtol=tolerance, maxiter=_MOST_STEPS)[0]
@@ -140,7 +142,11 @@ def calibrated(spread: Spread, codes: Int[np.ndarray, " pictures"]) -> Float[np.
     own = codes[codes >= 0]
     again = np.bincount(own)[own] > 1  # without a second label of the class the right name can't be found
     trust = fit_trust(spread.held_out[again], spread.held_out_flow[again], own[again])
-    return trust(spread.shares, spread.flow).astype(np.float32)
+    answer = np.empty_like(spread.shares)
+    for start in range(0, len(answer), _ROWS):
+        some = slice(start, start + _ROWS)
+        answer[some] = trust(spread.shares[some], spread.flow[some])
+    return answer
 
 
 @dataclass(frozen=True)
