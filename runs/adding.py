@@ -1,10 +1,11 @@
-"""What `instdisc train RUN --add` gives beside training again: handwritten digits, a tenth more of them.
+"""What `instdisc train RUN --add` gives beside training again: handwritten digits, or others, a tenth more of them.
 
     python runs/adding.py --old 1600 --epochs 20 --seeds 0 1 2
+    python runs/adding.py --source photos.parquet --preset default --old 3500 --epochs 20 --name adding_photos
 
 Once the new pictures are of the classes that were there, once all of a class that the run never saw. Accuracy is kNN's,
 leave-one-out over all pictures, by search vectors; cost is processor time from pictures to search vectors. What is
-finished is not run again. The result goes to results/adding.json.
+finished is not run again. The result goes to results/NAME.json.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import numpy as np
+import torch
 from PIL import Image
 from record import record
 from sklearn.datasets import load_digits
 
 import instdisc
+from instdisc.data.sources.open import open_source
 from instdisc.jobs.grow import grow
 from instdisc.jobs.index import add, recompute
 from instdisc.jobs.train import train
@@ -36,20 +40,43 @@ CASES = ("known classes", "a new class")
 WAYS = ("again", "train --add", "index --add", "before")
 
 
-def pictures(folder: Path, case: str, seed: int, count: int) -> tuple[Path, Path]:
-    """Folders of the old and the new pictures, by class: scikit-learn's digits, drawn by the seed."""
-    digits = load_digits()
-    order = np.random.default_rng(seed).permutation(len(digits.target))
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures that are in memory or in a source. write(row, file): as a file; suffix: of its name."""
+
+    classes: np.ndarray
+    write: Callable[[int, Path], object]
+    suffix: str
+
+    @classmethod
+    def of(cls, source: str | None) -> Labelled:
+        """Of a labelled source; of none, scikit-learn's digits."""
+        if source is not None:
+            opened = open_source(source)
+            assert opened.labels is not None, "the pictures need labels"
+            return cls(opened.labels, lambda row, file: file.write_bytes(opened.read(row)), ".jpg")
+        digits = load_digits()
+        return cls(
+            digits.target,
+            lambda row, file: Image.fromarray((digits.images[row] * 15).astype(np.uint8)).save(file),
+            ".png",
+        )
+
+
+def pictures(labelled: Labelled, folder: Path, case: str, seed: int, count: int) -> tuple[Path, Path]:
+    """Folders of the old and the new pictures, by class, drawn by the seed; the new class is the last one."""
+    classes = labelled.classes
+    order = np.random.default_rng(seed).permutation(len(classes))
     if case == "a new class":
-        nine = digits.target[order] == 9
-        chosen = order[~nine][:count], order[nine][: count // 10]
+        last = classes[order] == classes.max()
+        chosen = order[~last][:count], order[last][: count // 10]
     else:
         chosen = order[:count], order[count : count + count // 10]
     for name, rows in zip(("old", "new"), chosen, strict=True):
         for row in rows.tolist():
-            file = folder / name / str(digits.target[row]) / f"{row:04d}.png"
+            file = folder / name / str(classes[row]) / f"{row:05d}{labelled.suffix}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[row] * 15).astype(np.uint8)).save(file)
+            labelled.write(row, file)
     return folder / "old", folder / "new"
 
 
@@ -58,7 +85,7 @@ def accuracy(run: Path, old: Path, new: Path, kind: str) -> dict[str, float]:
     encoder = instdisc.load(run)
     vectors, names = [], []
     for folder in (old, new):
-        files = sorted(folder.glob("*/*.png"))
+        files = sorted(folder.glob("*/*.*"))
         vectors.append(encoder.embed([str(file) for file in files], vectors=kind).numpy())
         names += [file.parent.name for file in files]
     together, labels = np.concatenate(vectors), np.array(names, dtype=int)
@@ -66,7 +93,7 @@ def accuracy(run: Path, old: Path, new: Path, kind: str) -> dict[str, float]:
     np.fill_diagonal(scores, -np.inf)
     near = np.argpartition(-scores, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     weights = np.exp(np.take_along_axis(scores, near, axis=1) / 0.07)
-    votes = np.stack([(weights * (labels[near] == label)).sum(1) for label in range(10)], axis=1)
+    votes = np.stack([(weights * (labels[near] == label)).sum(1) for label in range(labels.max() + 1)], axis=1)
     right = 100 * (votes.argmax(1) == labels)
     return {"all": float(right.mean()), "new": float(right[-len(vectors[1]) :].mean())}
 
@@ -78,19 +105,22 @@ def timed(work: Callable[[], Any]) -> float:
     return time.process_time() - before
 
 
-def one(case: str, seed: int, count: int, epochs: float, place: Path) -> list[dict[str, Any]]:
+def one(labelled: Labelled, preset: str, case: str, seed: int, settings: argparse.Namespace) -> list[dict[str, Any]]:
     """All ways on one draw of pictures."""
+    count, epochs, place = settings.old, settings.epochs, settings.out / settings.name
     folder = place / f"{case.replace(' ', '_')}_{seed}_{count}_{epochs:g}"
     done = folder / "done.json"
     if done.is_file():
         return list(json.loads(done.read_text()))
     shutil.rmtree(folder, ignore_errors=True)
-    old, new = pictures(folder, case, seed, count)
+    old, new = pictures(labelled, folder, case, seed, count)
     both = folder / "both"
     shutil.copytree(old, both)
     shutil.copytree(new, both, dirs_exist_ok=True)
-    how: dict[str, Any] = {"preset": "digits", "say": None, "seed": seed, "epochs": epochs, "precision": "float32"}
+    how: dict[str, Any] = {"preset": preset, "say": None, "seed": seed, "epochs": epochs}
     how |= {"storage": "memory", "monitor_epochs": 10_000}
+    if preset == "digits":
+        how["precision"] = "float32"
 
     def trained(source: Path, run: Path) -> None:
         train(source, run, **how)
@@ -114,6 +144,9 @@ def one(case: str, seed: int, count: int, epochs: float, place: Path) -> list[di
 def main() -> None:
     """Both cases over the seeds, then the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", help="labelled pictures; without, scikit-learn's digits")
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--name", default="adding", help="of the result")
     parser.add_argument("--old", type=int, default=1600, help="pictures at first; a tenth as many are new")
     parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -122,11 +155,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    labelled = Labelled.of(settings.source)
     rows = [
         row
         for seed in settings.seeds
         for case in settings.cases
-        for row in one(case, seed, settings.old, settings.epochs, settings.out)
+        for row in one(labelled, settings.preset, case, seed, settings)
     ]
     table = []
     for case in settings.cases:
@@ -147,9 +182,10 @@ def main() -> None:
     again = {(row["case"], row["seed"]): row for row in rows if row["way"] == "again"}
     added = [row for row in rows if row["way"] == "train --add"]
     record(
-        settings.results / "adding.json",
-        name="adding",
-        command=f"python runs/adding.py --old {settings.old} --epochs {settings.epochs:g} "
+        settings.results / f"{settings.name}.json",
+        name=settings.name,
+        command=f"python runs/adding.py{f' --source {Path(settings.source).name}' if settings.source else ''} "
+        f"--preset {settings.preset} --old {settings.old} --epochs {settings.epochs:g} "
         f"--seeds {' '.join(map(str, settings.seeds))}",
         unit="kNN top-1, points by which `train --add` is above training again (search vectors, all pictures), one "
         "value a seed and case; `table` has all ways, seconds of processor time",
