@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 
 from instdisc.data.sources.open import open_source
 from instdisc.encoder import Encoder, EncoderConfig, build_encoder
+from instdisc.encoder.embed import collect, gathered
 from instdisc.errors import InputError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,6 +241,28 @@ def test_what_is_no_picture_gets_a_sentence(images: object, words: str) -> None:
         tiny().embed(images)
     with pytest.raises(InputError, match="at least 1"):
         tiny().embed(arrays(1), batch=0)
+
+
+def test_results_are_put_together_and_no_chunk_is_kept() -> None:
+    """Chunks in any order; each is gone before the next but one is asked for."""
+    rows = np.random.default_rng(0).permutation(100)
+    wanted = torch.randn(100, 3)
+    alive: list[weakref.ref] = []
+
+    def chunks() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        for some in np.array_split(rows, 9):
+            assert sum(one() is not None for one in alive) <= 1
+            values = wanted[some]
+            alive.append(weakref.ref(values))
+            yield some, values
+            del values
+
+    found = collect(((some, {"a": values}) for some, values in chunks()), {"a": 3})
+    assert torch.equal(found["a"], wanted)
+    alive.clear()
+    numbers, vectors = gathered(chunks(), 120, 3)
+    assert np.array_equal(numbers, np.arange(100)) and np.array_equal(vectors, wanted.numpy())
+    assert collect(iter([]), {"a": 3})["a"].shape == (0, 3) and gathered(iter([]), 5, 3)[1].shape == (0, 3)
 
 
 def test_memory_is_fixed_however_many_pictures_come() -> None:

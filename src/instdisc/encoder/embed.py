@@ -26,7 +26,7 @@ from instdisc.data.sources.source import Source
 from instdisc.encoder.preprocessing import Preprocessing
 from instdisc.errors import InputError
 from instdisc.progress import Bar
-from instdisc.shapes import Float, Tensor, UInt8
+from instdisc.shapes import Float, Int, Tensor, UInt8
 from instdisc.transfer import fetch
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -82,17 +82,35 @@ def stream(
 def collect(chunks: Iterable[Chunk], widths: Mapping[str, int]) -> dict[str, Float[Tensor, "pictures width"]]:
     """The streamed results as whole tensors in the order of their row numbers.
 
-    widths: the results' names and columns, for when nothing was streamed.
+    widths: the results' names and columns, for when nothing was streamed. No chunk is kept: many small blocks between
+    the large ones of an encoder's passes would have the process grow by all of them (20 GB for 50,000 pictures).
     """
-    parts = list(chunks)
-    if not parts:
-        return {name: torch.zeros(0, width) for name, width in widths.items()}
-    positions = torch.from_numpy(np.concatenate([numbers for numbers, _ in parts]))
-    whole = {}
-    for name in list(parts[0][1]):  # a list: the parts are emptied as they are joined
-        whole[name] = torch.empty(len(positions), *parts[0][1][name].shape[1:])
-        whole[name][positions] = torch.cat([values.pop(name) for _, values in parts])
-    return whole
+    whole = {name: torch.zeros(0, width) for name, width in widths.items()}
+    end = 0
+    for numbers, values in chunks:
+        positions = torch.from_numpy(numbers)
+        end = max(end, int(numbers.max()) + 1) if len(numbers) else end
+        for name in list(values):
+            part = values.pop(name)
+            if name not in whole or len(whole[name]) < end:
+                kept = whole.get(name, part[:0])
+                whole[name] = torch.empty(max(end, 2 * len(kept)), *part.shape[1:])
+                whole[name][: len(kept)] = kept
+            whole[name][positions] = part
+    return {name: kept if len(kept) == end else kept[:end].clone() for name, kept in whole.items()}
+
+
+def gathered(
+    chunks: Iterable[tuple[np.ndarray, Tensor]], most: int, dim: int
+) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, "rows dim"]]:
+    """The row numbers of streamed vectors, ascending, and the vectors; at most so many. No chunk is kept: `collect`."""
+    numbers, vectors, count = np.empty(most, np.int64), np.empty((most, dim), np.float32), 0
+    for chunk, values in chunks:
+        here = slice(count, count + len(chunk))
+        numbers[here], vectors[here] = chunk, values.numpy()
+        count += len(chunk)
+    order = np.argsort(numbers[:count])
+    return numbers[order], vectors[order]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from instdisc import ranks
 from instdisc.allocator import keep_freed_memory
 from instdisc.data.sources.open import open_source
 from instdisc.data.sources.source import Source
 from instdisc.encoder import Encoder
+from instdisc.encoder.embed import gathered
 from instdisc.errors import InputError
 from instdisc.evaluation.intervals import wilson
 from instdisc.evaluation.knn import KNN
@@ -101,8 +101,5 @@ def _right(
 
 def _embedded(encoder: Encoder, source: Source, vectors: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows that can be read and their vectors (n, dim)."""
-    chunks = list(
-        encoder.embed_stream(source, vectors=vectors, on_unreadable=lambda row, name, reason: None, progress=True)
-    )
-    rows = np.concatenate([numbers for numbers, _ in chunks])
-    return rows, torch.cat([values for _, values in chunks]).numpy()
+    chunks = encoder.embed_stream(source, vectors=vectors, on_unreadable=lambda *found: None, progress=True)
+    return gathered(chunks, len(source), encoder.dimensions(vectors))

@@ -23,7 +23,7 @@ from instdisc.data.sources.open import open_source
 from instdisc.data.sources.source import Source
 from instdisc.embeddings import Embedded, Written, check_ending, open_embeddings, write_embeddings
 from instdisc.encoder import Encoder
-from instdisc.encoder.embed import autocast
+from instdisc.encoder.embed import autocast, gathered
 from instdisc.errors import counted
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.run import Run
@@ -110,7 +110,6 @@ def embed_to(
 
     def embed_rows(rows: np.ndarray) -> Embedded:
         unreadable: list[tuple[int, str]] = []
-        numbers, parts = [], []
         chunks = encoder.embed_stream(
             pictures,
             batch,
@@ -119,13 +118,8 @@ def embed_to(
             on_unreadable=lambda row, name, reason: unreadable.append((row, reason)),
             rows=rows,
         )
-        for chunk, values in chunks:
-            numbers.append(chunk)
-            parts.append(values.numpy())
-        found = np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
-        order = np.argsort(found)
-        stacked = np.concatenate(parts) if parts else np.zeros((0, dim), np.float32)
-        return Embedded(stacked[order], found[order], sorted(unreadable))
+        found, vectors_found = gathered(chunks, len(rows), dim)
+        return Embedded(vectors_found, found, sorted(unreadable))
 
     written = write_embeddings(pictures, embed_rows, out, run_fingerprint=digest.hexdigest(), restart=restart)
     if say is not None and ranks.is_main():
