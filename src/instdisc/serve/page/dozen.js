@@ -1,4 +1,4 @@
-// Suggestions confirmed by the dozen: the wrong ones clicked out, then Enter.
+// Suggestions confirmed by the dozen.
 import { all, ask, cell, choice, complain, count, empty, fill, get, goTo, h, hint, inBar, listen, number, percent, press, quiet, room, walkable, way, working } from "./dom.js";
 import { give, onLabels } from "./journal.js";
 import { recall, remember } from "./memory.js";
@@ -42,7 +42,7 @@ export async function dozen({ parameters, keep, about }) {
       shown.push(...found.pictures.filter((one) => !passed.has(one.row)).slice(0, SHOWN - shown.length));
       if (start + MOST >= total) break;
     }
-    out = new Set();
+    out = new Set(shown.map((one) => one.row).filter((row) => out.has(row)));
     title.textContent = `Is this “${label}”?`;
     fill(list, shown.map((one) => {
       const element = cell(one, { pick: false, open: () => flip(one.row) });
