@@ -83,7 +83,7 @@ def collect(chunks: Iterable[Chunk], widths: Mapping[str, int]) -> dict[str, Flo
     """The streamed results as whole tensors in the order of their row numbers.
 
     widths: the results' names and columns, for when nothing was streamed. No chunk is kept: many small blocks between
-    the large ones of an encoder's passes would have the process grow by all of them (20 GB for 50,000 pictures).
+    the large ones of an encoder's passes had the process grow by all of them (18 GB before 50,000 were done).
     """
     whole = {name: torch.zeros(0, width) for name, width in widths.items()}
     end = 0
