@@ -20,6 +20,7 @@ from tiny_runs import tiny
 import instdisc
 from instdisc import cli
 from instdisc.errors import InputError
+from instdisc.jobs import duplicates as duplicates_module
 from instdisc.jobs import index
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import sharpness
@@ -105,6 +106,20 @@ def test_copies_are_found_and_the_largest_is_kept(run: Path, trained: tuple[Path
     assert [line["kind"] for line in lines].count("same file") == 3 and lines[-1]["changes"] == "resized"
     with Image.open(RunFolder(run).duplicates / "duplicates.png") as sheet:
         assert sheet.height > 100 * len(groups)
+
+
+def test_of_many_pictures_no_graph_is_made_for_this_and_copies_are_found_all_the_same(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = duplicates(run, say=None)
+    graph = RunFolder(run).neighbour_graph
+    kept, said = graph.read_bytes(), []
+    monkeypatch.setattr(duplicates_module, "_MOST_LINKED", 10)
+    assert duplicates(run, say=said.append) == before and graph.read_bytes() == kept
+    assert not any("Thumbnails alone" in one for one in said), "the graph is there"
+    graph.unlink()
+    assert duplicates(run, say=said.append) == before and not graph.exists()
+    assert any("Thumbnails alone propose what is compared" in one for one in said)
 
 
 @pytest.mark.fault("approximate duplicate clusters chain to pairs far below the threshold")

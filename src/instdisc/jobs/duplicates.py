@@ -30,11 +30,12 @@ from instdisc.search import THRESHOLDS
 from instdisc.search.approximate import Graph
 from instdisc.search.catalogue import Entry
 from instdisc.search.copies import PROPOSED
-from instdisc.search.graph import stored_graph
+from instdisc.search.graph import digest_of, read_graph, stored_graph
 from instdisc.search.groups import linked
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
 from instdisc.search.stored import stored_links
 
+_MOST_LINKED = 100_000  # pictures whose neighbour graph is made for this
 _DRAWN, _COPIES = 40, 7  # groups on the sheet, copies of each
 Say = Callable[[str], None] | None
 
@@ -173,13 +174,24 @@ def proposed_pairs(
     """int64 (pairs, 2): each position with those of its nearest neighbours.
 
     near: who finds them; exactly without. kept: the file of the neighbour graph, which is read, or made for all who
-    ask for it later; several processes share the work and keep nothing.
+    ask for it later; several processes share the work and keep nothing. Of more than 100,000 pictures a graph that is
+    not there is not made, which takes longer than all the rest: signatures of thumbnails then propose alone, and find
+    99 of 100 that are found with vectors (`runs/many_copies.py`).
     """
     neighbours = min(PROPOSED, vectors.count - 1)
     if neighbours < 1:
         return np.zeros((0, 2), np.int64)
     if near is None and kept is not None and ranks.world() == 1:
-        positions = stored_graph(kept, vectors, show=say is not None).places[:, :neighbours].astype(np.int64)
+        graph = (
+            stored_graph(kept, vectors, show=say is not None)
+            if vectors.count <= _MOST_LINKED
+            else read_graph(kept, digest_of(vectors), vectors.count)
+        )
+        if graph is None:
+            words = f"Thumbnails alone propose what is compared: the neighbour graph of {vectors.count:,} pictures is"
+            log_lines(say, [f"{words} not made yet. With it a few more are: *Prepare* on the page makes it."])
+            return np.zeros((0, 2), np.int64)
+        positions = graph.places[:, :neighbours].astype(np.int64)
     else:
         _, positions = (near or partial(neighbours_of_all, vectors))(neighbours, show=say is not None)
     return np.stack([np.repeat(np.arange(vectors.count), neighbours), positions.ravel()], axis=1)
