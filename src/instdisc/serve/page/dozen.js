@@ -6,7 +6,7 @@ import { recall, remember } from "./memory.js";
 const SHOWN = 24, MOST = 100;
 
 export async function dozen({ parameters, keep, about }) {
-  const state = await ask("api/labels"), classes = state.classes;
+  const { classes } = await ask("api/labels");
   if (!classes.length) {
     return [empty("Nothing is suggested yet", "Label a few pictures one by one: others are then suggested.", way("#/label", "Label one by one", "main"))];
   }
@@ -51,7 +51,7 @@ export async function dozen({ parameters, keep, about }) {
       return element;
     }));
     list.settle();
-    if (!shown.length) fill(list, h("p.quiet", "No further picture is suggested: label some one by one, or choose another class."));
+    if (!shown.length) fill(list, h("p.quiet", "No more are suggested: label one by one, or choose another class."));
     name();
     list.querySelector(".cell")?.focus();
   };
