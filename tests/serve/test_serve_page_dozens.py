@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 from browsing import needs_chromium, playwright, quiet_page
 from PIL import Image
 from serving import served
 from sklearn.datasets import load_digits
 from tiny_runs import tiny
 
-from instdisc.data.sources.open import open_source
 from instdisc.jobs.index import recompute
 from instdisc.jobs.label import hand_labels
 from instdisc.jobs.train import train
@@ -32,17 +28,6 @@ def handwritten(folder: Path) -> dict[str, str]:
     for row, image in enumerate(digits.images[:600]):
         Image.fromarray((image * 15).astype(np.uint8)).save(folder / f"{row:04d}.png")
     return {f"{row:04d}.png": NAMES[digits.target[row]] for row in range(600)}
-
-
-def photographs(source: Path, folder: Path) -> dict[str, str]:
-    """A thousand photographs in one folder, and the class of each, by a letter."""
-    opened = open_source(source)
-    folder.mkdir()
-    known = {}
-    for row in np.sort(np.random.default_rng(0).permutation(len(opened))[:1_000]).tolist():
-        (folder / f"{row:04d}.jpg").write_bytes(opened.read(row))
-        known[f"{row:04d}.jpg"] = NAMES[opened.labels[row]]
-    return known
 
 
 class Person:
@@ -102,17 +87,11 @@ class Person:
         return {Path(name).name: label for name, label in hand_labels(self.run).items()}
 
 
-@pytest.mark.parametrize("kind", ["digits", "photographs"])
 def test_two_hundred_pictures_in_a_hundred_and_fifty_keys_and_clicks(
-    kind: str, browser: playwright.Browser, tmp_path: Path, request: pytest.FixtureRequest
+    browser: playwright.Browser, tmp_path: Path
 ) -> None:
-    make: Callable[[Path], dict[str, str]] = handwritten
+    truth = handwritten(tmp_path / "pictures")
     settings = tiny(size=16, epochs=3, backbone="conv6", width=8)
-    if kind == "photographs":
-        source = request.getfixturevalue("shared_data") / "photos.parquet"
-        make = partial(photographs, source)
-        settings = tiny(size=32, epochs=2, backbone="conv6", width=16)
-    truth = make(tmp_path / "pictures")
     run = train(tmp_path / "pictures", tmp_path / "run", settings, say=None).path
     recompute(run, say=None)
     with served(Opened(run, device="cpu")) as client, quiet_page(browser, client.address) as page:
@@ -129,6 +108,6 @@ def test_two_hundred_pictures_in_a_hundred_and_fifty_keys_and_clicks(
             else:
                 person.one_by_one()
         given = person.labelled()
-        print(f"{kind}: {len(given)} labels by {person.acts} keys and clicks")
+        print(f"{len(given)} labels by {person.acts} keys and clicks")
         assert not [(name, label, truth[name]) for name, label in given.items() if truth[name] != label]
         assert person.acts <= ALLOWED
