@@ -195,7 +195,7 @@ def test_a_second_run_whose_pictures_were_moved_is_told_where_they_are(
     assert "name the new location with --beside-source" in told and f"{other} (embedding vectors)" in told
     serve(run, beside=other, beside_source=after, device="cpu", say=lambda words: None)
     assert f"{other} (search vectors)" in capsys.readouterr().err
-    with pytest.raises(InputError, match="no second run: name both runs"):
+    with pytest.raises(InputError, match="name both runs"):
         serve(run, beside_source=after, bank=True, device="cpu")
 
 

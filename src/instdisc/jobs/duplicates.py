@@ -30,7 +30,7 @@ from instdisc.search import THRESHOLDS
 from instdisc.search.approximate import Graph
 from instdisc.search.catalogue import Entry
 from instdisc.search.copies import PROPOSED
-from instdisc.search.graph import digest_of, read_graph, stored_graph
+from instdisc.search.graph import stored_graph
 from instdisc.search.groups import linked
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
 from instdisc.search.stored import stored_links
@@ -182,11 +182,7 @@ def proposed_pairs(
     if neighbours < 1:
         return np.zeros((0, 2), np.int64)
     if near is None and kept is not None and ranks.world() == 1:
-        graph = (
-            stored_graph(kept, vectors, show=say is not None)
-            if vectors.count <= _MOST_LINKED
-            else read_graph(kept, digest_of(vectors), vectors.count)
-        )
+        graph = stored_graph(kept, vectors, show=say is not None, most=_MOST_LINKED)
         if graph is None:
             words = f"Thumbnails alone propose what is compared: the neighbour graph of {vectors.count:,} pictures is"
             log_lines(say, [f"{words} not made yet. With it a few more are: *Prepare* on the page makes it."])

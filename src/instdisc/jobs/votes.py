@@ -75,10 +75,8 @@ def spreading_graph(
     """
     torch_device = ranks.device(device)
     own = Vectors(len(vectors), lambda positions: vectors[torch.from_numpy(positions)].to(torch_device))
-    if most is not None and own.count > most:
-        known = read_graph(folder.neighbour_graph, digest_of(own), own.count)
-        return None if known is None else known.affinity()
-    return stored_graph(folder.neighbour_graph, own, show=show).affinity()
+    graph = stored_graph(folder.neighbour_graph, own, show=show, most=most)
+    return None if graph is None else graph.affinity()
 
 
 def has_graph(folder: RunFolder, vectors: Vectors) -> bool:

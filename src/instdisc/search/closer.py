@@ -66,7 +66,7 @@ class Larger:
         self._lock = threading.Lock()
 
     def __call__(self, positions: Sequence[int]) -> list[UInt8[Tensor, "3 side side"] | None]:
-        """The pictures at these positions, in their order; None where one can't be read."""
+        """The pictures at these positions, in their order; None for an unreadable one."""
         with self._lock:
             asked = dict.fromkeys(positions)
             known = {position: self._kept.pop(position) for position in asked if position in self._kept}

@@ -85,17 +85,18 @@ def nearest_graph(vectors: Vectors, neighbours: int = NEIGHBOURS, *, show: bool 
     return NeighbourGraph(scores, positions.astype(np.int32))
 
 
-def stored_graph(file: Path, vectors: Vectors, *, show: bool = False) -> NeighbourGraph:
+def stored_graph(file: Path, vectors: Vectors, *, show: bool = False, most: int | None = None) -> NeighbourGraph | None:
     """The graph of these vectors: from the file where it holds theirs, else computed and written there.
 
-    Where it can't be written, as on a read-only disk, it is computed each time. Examples:
+    most: None where the graph of more vectors than these would have to be computed. Where it can't be written, as on a
+    read-only disk, it is computed each time. Examples:
 
         graph = stored_graph(Path("runs/mine/index/graph.safetensors"), Vectors.of(torch.eye(20)))
         graph.positions.shape                                     # (20, 10)
     """
     digest = digest_of(vectors)
     graph = read_graph(file, digest, vectors.count)
-    if graph is None:
+    if graph is None and (most is None or vectors.count <= most):
         graph = nearest_graph(vectors, show=show)
         with suppress(InputError):
             write_graph(file, graph, digest)

@@ -134,7 +134,7 @@ def calibrated(spread: Spread, codes: Int[np.ndarray, " pictures"]) -> Float[np.
     arrives at the picture: of equal shares those of much flow are right more often, and proposals lie where much flows.
     Power and doubt are those under which the labelled pictures, each named by the others, have their labels with the
     highest likelihood, with priors around what is usual. The best class of a picture stays the best. What it aims at:
-    of the votes that are 90 % sure about nine in ten are right. Measured (docs/measured.md), that is nearly so on
+    of the votes that are 90 % sure about nine in ten are right. Measured (docs/collection.md), that is nearly so on
     photographs, drawings and digits, and where vectors are weak it promises too much. What it can't: know a class that
     has no label yet; a class with one label tells nothing here, and with fewer than some thirty labels what is usual is
     most of the answer. A picture that no label arrives at has equal shares.

@@ -57,13 +57,11 @@ def _lacks_search_vectors(folder: RunFolder) -> bool:
 def _opened_beside(
     first: Run, second: str | Path | None, source: Any, *, bank: bool, device: str
 ) -> tuple[Opened, Opened] | None:
-    """Open both runs, if there are two. Raises InputError where the second can't be opened, or they share no picture.
+    """Open both runs, if there are two. Raises InputError if the second is no run, or if they share no picture.
 
     source: where the second one's collection is now, if it was moved.
     """
     if second is None:
-        if source is not None:
-            raise InputError("Where the second run's collection is now was given, and no second run: name both runs.")
         return None
     from instdisc.jobs.index import searchable
     from instdisc.serve.beside import matched
@@ -85,6 +83,16 @@ def _opened_beside(
         f"Comparing {' with '.join(words)}: {both:,} pictures are in both, of {counts[0]:,} and {counts[1]:,}."
     )
     return pair
+
+
+def _listen(listening: socket.socket, reach: Reach) -> None:
+    """Take the address. Raises InputError where it is taken or none of this machine."""
+    try:
+        listening.bind((reach.host, reach.port))
+        listening.listen(128)  # who comes before the server is ready waits
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{reach.host}:{reach.port} can't be listened on ({reason}): choose another --port.") from None
 
 
 def _names(*runs: str | Path) -> list[str]:
@@ -115,6 +123,8 @@ def serve(
     Raises InputError where a run can't be opened, two share no picture, the port is taken, or `reach` names
     what is no name or address.
     """
+    if beside is None and beside_source is not None:
+        raise InputError("--beside-source says where a second run's pictures are: name both runs.")
     reach = reach or Reach()
     access = reach.access()
     give_back_freed_memory()
@@ -144,14 +154,7 @@ def serve(
     # Where asyncio sees that the protocol is TCP, it sends small answers at once (TCP_NODELAY); else each waits 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((reach.host, reach.port))
-            listening.listen(128)  # who comes before the server is ready waits
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(
-                f"{reach.host}:{reach.port} can't be listened on ({reason}): choose another --port."
-            ) from None
+        _listen(listening, reach)
         port = listening.getsockname()[1]
         names = _names(opened_run.path, beside or opened_run.path)
         second = None if pair is None else (names[1], pair[1])

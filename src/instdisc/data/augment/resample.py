@@ -63,7 +63,7 @@ def by_kernel(images: UInt8[Tensor, "batch 3 height width"], size: int) -> bool:
 def cut(image: UInt8[Tensor, "3 height width"], box: Sequence[int], size: int) -> UInt8[Tensor, "3 {size} {size}"]:
     """One picture's box (top, left, height, width), resized to a square by torch's uint8 kernel, in channels_last.
 
-    The box is brought into that layout first: the kernel is twice as fast there, copy included.
+    The box is brought into that layout first: a planar box then takes 1.4 to 2.6 times less, copy included.
     """
     top, left, tall, wide = box
     part = image[None, :, top : top + tall, left : left + wide].contiguous(memory_format=torch.channels_last)
