@@ -76,6 +76,9 @@ def refusal(error: BaseException) -> str | None:
     if is_shortage(error):
         if _FILES in words:
             return f"The system refused to go on ({words}): {advice(OSError(errno.EMFILE, _FILES))}."
-        return f"There is not enough memory ({words}): end other programs, or take a smaller batch or size."
+        return (
+            f"There is not enough memory ({words}): end other programs, or take a smaller batch or size; "
+            "in training, --set accumulate=2 halves what a step takes."
+        )
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None if cause is None else refusal(cause)

@@ -20,7 +20,8 @@ def free_memory(device: torch.device) -> int:
     processes that torchrun started on this machine.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        ours = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free in blocks that torch has
+        return int(torch.cuda.mem_get_info(device)[0]) + ours
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return min(_system_memory(), _container_memory()) // processes_here()

@@ -6,6 +6,7 @@ device runs out of work. On a CPU all of this is nothing.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,31 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     # Page-locked memory is what lets a copy to a GPU run beside its work; torch keeps such blocks for the next one.
     pinned = values.pin_memory() if device.type == "cuda" else values
     return pinned.to(device, non_blocking=device.type != "mps")
+
+
+class Upload:
+    """A tensor of the host on its way to a device: on CUDA by a stream of its own, beside what the device computes.
+
+    `values` must be page-locked there, and not be written to afterwards.
+    """
+
+    def __init__(self, values: Tensor, device: torch.device) -> None:
+        self._stream = _upload_stream(device) if device.type == "cuda" and values.device.type == "cpu" else None
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            self._there = values.to(device, non_blocking=True)
+
+    def result(self) -> Tensor:
+        """It, on the device: what is asked of it from now on comes after the copy, and the host does not wait."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._there.device)
+            current.wait_stream(self._stream)
+            self._there.record_stream(current)  # else its memory could go to the next upload while it is still read
+        return self._there
+
+
+@lru_cache(maxsize=16)
+def _upload_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)
 
 
 def fetch(*tensors: Tensor) -> list[Tensor]:

@@ -280,3 +280,35 @@ def test_memory_is_fixed_however_many_pictures_come() -> None:
         next(stream)
         assert taken <= 4 * (number + 1)
     stream.close()
+
+
+def short_of_memory(encoder: Encoder, most: int, asked: list[int]) -> None:
+    """Have the encoder refuse more than `most` pictures at once, in the words of a GPU."""
+
+    def refuse(module: nn.Module, entering: tuple[torch.Tensor, ...]) -> None:
+        asked.append(len(entering[0]))
+        if len(entering[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    encoder.backbone.register_forward_pre_hook(refuse)
+
+
+@pytest.mark.parametrize("most", [1, 3, 6, 11])
+def test_a_batch_that_memory_is_too_short_for_is_computed_in_pieces(most: int) -> None:
+    pictures, encoder = arrays(23), tiny()
+    expected, asked = encoder.embed(pictures), list[int]()
+    short_of_memory(encoder, most, asked)
+    torch.testing.assert_close(encoder.embed(pictures, batch=12), expected)
+    refused = [count for count in asked if count > most]
+    assert sum(asked) - sum(refused) == 23 and refused == sorted(refused, reverse=True), (
+        "once each size, and no picture twice"
+    )
+    assert len(set(refused)) == len(refused) <= 4
+
+
+def test_what_one_picture_is_too_much_for_says_so() -> None:
+    encoder, asked = tiny(), list[int]()
+    short_of_memory(encoder, 0, asked)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.embed(arrays(5))
+    assert asked == [5, 3, 2, 1]

@@ -6,6 +6,7 @@ anywhere and unreadable pictures left out without a row landing in another's pla
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from instdisc.data.sources.frames import frame_of, open_frame
 from instdisc.data.sources.open import names_in, open_source
 from instdisc.data.sources.source import Source
 from instdisc.encoder.preprocessing import Preprocessing
-from instdisc.errors import InputError
+from instdisc.errors import InputError, is_shortage
 from instdisc.progress import Bar
 from instdisc.shapes import Float, Int, Tensor, UInt8
 from instdisc.transfer import fetch
@@ -60,7 +61,8 @@ def stream(
     """`compute` on batches of at most `batch` fitted pictures, pixels (n, 3, size, size) of uint8 or floats in 0..1.
 
     Yields the pictures' row numbers and the results, as float32 on the CPU. Unreadable pictures go to
-    on_unreadable(row, name, reason); without it the first raises InputError.
+    on_unreadable(row, name, reason); without it the first raises InputError. Where memory is too short for a batch, it
+    is computed in halves, and so are those after it.
     """
     if batch < 1:
         raise InputError(f"The batch must hold at least 1 picture, not {batch}.")
@@ -71,12 +73,46 @@ def stream(
         batches = _copied_slices(images, batch)
     else:
         batches = _prepared(pictures, preprocessing, batch, on_unreadable)
+    compute = _AsManyAsFit(compute)
     with Bar(pictures.count, "Embedding", "pictures", enabled=progress) as bar:
         for numbers, pixels in batches:
             found = compute(pixels)
             values = fetch(*(each.float() for each in found.values()))
             yield numbers, dict(zip(found, values, strict=True))
             bar.advance(len(numbers))
+
+
+class _AsManyAsFit:
+    """`compute` on a batch in as many pieces as memory asks for: halves after each refusal, and from then on."""
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._most: int | None = None
+
+    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
+        done: list[dict[str, Tensor]] = []
+        start = 0
+        while start < len(pixels):
+            most = self._most or len(pixels)
+            found = self._tried(pixels[start : start + most])
+            if found is None:
+                self._most = -(-min(most, len(pixels) - start) // 2)
+            else:
+                done.append(found)
+                start += most
+        return done[0] if len(done) == 1 else {name: torch.cat([part[name] for part in done]) for name in done[0]}
+
+    def _tried(self, pixels: Tensor) -> dict[str, Tensor] | None:
+        """None where memory was too short, once all that the attempt held is free again."""
+        try:
+            return self._compute(pixels)
+        except (RuntimeError, MemoryError) as error:
+            if len(pixels) == 1 or not is_shortage(error):
+                raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what lies free in blocks of other sizes
+        return None
 
 
 def collect(chunks: Iterable[Chunk], widths: Mapping[str, int]) -> dict[str, Float[Tensor, "pictures width"]]:

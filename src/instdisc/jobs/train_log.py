@@ -17,7 +17,7 @@ from instdisc.jobs.sources import Look
 from instdisc.objectives import OBJECTIVES
 from instdisc.progress import duration
 from instdisc.runs import RunFolder
-from instdisc.training import Settings, Training
+from instdisc.training import Settings, Training, step_memory
 
 
 def log_source(log: Callable[[str], None], source: Source, look: Look) -> None:
@@ -56,6 +56,8 @@ def log_training(log: Callable[[str], None], training: Training, order: Order) -
         + f", {settings.dim} dimensions."
     )
     log(f"Bank: {training.rows.why}")
+    if not settings.features_are_kept:  # else a step is a head's, and small
+        log(f"Memory: {step_memory(encoder, settings, device, training.precision).why}")
     if device.type == "cpu":
         log(f"Augmentation: {way_on_cpu()}")
     if order.by == "shards":

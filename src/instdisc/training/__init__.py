@@ -6,6 +6,7 @@ from instdisc.training.compiling import choose_compile
 from instdisc.training.config import Settings
 from instdisc.training.describing import Setting, described
 from instdisc.training.loop import Training
+from instdisc.training.memory import step_memory
 from instdisc.training.metrics import Measurement, read_metrics
 from instdisc.training.precision import choose_precision
 from instdisc.training.presets import PRESETS, DataFacts, preset
@@ -22,4 +23,5 @@ __all__ = [
     "described",
     "preset",
     "read_metrics",
+    "step_memory",
 ]

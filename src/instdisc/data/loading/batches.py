@@ -23,7 +23,7 @@ from instdisc.data.sources.row_groups import Groups
 from instdisc.data.sources.source import Source
 from instdisc.errors import InputError
 from instdisc.shapes import Float, Int, Tensor, UInt8
-from instdisc.transfer import send
+from instdisc.transfer import Upload, send
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,30 @@ class Pictures(ABC):
         Raises InputError for the first such picture under `strict`, and when none at all can be read.
         """
         waiting: deque[Future[Loaded]] = deque()
+        ahead: tuple[Loaded, Upload] | None = None  # the batch that comes next, where it is on its way to the device
         upcoming = iter(order)
+
+        def fill() -> None:
+            while len(waiting) <= self._ahead and (instances := next(upcoming, None)) is not None:
+                waiting.append(self._request(np.asarray(instances, np.int64)))
+
+        def begun() -> tuple[Loaded, Upload]:
+            loaded = waiting.popleft().result()
+            return loaded, Upload(loaded.images, self.device)
+
         started = time.perf_counter()
         try:
-            while True:
-                while len(waiting) <= self._ahead and (instances := next(upcoming, None)) is not None:
-                    waiting.append(self._request(np.asarray(instances, np.int64)))
-                if not waiting:
-                    break
-                loaded = waiting.popleft().result()
+            fill()
+            while waiting or ahead is not None:
+                loaded, upload = ahead or begun()
+                ahead = None
+                fill()
+                if self.device.type != "cpu" and waiting and waiting[0].done():
+                    ahead = begun()
+                    fill()
                 self._note(loaded)
                 if len(loaded.instances):
-                    yield self._on_device(loaded, started)
+                    yield self._on_device(loaded, upload, started)
                     started = time.perf_counter()
         finally:
             for future in waiting:
@@ -159,11 +171,11 @@ class Pictures(ABC):
         if self._read == 0 and self._met >= min(1000, self.count):
             raise nothing_readable(self._source, loaded.unreadable, self._met)
 
-    def _on_device(self, loaded: Loaded, started: float) -> Batch:
+    def _on_device(self, loaded: Loaded, upload: Upload, started: float) -> Batch:
         indices = loaded.indices
         if indices is None:
             indices = send(torch.from_numpy(loaded.instances), self.device)
-        images = loaded.images.to(self.device, non_blocking=True)  # pinned where that makes a difference
+        images = upload.result()
         if loaded.aspects is not None:
             self.aspects[indices] = send(torch.from_numpy(loaded.aspects), self.device)
         return Batch(indices, images, time.perf_counter() - started)
