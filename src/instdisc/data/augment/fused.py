@@ -290,20 +290,21 @@ def augmented(
 
 
 def _shared(work: Callable[[int, int], None], count: int, size: int) -> None:
-    """Let this thread and others do `work(start, stop)` on equal parts of so many pictures of `size` pixels."""
+    """Let threads do `work(start, stop)` on equal parts of so many pictures of `size` pixels.
+
+    Not this one, in which each of torch's operations on one picture would call all of torch's threads: beside processes
+    that decode, these wait for each other longer than they work.
+    """
     threads = min(torch.get_num_threads(), count, count * size * size // _PIXELS)
     if threads <= 1:
         work(0, count)
         return
     edges = [count * thread // threads for thread in range(threads + 1)]
-    pool = _pool(torch.get_num_threads() - 1)
-    others = [pool.submit(work, *part) for part in pairwise(edges[1:])]
-    try:
-        work(edges[0], edges[1])
-    finally:
-        wait(others)  # nobody writes into a batch that is given up
-    for other in others:
-        other.result()
+    pool = _pool(torch.get_num_threads())
+    parts = [pool.submit(work, *part) for part in pairwise(edges)]
+    wait(parts)  # nobody writes into a batch that is given up
+    for part in parts:
+        part.result()
 
 
 @lru_cache(maxsize=1)
