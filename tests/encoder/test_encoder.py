@@ -303,6 +303,25 @@ def test_a_picture_at_its_size_is_only_normalised() -> None:
         np.testing.assert_allclose(view(form).numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_are_normalised_alike_however_they_lie_and_stay_as_they_are(
+    dtype: torch.dtype, layout: torch.memory_format, turned: bool
+) -> None:
+    view = Preprocessing(size=6, mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.9))
+    levels = torch.arange(3 * 3 * 36).view(3, 3, 6, 6) % 251
+    pixels = levels.to(torch.uint8) if dtype == torch.uint8 else (levels / 255).to(dtype)
+    pixels = pixels.contiguous(memory_format=layout)
+    if turned:
+        pixels = pixels.transpose(2, 3)
+    before = pixels.clone()
+    share = pixels.double().numpy() / (255 if dtype == torch.uint8 else 1)
+    expected = (share - np.reshape(view.mean, (3, 1, 1))) / np.reshape(view.std, (3, 1, 1))
+    np.testing.assert_allclose(view.normalise(pixels).numpy(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(pixels, before) and view.normalise(pixels).dtype == torch.float32
+
+
 @pytest.mark.parametrize("crop_fraction", [1.0, 0.875])
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 192), (300, 200), (20, 31)])
 def test_fit_equals_resize_and_centre_crop_of_torchvision(height: int, width: int, crop_fraction: float) -> None:
