@@ -82,6 +82,7 @@ MEASUREMENTS = {
     "floors": Measurement(
         "--out {}/floors.json", "--out {}/floors.json --count 2000 --many 4000 --seconds 0.01", _two_cores
     ),
+    "cells": Measurement("--results {}", "--results {} --count 3000"),
     "all_pairs": Measurement("--results {}", "--results {} --counts 3000", _packages("usearch")),
     "spreading": Measurement("--out {}/spreading.json", "--out {}/spreading.json --pictures 3000 --repeats 1"),
     "scan": Measurement("--out {}/scan.json", "--out {}/scan.json --files 2000 --repeats 1"),

@@ -125,9 +125,12 @@ def write_result(out: Path, results: Path) -> None:
         | {"seconds": _summary([run["seconds"] for run in found]), "commits": sorted({run["commit"] for run in found})}
         for condition, found in sorted(rows.items(), key=lambda row: (*row[0][:-1], WAYS.index(row[0][-1])))
     ]
+    file = results / "nce_partition.json"
+    known = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    table = _joined(known, table)
     first = next(row for row in table if row["way"] == "moving_average")
     record(
-        results / "nce_partition.json",
+        file,
         name="nce_partition",
         command="python runs/nce_partition.py cifar10-train.parquet --test cifar10-test.parquet (conditions in `rows`)",
         unit="kNN top-1 of the 10,000 test pictures by the rows of the bank, %, k 200, temperature 0.07; "
@@ -137,6 +140,30 @@ def write_result(out: Path, results: Path) -> None:
         values=first["knn"]["values"],
         seeds=first["seeds"],
         rows=table,
+    )
+
+
+def _joined(known: list[dict[str, Any]], table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier file and these, by their conditions; a seed that both have counts as it is in these."""
+    rows = {tuple(row[name] for name in CONDITIONS): row for row in known}
+    for row in table:
+        condition = tuple(row[name] for name in CONDITIONS)
+        old = rows.get(condition, row)
+        kept = [place for place, seed in enumerate(old["seeds"]) if seed not in row["seeds"]]
+        order = sorted(
+            range(len(kept) + len(row["seeds"])), key=[*(old["seeds"][p] for p in kept), *row["seeds"]].__getitem__
+        )
+        joined = dict(row) | {"commits": sorted({*old["commits"], *row["commits"]})}
+        for name, values in row.items():
+            if name == "seeds" or isinstance(values, dict):
+                before, now = (old[name], values) if name == "seeds" else (old[name]["values"], values["values"])
+                # An exact Z is not estimated: there are no values of it.
+                both = [*(before[place] for place in kept), *now] if now or name == "seeds" else []
+                both = [both[place] for place in order] if both else []
+                joined[name] = both if name == "seeds" else _summary(both)
+        rows[condition] = joined
+    return sorted(
+        rows.values(), key=lambda row: (*(str(row[name]) for name in CONDITIONS[:-1]), WAYS.index(row["way"]))
     )
 
 

@@ -23,7 +23,15 @@ from hypothesis import strategies as st
 
 from instdisc.data import Source, open_source
 from instdisc.data.sources.labels import encode
-from instdisc.data.storage.scan import CHUNK, Columns, digest_of, index_file, read_index, write_index
+from instdisc.data.storage.scan import (
+    CHUNK,
+    Columns,
+    digest_of,
+    digest_of_numbered,
+    index_file,
+    read_index,
+    write_index,
+)
 from instdisc.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(24)
@@ -156,6 +164,13 @@ def test_columns_and_index_hold_what_was_added(tmp_path: Path) -> None:
     assert table["b"][CHUNK + 3].as_py() == b"%d" % (CHUNK + 3)
     assert read_index(tmp_path / "none.arrow") is None
     assert [path.name for path in tmp_path.iterdir()] == ["x.arrow"]
+
+
+@pytest.mark.parametrize("counts", [[], [0], [1], [9, 10, 11], [0, 101, 2], [CHUNK + 1_012]])
+def test_a_digest_of_numbered_ids_is_that_of_the_ids(counts: list[int]) -> None:
+    names = [b"a.parquet", b"\xff #", b"train/\xc3\xa9.parquet"][: len(counts)]
+    ids = [b"%s#%d" % (name, row) for name, count in zip(names, counts, strict=True) for row in range(count)]
+    assert digest_of_numbered(zip(names, counts, strict=True)) == digest_of([ids])
 
 
 @given(st.lists(st.binary(max_size=5), max_size=9), st.integers(1, 4))

@@ -21,6 +21,8 @@ from jaxtyping import Bool, Int
 from instdisc.data.sources.spelling import Names, match
 from instdisc.errors import InputError
 
+_FEW = 200  # rows that are looked up one by one
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -67,7 +69,12 @@ class Catalogue:
 
     def entries(self, rows: Sequence[int] | np.ndarray) -> list[Entry]:
         """What is known of some rows, in their order."""
-        chosen = self.pictures.take(pa.array(np.asarray(rows, dtype=np.int64)))
+        if (
+            0 < len(rows) <= _FEW
+        ):  # `take` first joins all chunks of a column: for ten million rows, a fifth of a second
+            chosen = pa.concat_tables([self.pictures.slice(int(row), 1) for row in rows])
+        else:
+            chosen = self.pictures.take(pa.array(np.asarray(rows, dtype=np.int64)))
         names = [*self.label_names, ""]  # the last for -1
         return [
             Entry(int(row), os.fsdecode(identifier), os.fsdecode(location), names[self.labels[row]])

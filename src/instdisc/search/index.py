@@ -9,7 +9,8 @@ memory-mapped, of any floating type or rows of a bank; a block of them is widene
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,30 @@ from instdisc.neighbours import Nearest
 from instdisc.neighbours.selection import merge
 from instdisc.search.approximate import RECALL, Graph
 from instdisc.search.catalogue import Catalogue
+from instdisc.search.cells import CELLS, MANY, Cells, stored_cells
 from instdisc.search.pairs import Vectors
 from instdisc.search.stored import MadeOf, stored_links
-from instdisc.shapes import Float, Int
+from instdisc.shapes import Bool, Float, Int
 
 _BLOCK = 65_536
 _LEFT_OUT = 1_000  # pictures; where a filter leaves out more, exact search is the surer way
+
+
+@dataclass(frozen=True)
+class _Linked:
+    """graph: over the vectors of these rows, those that were not among `removed` then."""
+
+    rows: Int[np.ndarray, " there"]
+    graph: Graph | Cells
+    removed: Bool[np.ndarray, " all"]
+
+
+def _check(neighbours: int, most: int) -> None:
+    if not 1 <= neighbours <= most:
+        raise InputError(
+            f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
+            f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
+        )
 
 
 class Index(Catalogue):
@@ -53,7 +72,7 @@ class Index(Catalogue):
                 f"{count:,} vectors and {len(pictures):,} pictures do not belong together: "
                 "make the index again with --recompute."
             )
-        self._graph: tuple[np.ndarray, Graph] | None = None
+        self._graph: _Linked | None = None
 
     @property
     def dim(self) -> int:
@@ -82,16 +101,21 @@ class Index(Catalogue):
         *,
         among: np.ndarray | None = None,
         exclude: np.ndarray | None = None,
+        without: Sequence[int] = (),
     ) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
         """For each query the rows with the highest cosine: scores (float32) and rows, best first, on the CPU.
 
         among: bool (rows,), which may be answers; all that are there without. exclude: one row a query that is never
-        an answer, -1 for none. Exact in float32; equal scores: the lower row first. Computed where the queries are.
+        an answer, -1 for none. without: rows that are answers to none.
+        Exact in float32; equal scores: the lower row first. Computed where the queries are.
         After `approximate`, unless `among` leaves out more than 1,000 pictures, the graph answers in its place.
         Ranks that hold the same index and queries share its rows; each has the whole answer.
         Raises InputError where fewer than `neighbours` are to choose from.
         """
+        if among is None and self._graph is not None and np.array_equal(self.removed, self._graph.removed):
+            return self._among_all(queries, neighbours, exclude, without)
         among = ~self.removed if among is None else among & ~self.removed
+        among[list(without)] = False
         most = int(among.sum())
         own = np.full(len(queries), -1)
         if exclude is not None:
@@ -99,13 +123,10 @@ class Index(Catalogue):
             here = asked[among[exclude[asked]]]
             own[here] = (np.cumsum(among) - 1)[exclude[here]]  # its position among the rows that are looked through
             most -= bool(len(here))
-        if not 1 <= neighbours <= most:
-            raise InputError(
-                f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
-                f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
-            )
+        _check(neighbours, most)
         if self._graph is not None and int((~self.removed & ~among).sum()) <= _LEFT_OUT:
-            return self._by_graph(queries, neighbours, among, exclude)
+            more, allowed = len(self._graph.rows) - int(among[self._graph.rows].sum()), torch.from_numpy(among)
+            return self._by_graph(queries, neighbours, more, exclude, lambda found: ~allowed[found])
         begin, end = ranks.share(len(self))
         mine = among.copy()
         mine[:begin] = mine[end:] = False
@@ -128,27 +149,44 @@ class Index(Catalogue):
     def approximate(self, recall: float = RECALL, *, stored: tuple[Path, MadeOf] | None = None) -> float:
         """From now on, let an HNSW graph (search/approximate.py) answer; the recall@10 that was measured.
 
-        stored: the file that keeps it (search/stored.py), and what the vectors are made of; without, it is built.
+        stored: the file that keeps it (search/stored.py), and what the vectors are made of; without, it is built. Of
+        more than two million pictures it takes hours to build: cells (search/cells.py) answer, in a file beside it.
         """
         rows, vectors = self.present()
-        if stored is None:
+        graph: Graph | Cells
+        if stored is not None and len(rows) > MANY:
+            graph = stored_cells(stored[0].with_name(CELLS), vectors, rows=rows, made_of=stored[1])
+        elif stored is None:
             graph = Graph(vectors, recall=recall)
         else:
             graph = stored_links(stored[0], vectors, rows=rows, made_of=stored[1], recall=recall)
-        self._graph = rows, graph
+        self._graph = _Linked(rows, graph, self.removed.copy())
         return graph.recall
 
-    def _by_graph(
-        self, queries: Tensor, neighbours: int, among: np.ndarray, exclude: np.ndarray | None
+    def _among_all(
+        self, queries: Tensor, neighbours: int, exclude: np.ndarray | None, without: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """As many more are asked for as can be left out."""
+        """By the graph, with nothing done that grows with the number of pictures."""
         assert self._graph is not None
-        rows, graph = self._graph
-        allowed = torch.from_numpy(among[rows])
-        wanted = min(neighbours + int((~allowed).sum()) + (exclude is not None), len(rows))
-        scores, positions = graph.search(queries, wanted)
-        scores[~allowed[positions]] = -torch.inf
-        found = torch.from_numpy(rows)[positions]
+        gone = {row for row in without if not self.removed[row]}
+        _check(neighbours, len(self._graph.rows) - len(gone) - bool(exclude is not None and (exclude >= 0).any()))
+        hidden = torch.tensor(sorted(gone), dtype=torch.int64)
+        return self._by_graph(queries, neighbours, len(gone), exclude, lambda found: torch.isin(found, hidden))
+
+    def _by_graph(
+        self,
+        queries: Tensor,
+        neighbours: int,
+        more: int,
+        exclude: np.ndarray | None,
+        hidden: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """hidden: of rows, which are no answers; `more` of them are there at most, and as many more are asked for."""
+        assert self._graph is not None
+        rows, graph = self._graph.rows, self._graph.graph
+        scores, positions = graph.search(queries, min(neighbours + more + (exclude is not None), len(rows)))
+        found = torch.from_numpy(rows[positions.numpy()])
+        scores[hidden(found)] = -torch.inf
         if exclude is not None:
             scores[found == torch.from_numpy(exclude)[:, None]] = -torch.inf
         scores, order = torch.sort(scores, dim=1, descending=True, stable=True)

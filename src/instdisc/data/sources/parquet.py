@@ -25,7 +25,16 @@ from instdisc.data.sources.labels import Encoded, encode_all
 from instdisc.data.sources.row_groups import FEWEST_KEPT, Groups, KeptGroups
 from instdisc.data.sources.source import Content, Source
 from instdisc.data.storage.remote import describe, names_below, open_file, seekable
-from instdisc.data.storage.scan import Columns, OpenIndex, digest_of, facts_of, index_file, read_index, write_index
+from instdisc.data.storage.scan import (
+    Columns,
+    OpenIndex,
+    digest_of,
+    digest_of_numbered,
+    facts_of,
+    index_file,
+    read_index,
+    write_index,
+)
 from instdisc.data.storage.urls import is_url, reason, without_secrets
 from instdisc.errors import InputError, is_shortage
 from instdisc.progress import track
@@ -111,6 +120,13 @@ class ParquetSource(Source):
     def keep_groups(self) -> None:
         super().keep_groups()
         self._groups.fewest = FEWEST_KEPT
+
+    @property
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            counts = np.diff(np.minimum(self._file_starts, len(self))).tolist()
+            self._fingerprint = digest_of_numbered(zip(self._names, counts, strict=True))
+        return self._fingerprint
 
     def identifiers(self, start: int, stop: int) -> list[bytes]:
         files = np.searchsorted(self._file_starts, np.arange(start, stop), side="right") - 1

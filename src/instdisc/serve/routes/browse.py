@@ -125,13 +125,15 @@ def search(
     query = torch.stack(vectors).mean(0)
     if far:
         query = query - 0.5 * index.vectors(np.array(far, np.int64)).mean(0)
-    among = np.zeros(len(index), dtype=bool)
-    among[session.matching(Wanted(label or "", tag or "", where or ""))] = True
-    among[near + far] = False
-    most = int(among.sum())
+    among = None
+    if label or tag or where:
+        among = np.zeros(len(index), dtype=bool)
+        among[session.matching(Wanted(label or "", tag or "", where or ""))] = True
+    there = ~index.removed if among is None else among & ~index.removed
+    most = int(there.sum()) - int(there[list({*near, *far})].sum())
     if not most:
         return Hits(results=[])
-    scores, rows = index.search(normalize(query[None], dim=1), min(count, most), among=among)
+    scores, rows = index.search(normalize(query[None], dim=1), min(count, most), among=among, without=near + far)
     entries = session.pictures(rows[0].tolist())
     return Hits(results=[Found(**one, score=score) for one, score in zip(entries, scores[0].tolist(), strict=True)])
 

@@ -1,0 +1,153 @@
+"""Nearly all neighbours among ten million vectors from cells on the disk: built, opened, asked.
+
+    python benchmarks/cells.py                                         # of scikit-learn's digits
+    python benchmarks/cells.py --vectors vectors.npy --folder FOLDER   # of a real collection's unit rows (n, dim)
+
+Ten million vectors are made of the given ones: each is one of these moved by seven tenths of the difference of two of
+its ten nearest, so that they lie as the given ones do. They are written as float16, and used again where FOLDER is
+given. Then cells are made of them, opened in a new process, and asked for 20 neighbours of vectors that are among them:
+recall of the ten nearest against exact search, time of a query, memory. The result goes to results/cells.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from record import record
+
+from instdisc.neighbours import Nearest, top_k
+from instdisc.search.cells import CELLS, stored_cells
+from instdisc.search.pairs import Vectors
+
+SHIFT, CLOSE, ASKED, BLOCK = 0.7, 10, 200, 65_536
+
+
+def main() -> None:
+    """Make what is missing, measure in a process of its own, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the vectors and the cells are kept: 7 GB")
+    parser.add_argument("--count", type=int, default=10_000_000)
+    parser.add_argument("--asked", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    settings = parser.parse_args()
+    if settings.asked:
+        print(json.dumps(asked(settings.folder / "rows.npy")))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        measured(settings, settings.folder or Path(temporary))
+
+
+def measured(settings: argparse.Namespace, folder: Path) -> None:
+    """All of it, with what stands in the folder."""
+    file = folder / "rows.npy"
+    if not file.is_file():
+        write(file, real(settings.vectors), settings.count)
+    built = build(file)
+    command = [sys.executable, __file__, "--folder", str(folder), "--asked"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    record(
+        settings.results / "cells.json",
+        name="cells",
+        command=f"python benchmarks/cells.py --vectors vectors.npy --folder FOLDER --count {settings.count}",
+        unit=f"ms for 20 neighbours of one of {settings.count:,} vectors, {ASKED} queries",
+        values=found.pop("ms"),
+        seeds=[0],
+        pictures=settings.count,
+        built=built,
+        **found,
+    )
+
+
+def real(vectors: Path | None) -> np.ndarray:
+    """Unit rows of a collection."""
+    if vectors is not None:
+        return np.load(vectors).astype(np.float32)
+    from sklearn.datasets import load_digits
+
+    pixels = load_digits().data.astype(np.float32)
+    pixels -= pixels.mean(0)
+    return pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
+
+
+def write(file: Path, real: np.ndarray, count: int) -> None:
+    """The made vectors, block by block."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = torch.from_numpy(real)
+    near = top_k(rows, rows, CLOSE, exclude=torch.arange(len(rows)))[1]
+    random = torch.Generator().manual_seed(0)
+    made = np.lib.format.open_memmap(file.with_suffix(".part"), "w+", np.float16, (count, rows.shape[1]))
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        own = torch.randint(len(rows), (size,), generator=random)
+        ends = near[own].gather(1, torch.rand(size, CLOSE, generator=random).argsort(1)[:, :2])
+        moved = rows[own] + SHIFT * (rows[ends[:, 0]] - rows[ends[:, 1]])
+        made[start : start + size] = torch.nn.functional.normalize(moved, dim=1).numpy()
+    made.flush()
+    file.with_suffix(".part").rename(file)
+
+
+def vectors_of(file: Path) -> Vectors:
+    """Mapped from the disk."""
+    return Vectors.of(torch.from_numpy(np.load(file, mmap_mode="c")))
+
+
+def build(file: Path) -> dict[str, float]:
+    """Seconds, and bytes of the file; what stands there is used as it is."""
+    started, cells = time.perf_counter(), file.with_name(CELLS)
+    vectors = vectors_of(file)
+    stored_cells(cells, vectors, rows=np.arange(vectors.count), made_of=[("made", vectors.count)], show=True)
+    return {"seconds": round(time.perf_counter() - started, 1), "bytes": cells.stat().st_size, **memory()}
+
+
+def asked(file: Path) -> dict[str, object]:
+    """Of cells that are opened: seconds until then, what recall they say, and what queries take and find."""
+    vectors = vectors_of(file)
+    before, started = file.with_name(CELLS).stat().st_mtime, time.perf_counter()
+    cells = stored_cells(
+        file.with_name(CELLS), vectors, rows=np.arange(vectors.count), made_of=[("made", vectors.count)]
+    )
+    opened = time.perf_counter() - started
+    assert file.with_name(CELLS).stat().st_mtime == before, "made again"
+    own = np.random.default_rng(1).choice(vectors.count, ASKED, replace=False)
+    queries = vectors.pick(own)
+    times, positions = [], []
+    for place, query in zip(own.tolist(), queries, strict=True):
+        started = time.perf_counter()
+        positions.append(cells.search(query[None], 20, exclude=np.array([place]))[1][0])
+        times.append(1000 * (time.perf_counter() - started))
+    after = memory()
+    exact = Nearest(queries, 10, torch.from_numpy(own), expected=vectors.count)
+    for start in range(0, vectors.count, BLOCK):
+        exact.add(vectors.read(start, min(start + BLOCK, vectors.count)), start)
+    found = [len(np.intersect1d(one[:10], other)) for one, other in zip(positions, exact.indices, strict=True)]
+    return {
+        "ms": [round(one, 2) for one in times],
+        "ms_p95": round(float(np.percentile(times, 95)), 2),
+        "recall": statistics.fmean(found) / 10,
+        "recall_said": cells.recall,
+        "opened_seconds": round(opened, 2),
+        **after,
+    }
+
+
+def memory() -> dict[str, float]:
+    """most_mb: that was resident, mapped files included; own_mb: now, without them."""
+    words = Path("/proc/self/status").read_text().split()
+    own = int(words[words.index("RssAnon:") + 1]) / 1024 if os.name == "posix" else 0.0
+    return {"most_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), "own_mb": round(own)}
+
+
+if __name__ == "__main__":
+    main()
