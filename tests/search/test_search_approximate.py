@@ -124,6 +124,21 @@ def test_an_index_answers_by_the_graph_as_without(rows: torch.Tensor) -> None:
         assert among is not few or not np.isin(found[1].numpy(), rng_rows).any()
 
 
+def test_rows_that_are_no_answers_are_passed_over_by_the_graph_as_without(rows: torch.Tensor) -> None:
+    names = pa.table({"id": [f"{row}.png" for row in range(400)], "location": [f"/{row}.png" for row in range(400)]})
+    removed = np.arange(400) % 50 == 7
+    index, exact = (Index([rows[:400]], names, removed=removed) for _ in range(2))
+    index.approximate()
+    for without, exclude in (([], None), ([3, 4, 4, 7], None), ([9], np.array([2, 9, -1]))):
+        found, wanted = (one.search(rows[1:4], 20, without=without, exclude=exclude) for one in (index, exact))
+        assert torch.equal(found[1], wanted[1]) and torch.allclose(found[0], wanted[0], atol=1e-6)
+        assert not np.isin(found[1].numpy(), without).any() and not removed[found[1].numpy()].any()
+    for one in (index, exact):
+        with pytest.raises(InputError, match="389 pictures are there"):  # 8 were removed, 3 are left out
+            one.search(rows[:1], 390, without=[3, 4, 5, 7])
+    assert len(index.search(rows[:1], 389, without=[3, 4, 5, 7])[1][0]) == 389
+
+
 def test_the_commands_answer_alike(tmp_path: Path) -> None:
     pictures = picture_folder(tmp_path / "pictures", 60)
     shutil.copy(pictures / "red" / "0003.png", pictures / "blue" / "copy.png")

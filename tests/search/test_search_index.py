@@ -128,3 +128,17 @@ def test_what_cannot_be_is_refused(index: Index) -> None:
         index.search(unit(1), 0)
     with pytest.raises(InputError, match="do not belong together"):
         Index([unit(3)], table(["a", "b"]))
+
+
+def test_entries_are_the_same_whether_few_or_many_are_asked_for() -> None:
+    """Of a table in many chunks, in any order, and one twice."""
+    names = [f"{row}.png" for row in range(700)]
+    table = pa.concat_tables(
+        [pa.table({"id": names[at : at + 9], "location": names[at : at + 9]}) for at in range(0, 700, 9)]
+    )
+    index = Index([torch.eye(700)], table, labels=np.arange(700) % 3 - 1, label_names=["a", "b"])
+    rows = [699, 0, 5, 5, *range(1, 400, 2)]
+    many = index.entries(rows)
+    assert len(rows) > 200 and many == [index.entries([row])[0] for row in rows]
+    assert [one.id for one in many[:4]] == ["699.png", "0.png", "5.png", "5.png"] and many[1].label == ""
+    assert index.entries(np.array([3, 2]))[0].row == 3 and index.entries([]) == []
