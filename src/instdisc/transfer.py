@@ -32,7 +32,7 @@ class Upload:
     def __init__(self, values: Tensor, device: torch.device) -> None:
         self._stream = _upload_stream(device) if device.type == "cuda" and values.device.type == "cpu" else None
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            self._there = values.to(device, non_blocking=True)
+            self._there = values.to(device, non_blocking=device.type != "mps")
 
     def result(self) -> Tensor:
         """It, on the device: what is asked of it from now on comes after the copy, and the host does not wait."""

@@ -32,6 +32,15 @@ _MOST_MORE = 64  # asked for where vectors are gone; who still finds too few is 
 OPTIONS = {"metric": "ip", "dtype": "f16", "connectivity": 16, "expansion_add": 128}
 
 
+def check_neighbours(neighbours: int, most: int) -> None:
+    """Raises InputError where so many neighbours can't be given of `most` pictures."""
+    if not 1 <= neighbours <= most:
+        raise InputError(
+            f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
+            f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
+        )
+
+
 @dataclass(frozen=True)
 class Sample:
     """What exact search says of some vectors, to measure a graph by: whose own (m,), and their nearest (m, k), by key.
@@ -103,11 +112,7 @@ class Graph:
         """
         own = np.full(len(queries), -1) if exclude is None else np.asarray(exclude)
         most = self._vectors.count - bool((own >= 0).any())
-        if not 1 <= neighbours <= most:
-            raise InputError(
-                f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
-                f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
-            )
+        check_neighbours(neighbours, most)
         wanted = min(neighbours + max(neighbours // 2, 16) + min(self.lost, _MOST_MORE), len(self.links))
         self.links.expansion_search = max(self.breadth, wanted)
         scores = torch.empty(len(queries), neighbours)

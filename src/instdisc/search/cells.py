@@ -26,7 +26,7 @@ from instdisc.errors import InputError, is_shortage
 from instdisc.files import replacing, save_tensors
 from instdisc.neighbours import Nearest, require_finite
 from instdisc.progress import Bar
-from instdisc.search.approximate import RECALL
+from instdisc.search.approximate import RECALL, check_neighbours
 from instdisc.search.pairs import Vectors
 from instdisc.search.stored import MadeOf
 from instdisc.shapes import Float, Int, Tensor
@@ -81,11 +81,7 @@ class Cells:
         """
         own = np.full(len(queries), -1) if exclude is None else np.asarray(exclude)
         most = self._vectors.count - bool((own >= 0).any())
-        if not 1 <= neighbours <= most:
-            raise InputError(
-                f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
-                f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
-            )
+        check_neighbours(neighbours, most)
         queries = queries.detach().cpu().float()
         require_finite(queries)
         found = [self._of_one(query, neighbours, one) for query, one in zip(queries, own.tolist(), strict=True)]

@@ -23,7 +23,7 @@ from instdisc.bank import Rows
 from instdisc.errors import InputError
 from instdisc.neighbours import Nearest
 from instdisc.neighbours.selection import merge
-from instdisc.search.approximate import RECALL, Graph
+from instdisc.search.approximate import RECALL, Graph, check_neighbours
 from instdisc.search.catalogue import Catalogue
 from instdisc.search.cells import CELLS, MANY, Cells, stored_cells
 from instdisc.search.pairs import Vectors
@@ -41,14 +41,6 @@ class _Linked:
     rows: Int[np.ndarray, " there"]
     graph: Graph | Cells
     removed: Bool[np.ndarray, " all"]
-
-
-def _check(neighbours: int, most: int) -> None:
-    if not 1 <= neighbours <= most:
-        raise InputError(
-            f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
-            f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
-        )
 
 
 class Index(Catalogue):
@@ -123,7 +115,7 @@ class Index(Catalogue):
             here = asked[among[exclude[asked]]]
             own[here] = (np.cumsum(among) - 1)[exclude[here]]  # its position among the rows that are looked through
             most -= bool(len(here))
-        _check(neighbours, most)
+        check_neighbours(neighbours, most)
         if self._graph is not None and int((~self.removed & ~among).sum()) <= _LEFT_OUT:
             more, allowed = len(self._graph.rows) - int(among[self._graph.rows].sum()), torch.from_numpy(among)
             return self._by_graph(queries, neighbours, more, exclude, lambda found: ~allowed[found])
@@ -169,7 +161,9 @@ class Index(Catalogue):
         """By the graph, with nothing done that grows with the number of pictures."""
         assert self._graph is not None
         gone = {row for row in without if not self.removed[row]}
-        _check(neighbours, len(self._graph.rows) - len(gone) - bool(exclude is not None and (exclude >= 0).any()))
+        check_neighbours(
+            neighbours, len(self._graph.rows) - len(gone) - bool(exclude is not None and (exclude >= 0).any())
+        )
         hidden = torch.tensor(sorted(gone), dtype=torch.int64)
         return self._by_graph(queries, neighbours, len(gone), exclude, lambda found: torch.isin(found, hidden))
 
