@@ -2,11 +2,13 @@
 
     python benchmarks/page.py                                # runs of 50,000 and of 1,000,000 pictures; 3 minutes
     python benchmarks/page.py --counts 50000 --keep RUNS     # one of them; what was made stays there, to look at
+    python benchmarks/page.py --counts 10000000              # half an hour, 30 GB of disk; with --approximate
 
 The runs are written directly: digits enlarged to 128 pixels, vectors from their pixels and some noise, an encoder that
 never trained. The small one is a folder of files, the large one Parquet; each has a map of up to 100,000 pictures. Each
 start is a new process of the command; headless Chromium, without a graphics card, draws. Needs playwright and Chromium.
-Results go to results/page.json.
+Of more than two million pictures the command has --approximate, whose file is made before the first start that counts.
+Results go to results/page.json, where what it has of other counts stays.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from typing import Any
 import numpy as np
 from processes import serving
 from record import record
+
+from instdisc.search.cells import MANY
 
 SIDE, DIM, MAPPED, STARTS = 128, 128, 100_000, 3
 # What stands in the window is drawn: every picture that can be seen has its pixels.
@@ -108,8 +112,13 @@ def main() -> None:
         for run, count in zip(runs, settings.counts, strict=True):
             rows += [{"pictures": count, **row} for row in measured(browser, run)]
         browser.close()
+    file = settings.results / "page.json"
+    known = json.loads(file.read_text("utf-8"))["rows"] if file.is_file() else []
+    rows = sorted(
+        [*rows, *(row for row in known if row["pictures"] not in settings.counts)], key=lambda row: row["pictures"]
+    )
     record(
-        settings.results / "page.json",
+        file,
         name="page",
         command="python benchmarks/page.py"
         + (f" --counts {' '.join(map(str, settings.counts))}" if settings.counts != [50_000, 1_000_000] else ""),
@@ -123,10 +132,16 @@ def main() -> None:
 
 def measured(browser: Any, run: Path) -> Iterator[dict[str, Any]]:
     """What a person waits for, in seconds; then the memory of the server in MB, and milliseconds of the map."""
-    starts = []
+    starts, options = [], ["--approximate"] if int(run.name) > MANY else []
+    made = {}
+    if options:
+        started = time.perf_counter()
+        with serving(run, *options) as (_, process):
+            until_approximate(process)
+            made = {"cells_made_seconds": round(time.perf_counter() - started, 1)}
     for turn in range(STARTS):
         started = time.perf_counter()
-        with serving(run) as (address, process):
+        with serving(run, *options) as (address, process):
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.goto(f"{address}#/", wait_until="commit")
             answered = time.perf_counter() - started
@@ -136,10 +151,14 @@ def measured(browser: Any, run: Path) -> Iterator[dict[str, Any]]:
                 page.close()
                 continue
             until_open(page)
+            opened = {"open": time.perf_counter() - started} if options else {}
+            if options:
+                until_approximate(process)
+                opened["approximate"] = time.perf_counter() - started
             memory = {"opened": resident(process.pid)}
             waits = visits(page, run)
             memory["used"] = resident(process.pid)
-            yield {"starts": starts, "seconds": waits, "memory_mb": memory}
+            yield {"starts": starts, "seconds": waits, "memory_mb": memory, **opened, **made}
             if (run / "map").is_dir():
                 page.evaluate("location.hash = '#/map'")
                 page.wait_for_selector("canvas.map", timeout=60_000)
@@ -172,6 +191,13 @@ def visits(page: Any, run: Path) -> dict[str, Any]:
         "neighbours": statistics.median(walks),
         "back": back,
     }
+
+
+def until_approximate(process: Any) -> None:
+    """Wait until the command says that search is approximate."""
+    while "approximate" not in (line := process.stdout.readline()):
+        if not line:
+            sys.exit("The server has ended.")
 
 
 def until_open(page: Any) -> None:

@@ -92,6 +92,8 @@ class Catalogue:
         return self._rows("id", ids)
 
     def _rows(self, column: str, names: Sequence[str]) -> Int[np.ndarray, " asked"]:
+        if not len(names):
+            return np.zeros(0, np.int64)
         positions = {name: position for position, name in enumerate(dict.fromkeys(names))}
         wanted = pa.array([os.fsencode(one) for one in positions], pa.large_binary())
         found = pc.index_in(pc.cast(self.pictures[column], pa.large_binary()), value_set=wanted)
