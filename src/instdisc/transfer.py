@@ -39,7 +39,7 @@ class Upload:
         if self._stream is not None:
             current = torch.cuda.current_stream(self._there.device)
             current.wait_stream(self._stream)
-            self._there.record_stream(current)  # else its memory could go to the next upload while it is still read
+            self._there.record_stream(current)  # else the next one could have its memory too soon
         return self._there
 
 

@@ -41,7 +41,7 @@ def step_memory(
         >>> from instdisc.training import Settings, step_memory
         >>> settings = Settings(backbone="conv6", width=4, dim=8, size=16, batch=64, views=2)
         >>> step_memory(build_encoder(settings.encoder), settings, torch.device("cpu"), "float32", 10**9).why
-        'a step of 128 views of 16 px takes about 3.9 MB, and 1.0 GB are free.'
+        'a step of 128 views of 16 px takes about 5.8 MB, and 1.0 GB are free.'
     """
     views = math.ceil(settings.batch / ranks.world() / settings.accumulate) * settings.views
     kept, largest = _kept_bytes(encoder, device, precision)

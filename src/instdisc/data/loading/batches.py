@@ -148,11 +148,12 @@ class Pictures(ABC):
 
         started = time.perf_counter()
         try:
-            fill()
-            while waiting or ahead is not None:
+            while True:
+                fill()
+                if ahead is None and not waiting:
+                    break
                 loaded, upload = ahead or begun()
                 ahead = None
-                fill()
                 if self.device.type != "cpu" and waiting and waiting[0].done():
                     ahead = begun()
                     fill()
