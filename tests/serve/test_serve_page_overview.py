@@ -175,6 +175,8 @@ def test_the_sheet_lists_the_keys_that_the_view_declares(page: playwright.Page, 
     ):
         page.goto(f"/#/{view}")
         page.wait_for_selector("main .cell img, canvas.map, .large, .shot")
+        # What was waited for may still be of the view before.
+        page.wait_for_function(f"some => some.every((one) => ({VISIBLE_KEYS})().includes(one))", arg=sorted(some))
         page.wait_for_timeout(400)
         declared = set(page.evaluate(VISIBLE_KEYS))
         assert some | {"?"} <= declared, view
