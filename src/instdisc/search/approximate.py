@@ -33,12 +33,19 @@ OPTIONS = {"metric": "ip", "dtype": "f16", "connectivity": 16, "expansion_add": 
 
 
 def check_neighbours(neighbours: int, most: int) -> None:
-    """Raises InputError where so many neighbours can't be given of `most` pictures."""
+    """Raises InputError where there are fewer than that among `most` pictures, or none is asked for."""
     if not 1 <= neighbours <= most:
         raise InputError(
             f"{neighbours} neighbours were asked for, and {most:,} pictures are there to choose from: "
             f"{'ask for at least one' if neighbours < 1 else 'ask for fewer'}."
         )
+
+
+def own_positions(queries: int, neighbours: int, exclude: np.ndarray | None, count: int) -> Int[np.ndarray, " queries"]:
+    """`exclude`, or -1 for each query. Raises InputError where too few of `count` vectors are left to choose from."""
+    own = np.full(queries, -1) if exclude is None else np.asarray(exclude)
+    check_neighbours(neighbours, count - bool((own >= 0).any()))
+    return own
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,7 @@ class Graph:
         exclude: one position a query that is never an answer, -1 for none. Where the graph finds too few, exactly.
         Raises InputError where fewer than `neighbours` vectors are to choose from.
         """
-        own = np.full(len(queries), -1) if exclude is None else np.asarray(exclude)
-        most = self._vectors.count - bool((own >= 0).any())
-        check_neighbours(neighbours, most)
+        own = own_positions(len(queries), neighbours, exclude, self._vectors.count)
         wanted = min(neighbours + max(neighbours // 2, 16) + min(self.lost, _MOST_MORE), len(self.links))
         self.links.expansion_search = max(self.breadth, wanted)
         scores = torch.empty(len(queries), neighbours)

@@ -26,7 +26,7 @@ from instdisc.errors import InputError, is_shortage
 from instdisc.files import replacing, save_tensors
 from instdisc.neighbours import Nearest, require_finite
 from instdisc.progress import Bar
-from instdisc.search.approximate import RECALL, check_neighbours
+from instdisc.search.approximate import RECALL, own_positions
 from instdisc.search.pairs import Vectors
 from instdisc.search.stored import MadeOf
 from instdisc.shapes import Float, Int, Tensor
@@ -63,7 +63,9 @@ class Cells:
         held = np.zeros(max(int(keys[-1]) + 1, int(self._rows.max()) + 1), bool)
         held[self._rows.numpy()] = True
         self._beside = np.flatnonzero(~held[keys])
-        self._probes = self._enough(asked, homes)
+        # The number of cells is chosen by one part of the sample, and judged by the other.
+        chosen = slice(_TRIED, None) if len(asked) > 2 * _TRIED else slice(None)
+        self._probes = self._enough(asked[chosen], homes[chosen])
         self.recall = self._measured(asked, nearest)
 
     @property
@@ -79,9 +81,7 @@ class Cells:
         exclude: one position a query that is never an answer, -1 for none. Where the cells hold too few, exactly.
         Raises InputError where fewer than `neighbours` vectors are to choose from.
         """
-        own = np.full(len(queries), -1) if exclude is None else np.asarray(exclude)
-        most = self._vectors.count - bool((own >= 0).any())
-        check_neighbours(neighbours, most)
+        own = own_positions(len(queries), neighbours, exclude, self._vectors.count)
         queries = queries.detach().cpu().float()
         require_finite(queries)
         found = [self._of_one(query, neighbours, one) for query, one in zip(queries, own.tolist(), strict=True)]
@@ -175,7 +175,7 @@ def stored_cells(
 
     rows: (count,) ascending, the collection's row of each vector. made_of: as in `stored_links`. Rows that are gone are
     passed over, and up to 2 % that came since are looked through exactly; beyond, the cells are made again.
-    Where the file can't be written they stay in memory.
+    Where writing the file is refused they stay in memory.
     """
     known = _read(file, made_of, vectors)
     if known is not None:
