@@ -29,9 +29,11 @@ from instdisc.report import neighbour_sheet
 from instdisc.search import THRESHOLDS
 from instdisc.search.approximate import Graph
 from instdisc.search.catalogue import Entry
+from instdisc.search.cells import CELLS, MANY, stored_cells
 from instdisc.search.copies import PROPOSED
 from instdisc.search.graph import stored_graph
 from instdisc.search.groups import linked
+from instdisc.search.joins import Join
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
 from instdisc.search.stored import stored_links
 
@@ -244,10 +246,17 @@ def refuse_graph(asked: bool) -> None:
         raise InputError("A graph is one process's work: leave out --approximate, or start without torchrun.")
 
 
-def graph_of(collection: Collection, vectors: Vectors, say: Say) -> Graph:
-    """The graph over the vectors that are there, kept in RUN/index/, and a word on how good it is."""
-    rows, file = np.flatnonzero(~collection.index.removed), collection.folder.links
-    graph = stored_links(file, vectors, rows=rows, made_of=collection.made_of, show=say is not None)
+def graph_of(collection: Collection, vectors: Vectors, say: Say) -> Graph | Join:
+    """The graph over the vectors that are there, kept in RUN/index/, and a word on how good it is.
+
+    Of more than two million pictures, where a graph takes hours to build: cells, and who stands in those around.
+    """
+    rows, file, show = np.flatnonzero(~collection.index.removed), collection.folder.links, say is not None
+    if len(rows) > MANY:
+        cells = stored_cells(file.with_name(CELLS), vectors, rows=rows, made_of=collection.made_of, beside=0, show=show)
+        graph: Graph | Join = Join(cells)
+    else:
+        graph = stored_links(file, vectors, rows=rows, made_of=collection.made_of, show=show)
     if say is not None:
         say(f"Approximate: {100 * graph.recall:.1f} % of the ten nearest are found, as measured against exact search.")
     return graph

@@ -153,14 +153,14 @@ def label(
 def known_labels(collection: Collection) -> tuple[np.ndarray, Float[Tensor, "pictures dim"], np.ndarray, list[str]]:
     """(rows, vectors, code of the label given by hand or -1, names of the classes) of the pictures that are there."""
     index = collection.index
-    rows = np.flatnonzero(~index.removed)
+    rows, vectors = index.whole()
     hand = collection.run.hand_labels()
     names = sorted({given for given, _ in hand.values()})
     codes = np.full(len(index), -1)
     positions = index.rows_of(list(hand))
     given = np.array([names.index(text) for text, _ in hand.values()], dtype=np.int64)
     codes[positions[positions >= 0]] = given[positions >= 0]
-    return rows, index.vectors(rows), codes[rows], names
+    return rows, vectors, codes[rows], names
 
 
 def propose(

@@ -21,7 +21,7 @@ import torch
 from instdisc.errors import InputError
 from instdisc.neighbours import Nearest, require_finite
 from instdisc.progress import Bar
-from instdisc.search.pairs import Pairs, Vectors, in_order
+from instdisc.search.pairs import Pairs, Vectors, check_threshold, in_order
 from instdisc.shapes import Float, Int, Tensor
 
 RECALL = 0.99
@@ -160,8 +160,7 @@ class Graph:
         self, threshold: float, *, against: Vectors | None = None, most: int = 5_000_000, show: bool = False
     ) -> Pairs:
         """As `pairs.similar_pairs`: of each picture as many neighbours are asked for as are above the threshold."""
-        if not 0 < threshold <= 1:
-            raise InputError(f"The similarity must be above 0 and at most 1, not {threshold:g}.")
+        check_threshold(threshold)
         others = self._vectors if against is None else against
         firsts, seconds, values = [], [], []
         kept = 0

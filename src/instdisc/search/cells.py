@@ -39,7 +39,7 @@ _BLOCK, _TILE, _GROUP = 65_536, 1_024, 64  # vectors read at once; compared with
 _SAMPLE, _NEAREST, _TRIED = 500, 10, 100  # queries and neighbours to choose by; queries that recall is measured by
 _AT_ONCE = 16_384  # int8 rows that are widened at once: they stay in the cache
 _MORE = 64  # candidates by int8 beyond those asked for
-_MOST_BESIDE = 0.02  # of all: rows that came since, which are looked through exactly; beyond, cells are made again
+MOST_BESIDE = 0.02  # of all: rows that came since, which are looked through exactly; beyond, cells are made again
 _TENSORS = {
     **dict.fromkeys(("centres", "scales"), torch.float32),
     **dict.fromkeys(("starts", "rows", "asked", "nearest", "homes"), torch.int64),
@@ -56,22 +56,47 @@ class Cells:
     """
 
     def __init__(self, vectors: Vectors, keys: Int[np.ndarray, " count"], tensors: dict[str, Tensor]) -> None:
-        self._vectors, self.keys = vectors, keys
-        self._centres, self._starts, self._rows, self._codes, self._scales, asked, nearest, homes = (
+        self.vectors, self.keys = vectors, keys
+        self.centres, self._starts, self._rows, self._codes, self._scales, self._asked, self._nearest, self._homes = (
             tensors[name] for name in _USED
         )
         held = np.zeros(max(int(keys[-1]) + 1, int(self._rows.max()) + 1), bool)
         held[self._rows.numpy()] = True
         self._beside = np.flatnonzero(~held[keys])
-        # The number of cells is chosen by one part of the sample, and judged by the other.
-        chosen = slice(_TRIED, None) if len(asked) > 2 * _TRIED else slice(None)
-        self._probes = self._enough(asked[chosen], homes[chosen])
-        self.recall = self._measured(asked, nearest)
+        self._probes = self._enough()
+        self.recall = self._measured(self._asked, self._nearest)
+
+    def __len__(self) -> int:
+        """Cells."""
+        return len(self.centres)
 
     @property
     def beside(self) -> int:
         """Vectors that are looked through exactly, as they are in no cell."""
         return len(self._beside)
+
+    def inside(self, cell: int) -> tuple[Int[Tensor, " there"], Float[Tensor, "there dim"]]:
+        """The positions of a cell's vectors, ascending, and these in float32 as int8 has them; no one who is gone."""
+        entries = slice(int(self._starts[cell]), int(self._starts[cell + 1]))
+        rows = self._rows[entries].numpy()
+        position = np.minimum(np.searchsorted(self.keys, rows), len(self.keys) - 1)
+        there = torch.from_numpy(self.keys[position] == rows)
+        rough = self._codes[entries][there].float() * self._scales[entries][there, None]
+        return torch.from_numpy(position)[there], rough
+
+    def ranks(self) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " judged"]]:
+        """How many cells are nearer to a vector than that of one of its ten nearest, of those who are there.
+
+        Of one part of the sample, by which the number of cells to look through is chosen, and of the other.
+        """
+        own = torch.from_numpy(np.isin(self._asked.numpy(), self.keys))
+        known = torch.from_numpy(np.isin(self._nearest[own].numpy(), self.keys))
+        queries = self.vectors.pick(self._positions(self._asked[own].numpy())).cpu()
+        order = (queries @ self.centres.T).argsort(dim=1, descending=True)
+        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        found = rank.gather(1, self._homes[own])
+        split = _TRIED if len(found) > 2 * _TRIED else 0
+        return found[split:][known[split:]], found[:split][known[:split]] if split else found[known]
 
     def search(
         self, queries: Float[Tensor, "queries dim"], neighbours: int, *, exclude: np.ndarray | None = None
@@ -81,7 +106,7 @@ class Cells:
         exclude: one position a query that is never an answer, -1 for none. Where the cells hold too few, exactly.
         Raises InputError where fewer than `neighbours` vectors are to choose from.
         """
-        own = own_positions(len(queries), neighbours, exclude, self._vectors.count)
+        own = own_positions(len(queries), neighbours, exclude, self.vectors.count)
         queries = queries.detach().cpu().float()
         require_finite(queries)
         found = [self._of_one(query, neighbours, one) for query, one in zip(queries, own.tolist(), strict=True)]
@@ -90,7 +115,7 @@ class Cells:
 
     @torch.no_grad()
     def _of_one(self, query: Float[Tensor, " dim"], neighbours: int, own: int) -> tuple[Tensor, Tensor]:
-        near = (self._centres @ query).topk(self._probes).indices.sort().values  # in the order of the file
+        near = (self.centres @ query).topk(self._probes).indices.sort().values  # in the order of the file
         rough, places = [], []
         for scores, first in self._looked_through(query, near):
             best = scores.topk(min(neighbours + _MORE, len(scores)))
@@ -103,7 +128,7 @@ class Cells:
         position = position[position != own]
         if len(position) < neighbours:
             return self._exactly(query, neighbours, own)
-        exact = self._vectors.pick(position).cpu() @ query
+        exact = self.vectors.pick(position).cpu() @ query
         order = torch.sort(exact, descending=True, stable=True).indices[:neighbours]
         return exact[order], torch.from_numpy(position)[order]
 
@@ -131,22 +156,17 @@ class Cells:
         return torch.mv(codes, query) * self._scales[places], places
 
     def _exactly(self, query: Float[Tensor, " dim"], neighbours: int, own: int) -> tuple[Tensor, Tensor]:
-        nearest = Nearest(query[None], neighbours, torch.tensor([own]), expected=self._vectors.count)
-        for start, block in _blocks(self._vectors):
+        nearest = Nearest(query[None], neighbours, torch.tensor([own]), expected=self.vectors.count)
+        for start, block in _blocks(self.vectors):
             nearest.add(block.cpu(), start)
         return nearest.scores[0], nearest.indices[0]
 
-    def _enough(self, asked: Int[Tensor, " m"], homes: Int[Tensor, "m k"]) -> int:
+    def _enough(self) -> int:
         """The fewest cells with which the sample's neighbours are found often enough, and a quarter more."""
-        there = np.minimum(np.searchsorted(self.keys, asked.numpy()), len(self.keys) - 1)
-        known = self.keys[there] == asked.numpy()
-        queries = self._vectors.pick(there[known]).cpu()
-        order = (queries @ self._centres.T).argsort(dim=1, descending=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-        needed = rank.gather(1, homes[torch.from_numpy(known)].long()).flatten().float()
+        needed = self.ranks()[0].float()
         if not len(needed):
-            return len(self._centres)
-        return min(len(self._centres), math.ceil(1.25 * (float(needed.quantile(RECALL)) + 1)))
+            return len(self)
+        return min(len(self), math.ceil(1.25 * (float(needed.quantile(RECALL)) + 1)))
 
     def _measured(self, asked: Int[Tensor, " m"], nearest: Int[Tensor, "m k"]) -> float:
         """The share of some of the sample's nearest that are found, or others as near; who is gone does not count."""
@@ -155,8 +175,8 @@ class Cells:
             own, left = self._positions(row[None]), self._positions(known)
             left = left[left != own] if len(own) else left[:0]
             if len(left):
-                query = self._vectors.pick(own)
-                least = (self._vectors.pick(left) @ query[0]).min().cpu()
+                query = self.vectors.pick(own)
+                least = (self.vectors.pick(left) @ query[0]).min().cpu()
                 scores, _ = self.search(query, len(left), exclude=own)
                 found += int((scores >= least - 1e-6).sum())
                 total += len(left)
@@ -169,18 +189,24 @@ class Cells:
 
 
 def stored_cells(
-    file: Path, vectors: Vectors, *, rows: Int[np.ndarray, " count"], made_of: MadeOf, show: bool = False
+    file: Path,
+    vectors: Vectors,
+    *,
+    rows: Int[np.ndarray, " count"],
+    made_of: MadeOf,
+    beside: float = MOST_BESIDE,
+    show: bool = False,
 ) -> Cells:
     """The cells of these vectors: mapped from the file where it holds theirs, else made and written there.
 
     rows: (count,) ascending, the collection's row of each vector. made_of: as in `stored_links`. Rows that are gone are
-    passed over, and up to 2 % that came since are looked through exactly; beyond, the cells are made again.
+    passed over, and up to 2 % that came since (`beside`) are looked through exactly; beyond, the cells are made again.
     Where writing the file is refused they stay in memory.
     """
     known = _read(file, made_of, vectors)
     if known is not None:
         cells = Cells(vectors, rows, known)
-        if cells.beside <= _MOST_BESIDE * len(rows):
+        if cells.beside <= beside * len(rows):
             return cells
     tensors = made(vectors, rows, show=show)
     with suppress(InputError, OSError):
@@ -240,7 +266,7 @@ def made(vectors: Vectors, rows: Int[np.ndarray, " count"], *, show: bool = Fals
             block = block.cpu()
             here = slice(start, start + len(block))
             nearest.add(block, start)
-            homes[here] = _nearest_centre(block, centres)
+            homes[here] = nearest_centre(block, centres)
             scales[here] = block.abs().amax(1).clamp_min(1e-12) / 127
             codes[here] = (block / scales[here, None]).round().to(torch.int8)
             bar.advance(len(block))
@@ -264,7 +290,7 @@ def _centres(vectors: Vectors, cells: int, random: np.random.Generator) -> Float
     sample = torch.cat([vectors.pick(part).cpu() for part in np.array_split(seen, -(-len(seen) // _BLOCK))])
     centres = sample[torch.from_numpy(random.choice(len(sample), cells, replace=False))]
     for _ in range(_ROUNDS):
-        homes = _nearest_centre(sample, centres)
+        homes = nearest_centre(sample, centres)
         sums = torch.zeros_like(centres).index_add_(0, homes, sample)
         empty = (homes.bincount(minlength=cells) == 0).nonzero()[:, 0]
         sums[empty] = sample[torch.from_numpy(random.choice(len(sample), len(empty)))]
@@ -272,8 +298,8 @@ def _centres(vectors: Vectors, cells: int, random: np.random.Generator) -> Float
     return centres
 
 
-def _nearest_centre(vectors: Float[Tensor, "some dim"], centres: Float[Tensor, "cells dim"]) -> Int[Tensor, " some"]:
-    """The centre with the highest cosine of each. Of groups of scores first the maxima: torch is slow at argmax."""
+def nearest_centre(vectors: Float[Tensor, "some dim"], centres: Float[Tensor, "cells dim"]) -> Int[Tensor, " some"]:
+    """The number of the nearest centre. Of groups of scores first the maxima: torch is slow at argmax."""
     homes = torch.empty(len(vectors), dtype=torch.int64)
     scores = torch.empty(_TILE, len(centres))  # one for all tiles: fresh memory would cost as much as the product
     group = math.gcd(len(centres), _GROUP)

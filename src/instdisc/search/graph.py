@@ -4,8 +4,8 @@
     affinity = graph.affinity()                           # sparse, symmetric, for search/spreading.py
 
 The file holds the SHA-256 of the vectors that it belongs to: after pictures were added, removed or embedded again it is
-computed again, as it is where the file is damaged. Up to 200,000 pictures the neighbours are exact; of more, nearly all
-of them (HNSW) where usearch is installed.
+computed again, as it is where the file is damaged. Up to 200,000 pictures the neighbours are exact; of more, some nine
+of ten (search/joins.py), over which labels spread as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,8 @@ from safetensors.torch import save
 
 from instdisc.errors import InputError, is_shortage
 from instdisc.files import write_whole
-from instdisc.search.approximate import Graph
+from instdisc.search.cells import Cells, made
+from instdisc.search.joins import Join
 from instdisc.search.pairs import Vectors, neighbours_of_all
 from instdisc.shapes import Float, Int
 
@@ -78,11 +78,12 @@ def nearest_graph(vectors: Vectors, neighbours: int = NEIGHBOURS, *, show: bool 
     if k < 1:
         nothing = np.zeros((vectors.count, 0))
         return NeighbourGraph(nothing.astype(np.float32), nothing.astype(np.int32))
-    if vectors.count > EXACT_UP_TO and find_spec("usearch") is not None:
-        scores, positions = Graph(vectors, show=show).neighbours_of_all(k, show=show)
+    if vectors.count > EXACT_UP_TO:
+        rows = np.arange(vectors.count)
+        scores, positions = Join(Cells(vectors, rows, made(vectors, rows, show=show))).neighbours_of_all(k, show=show)
     else:
         scores, positions = neighbours_of_all(vectors, k, show=show)
-    return NeighbourGraph(scores, positions.astype(np.int32))
+    return NeighbourGraph(scores, positions.astype(np.int32, copy=False))
 
 
 def stored_graph(file: Path, vectors: Vectors, *, show: bool = False, most: int | None = None) -> NeighbourGraph | None:

@@ -81,6 +81,13 @@ class Index(Catalogue):
             first += len(part)
         return answer
 
+    def whole(self) -> tuple[Int[np.ndarray, " there"], Float[Tensor, "there dim"]]:
+        """The rows that are there, and their vectors, to be read alone: those of one file of float32 stay in it."""
+        rows, own = np.flatnonzero(~self.removed), self.parts[0]
+        if isinstance(own, Tensor) and own.dtype == torch.float32 and len(rows) == len(own) == len(self):
+            return rows, own
+        return rows, self.vectors(rows)
+
     def present(self, device: torch.device | str = "cpu") -> tuple[Int[np.ndarray, " there"], Vectors]:
         """The rows that are there, and their vectors, read to this device."""
         rows = np.flatnonzero(~self.removed)

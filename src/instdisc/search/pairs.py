@@ -71,8 +71,7 @@ def similar_pairs(
     most: of pairs that are kept; more of them raise InputError. show: a progress bar. Memory beside the pairs: 65,536
     vectors twice, whatever the count.
     """
-    if not 0 < threshold <= 1:
-        raise InputError(f"The similarity must be above 0 and at most 1, not {threshold:g}.")
+    check_threshold(threshold)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     kept = 0
     others, within = (own, True) if against is None else (against, False)
@@ -109,11 +108,11 @@ def similar_pairs(
                         kept += len(good)
                         found.append(((query[good] + low).cpu(), (row[good] + first).cpu(), scores[good].cpu()))
                     if kept > most:
-                        raise _too_many(most, threshold)
+                        raise too_many(most, threshold)
                     bar.advance(min((tile.stop - tile.start) * (last - first), total - bar.done))
     counts = ranks.sizes(kept)
     if sum(counts) > most:
-        raise _too_many(most, threshold)
+        raise too_many(most, threshold)
     nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     columns = (torch.cat(parts) for parts in zip(nothing, *found, strict=True))
     return in_order(*(ranks.gather(column, counts).numpy() for column in columns))
@@ -128,7 +127,14 @@ def _share_of_triangle(count: int) -> tuple[int, int]:
     return begin, end
 
 
-def _too_many(most: int, threshold: float) -> InputError:
+def check_threshold(threshold: float) -> None:
+    """Raises InputError for one that no cosine can have."""
+    if not 0 < threshold <= 1:
+        raise InputError(f"The similarity must be above 0 and at most 1, not {threshold:g}.")
+
+
+def too_many(most: int, threshold: float) -> InputError:
+    """The error for more pairs than are kept."""
     return InputError(f"More than {most:,} pairs are at least {threshold:g} similar: ask for a higher similarity.")
 
 

@@ -350,8 +350,7 @@ class Opened:
 
     def _vectors(self) -> tuple[np.ndarray, Tensor]:
         if self._known is None:
-            rows = np.flatnonzero(~self.index.removed)
-            self._known = rows, self.index.vectors(rows)
+            self._known = self.index.whole()
         return self._known
 
     def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
