@@ -17,6 +17,8 @@ from scipy.ndimage import gaussian_filter
 from instdisc.data.decoding.decode import UnreadableError, format_and_size
 from instdisc.data.sources.open import open_source
 from instdisc.errors import InputError
+from instdisc.search import copies, joins
+from instdisc.search import fingerprints as fingerprints_module
 from instdisc.search.alignment import agreement, guessed, oriented, patches, recoloured, refined, shrunk
 from instdisc.search.closer import Larger, closer_look
 from instdisc.search.copies import SAME_FILE, SAME_PICTURE, Finder, Limits
@@ -94,6 +96,21 @@ def test_each_kind_of_copy_is_proven_and_nothing_else(planted: tuple[list[bytes]
     for pair, changes in expected.items():
         assert proven[pair].kind == SAME_PICTURE and set(proven[pair].changes) == changes, names[pair[0]]
         assert Limits().closer <= proven[pair].agreement <= 1
+
+
+def test_of_very_many_pictures_cells_find_the_likest_and_large_arrays_stand_in_files(
+    planted: tuple[list[bytes], list[str], Fingerprints], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents, _, stored = planted
+    expected = Finder(stored, contents.__getitem__).within(np.array([[0, 5]]))
+    assert len(expected) > 10
+    monkeypatch.setattr(copies, "MANY", 20)
+    monkeypatch.setattr(joins, "RECALL", 1.0)
+    monkeypatch.setattr(fingerprints_module, "_MOST_IN_MEMORY", 100)
+    assert isinstance(stored.scratch((60, 2), np.float32), np.memmap)
+    before = sorted(Path(stored.records.filename).parent.iterdir())  # type: ignore[attr-defined]
+    assert Finder(stored, contents.__getitem__).within(np.array([[0, 5]])) == expected
+    assert sorted(Path(stored.records.filename).parent.iterdir()) == before  # type: ignore[attr-defined]
 
 
 def test_the_best_stays_and_every_copy_is_proven_against_it(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from instdisc.shapes import UInt8
 Part = tuple[Source, np.ndarray, np.ndarray]  # a source, rows there, the collection's rows of these
 KEEP = ("largest", "sharpest", "oldest")
 _FORMATS = ("TIFF", "JPEG", "PNG", "BMP", "WebP", "GIF")  # as cameras and scanners write them, then as copies are saved
+_BLOCK = 65_536  # pictures whose names are read at once
 _GREY_SIDE = 256  # pixels: sharpness is compared at this longer side
 
 
@@ -77,41 +78,45 @@ def look_at_collection(collection: Collection, *, show: bool = False) -> Looked:
     InputError where no picture can be read any more.
     """
     rows = np.flatnonzero(~collection.index.removed)
-    known = collection.index.entries(rows)
     parts: list[Part] = []
     refused: InputError | None = None
     try:
         parts = list(collection.sources())
     except InputError as error:
         refused = error
-    place_of, ids, locations = _names_now(collection, rows, parts)
+    names = _Names(collection, rows, parts)
 
     def read(wanted: np.ndarray) -> Iterator[tuple[int, Any]]:
         asked = np.zeros(len(rows), dtype=bool)
         asked[wanted] = True
-        for source, theirs, ours in parts:
-            here = np.flatnonzero((place_of[ours] >= 0) & asked[place_of[ours]])
-            here = here[np.argsort(theirs[here], kind="stable")]
-            positions = dict(zip(theirs[here].tolist(), place_of[ours[here]].tolist(), strict=True))
-            asked[place_of[ours[here]]] = False
-            for row, content in source.iterate(theirs[here]):
-                yield positions[row], content
-        for position in np.flatnonzero(asked).tolist():
-            yield position, _file_or_error(locations[position])
+        for number, (source, _, _) in enumerate(parts):
+            here = np.flatnonzero((names.part == number) & asked)
+            here = here[np.argsort(names.theirs[here], kind="stable")]
+            position = np.full(len(source), -1, np.int64)
+            position[names.theirs[here]] = here
+            asked[here] = False
+            for row, content in source.iterate(names.theirs[here]):
+                yield int(position[row]), content
+        for left in np.flatnonzero(asked).tolist():
+            yield left, _file_or_error(names.location(left))
 
     def contents(position: int) -> Any:
         try:
             return collection.content(int(rows[position]))
         except UnreadableError:
-            found = _file_or_error(locations[position])
+            found = _file_or_error(names.location(position))
             if isinstance(found, UnreadableError):
                 raise found from None
             return found
 
     def entries(positions: Sequence[int]) -> list[Entry]:
-        return [replace(known[position], path=os.fsdecode(locations[position])) for position in positions]
+        known = collection.index.entries(rows[list(positions)])
+        return [
+            replace(entry, path=os.fsdecode(names.location(position)))
+            for entry, position in zip(known, positions, strict=True)
+        ]
 
-    stored = stored_fingerprints(collection.folder.thumbnails, marks_of(ids, locations), read, show=show)
+    stored = stored_fingerprints(collection.folder.thumbnails, names.marks(), read, show=show)
     if refused is not None and not len(stored.readable()):
         raise refused
     return Looked(_some_readable(stored), entries, contents)
@@ -123,25 +128,59 @@ def marks_now(collection: Collection, rows: np.ndarray) -> UInt8[np.ndarray, "ro
         parts = list(collection.sources())
     except InputError:
         parts = []
-    return marks_of(*_names_now(collection, rows, parts)[1:])
+    return _Names(collection, rows, parts).marks()
 
 
-def _names_now(
-    collection: Collection, rows: np.ndarray, parts: Sequence[Part]
-) -> tuple[np.ndarray, list[bytes], list[bytes]]:
-    """The position among `rows` of each row of the collection (-1: none); their ids, and where they stand now."""
-    place_of = np.full(len(collection.index), -1)
-    place_of[rows] = np.arange(len(rows))
-    known = collection.index.entries(rows)
-    ids = [os.fsencode(one.id) for one in known]
-    locations = [os.fsencode(one.path) for one in known]
-    for number, (source, theirs, ours) in enumerate(parts):
-        here = place_of[ours] >= 0
-        now = Subset(source, theirs[here])
-        for position, location in zip(place_of[ours[here]].tolist(), now.locations(0, len(now)), strict=True):
-            ids[position] = b"%d " % number + ids[position]  # parts that were added may have the ids of others
-            locations[position] = location
-    return place_of, ids, locations
+class _Names:
+    """What pictures of a collection are called now, looked up when they are asked for. rows: of these, ascending.
+
+    part, theirs: (pictures,), which of the parts of its sources each stands in, -1 for none, and the row there.
+    """
+
+    def __init__(self, collection: Collection, rows: np.ndarray, parts: Sequence[Part]) -> None:
+        self._rows, self._sources = rows, [source for source, _, _ in parts]
+        self._known = collection.index.names
+        self.part, self.theirs = np.full(len(rows), -1, np.int32), np.full(len(rows), -1)
+        place_of = np.full(len(collection.index), -1)
+        place_of[rows] = np.arange(len(rows))
+        for number, (_, theirs, ours) in enumerate(parts):
+            here = place_of[ours] >= 0
+            self.part[place_of[ours[here]]] = number
+            self.theirs[place_of[ours[here]]] = theirs[here]
+
+    def read(self, start: int, stop: int) -> tuple[list[bytes], list[bytes]]:
+        """The ids and the locations of the pictures at these positions."""
+        rows = self._rows[start:stop]
+        ids, locations = (
+            [found[row] for row in (rows - rows[0]).tolist()]
+            for found in (read(int(rows[0]), int(rows[-1]) + 1) for read in self._known)
+        )
+        for number, source in enumerate(self._sources):
+            here = np.flatnonzero(self.part[start:stop] == number)
+            now = Subset(source, self.theirs[start:stop][here])
+            for position, location in zip(here.tolist(), now.locations(0, len(now)), strict=True):
+                ids[position] = b"%d " % number + ids[position]  # parts that were added may have the ids of others
+                locations[position] = location
+        return ids, locations
+
+    def location(self, position: int) -> bytes:
+        """Where a picture stands now."""
+        return self.read(position, position + 1)[1][0]
+
+    def marks(self) -> UInt8[np.ndarray, "pictures 16"]:
+        """The marks of all."""
+        return _marks(len(self._rows), self.read)
+
+
+def _marks(
+    count: int, read: Callable[[int, int], tuple[Sequence[bytes], Sequence[bytes]]]
+) -> UInt8[np.ndarray, "pictures 16"]:
+    """`marks_of`, by blocks. read(start, stop): ids and locations."""
+    answer, stats = np.empty((count, 16), np.uint8), dict[bytes, bytes]()
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        answer[start:stop] = marks_of(*read(start, stop), stats)
+    return answer
 
 
 def _file_or_error(location: bytes) -> bytes | UnreadableError:
@@ -166,7 +205,7 @@ def look_at_source(source: Source, file: Path, *, show: bool = False) -> Looked:
             for position in positions
         ]
 
-    marks = marks_of(source.identifiers(0, len(source)), source.locations(0, len(source)))
+    marks = _marks(len(source), lambda start, stop: (source.identifiers(start, stop), source.locations(start, stop)))
     return Looked(_some_readable(stored_fingerprints(file, marks, source.iterate, show=show)), entries, source.read)
 
 

@@ -27,14 +27,18 @@ from instdisc.search.alignment import (
     patches,
     refined,
 )
+from instdisc.search.cells import MANY, Cells, made
 from instdisc.search.closer import Larger, Limits, closer_look
-from instdisc.search.fingerprints import READ, SIDE, Fingerprints, Signatures
+from instdisc.search.fingerprints import SIDE, Fingerprints, Signatures
+from instdisc.search.joins import Join
+from instdisc.search.pairs import Vectors
 from instdisc.shapes import Float, Int, Tensor
 
 SAME_FILE, SAME_PICTURE = "same file", "same picture"
 PROPOSED = 5  # nearest by their signatures, and as many by vectors, that are compared with each picture
 _SMALLEST = 32  # pixels of the shorter side: smaller pictures are compared as they are, not cropped
 _PAIRS, _TOGETHER, _PASSES, _CHUNK, _AT_ONCE = 512, 64, 4, 4_096, 16_384  # pairs at a quick and at a last look
+_KEYED = 1 << 20  # pairs that are numbered at once
 _LIMITS = Limits()
 _FIRST_LOOK = 0.85
 _LOOKS = ((16, 4, 0.8), (32, 3, 0.84), (64, 2, 0.88))  # pixels of a side, steps, least correlation
@@ -103,36 +107,37 @@ class Finder:
         proposed: pairs of positions that are compared beside those whose signatures are alike.
         """
         proven: Proven = {}
-        first = _first_of_each(self.own.records["digest"])
+        first = _first_of_each(self.own.digests)
         positions = self.own.readable()
         for position in positions[first[positions] != positions].tolist():
             proven[int(first[position]), position] = Proof(SAME_FILE, (), 1.0)
         among = asked = positions[first[positions] == positions]
-        pairs = np.zeros((0, 2), np.int64) if proposed is None else first[proposed]
+        keys = self._keys(np.zeros((0, 2), np.int64) if proposed is None else first[proposed])
         for _ in range(_PASSES):
             if len(among) < 2 or not len(asked):
                 break
             nearest = self._alike(asked, among)
-            found = self.verify(np.concatenate([pairs, nearest.reshape(-1, 2)]))
+            near = self._keys(nearest)
+            found = self._verified(np.union1d(keys, near))
             proven |= found
-            near = np.sort(nearest.reshape(-1, 2), axis=1).tolist()
-            same = np.array([(one, other) in found for one, other in near]).reshape(len(asked), -1)
+            known = np.sort(np.array([one * len(self.own) + other for one, other in found], np.int64))
+            ends = np.sort(nearest, axis=2)
+            same = np.isin(ends[:, :, 0] * len(self.own) + ends[:, :, 1], known)
             asked = asked[same.all(axis=1)]  # these may have more copies than were looked at
             copies = np.array([other for _, other in found], np.int64)
             among, asked = among[~np.isin(among, copies)], asked[~np.isin(asked, copies)]
-            pairs = pairs[:0]
+            keys = keys[:0]
         return proven
 
     def across(self, proposed: Int[np.ndarray, "pairs 2"] | None = None) -> Proven:
         """(position here, position there) -> proof, for the others' pictures."""
         here, there = self.own.readable(), self.others.readable()
         proven: Proven = {}
-        known = {
-            digest.tobytes(): position for position, digest in zip(here, self.own.records["digest"][here], strict=True)
-        }
-        for position, digest in zip(there.tolist(), self.others.records["digest"][there], strict=True):
-            if digest.tobytes() in known:
-                proven[int(known[digest.tobytes()]), position] = Proof(SAME_FILE, (), 1.0)
+        order = here[np.argsort(self.own.digests[here], kind="stable")]
+        last = np.searchsorted(self.own.digests[order], self.others.digests[there], side="right") - 1
+        for position, own in zip(there.tolist(), order[last].tolist() if len(order) else [], strict=len(order) > 0):
+            if self.own.digests[own] == self.others.digests[position]:
+                proven[own, position] = Proof(SAME_FILE, (), 1.0)
         if not len(here) or not len(there):
             return proven
         signatures = Signatures(self.own, self.others)
@@ -151,6 +156,11 @@ class Finder:
         """
         own = torch.from_numpy(np.searchsorted(among, asked))
         signatures = Signatures(self.own).of(self.own, among)
+        if len(among) > MANY:
+            vectors, rows = Vectors.of(signatures), np.arange(len(among))
+            join = Join(Cells(vectors, rows, made(vectors, rows, show=self._show)))
+            nearest = join.neighbours_of(own.numpy(), PROPOSED, show=self._show)[1]
+            return np.stack([np.broadcast_to(asked[:, None], nearest.shape), among[nearest]], axis=2)
         found = Nearest(signatures[own], min(PROPOSED, len(among) - 1), own, expected=len(among))
         with Bar(len(among), "Comparing thumbnails", "pictures", enabled=self._show) as bar:
             for start in range(0, len(among), _AT_ONCE):
@@ -162,12 +172,23 @@ class Finder:
 
     def verify(self, pairs: Int[np.ndarray, "pairs 2"], *, last: bool = False) -> Proven:
         """The proofs of those of these pairs that are the same picture. last: nobody will ask for these again."""
-        if self.others is self.own:
-            pairs = np.sort(pairs, axis=1)
-            pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        readable = [stored.records["state"] == READ for stored in (self.own, self.others)]
-        pairs = pairs[readable[0][pairs[:, 0]] & readable[1][pairs[:, 1]]]
-        keys = np.unique(pairs[:, 0] * len(self.others) + pairs[:, 1])
+        return self._verified(self._keys(pairs), last=last)
+
+    def _keys(self, pairs: Int[np.ndarray, "... 2"]) -> Int[np.ndarray, " keys"]:
+        """A number for each pair of readable pictures, ascending, each once."""
+        parts = [np.zeros(0, np.int64)]
+        flat = pairs.reshape(-1, 2)
+        for start in range(0, len(flat), _KEYED):
+            some = flat[start : start + _KEYED]
+            if self.others is self.own:
+                some = np.sort(some, axis=1)
+                some = some[some[:, 0] != some[:, 1]]
+            some = some[self.own.read[some[:, 0]] & self.others.read[some[:, 1]]]
+            parts.append(some[:, 0] * len(self.others) + some[:, 1])
+        return np.unique(np.concatenate(parts))
+
+    def _verified(self, keys: Int[np.ndarray, " keys"], *, last: bool = False) -> Proven:
+        """`verify` of the pairs with these keys."""
         at = np.searchsorted(self._tried, keys)
         todo = keys[np.append(self._tried, -1)[at] != keys]
         if not last:
@@ -176,6 +197,9 @@ class Finder:
             for count, found in self._in_chunks(todo):
                 self._found |= found
                 bar.advance(count)
+        if len(keys) > len(self._found):
+            known = np.array([one * len(self.others) + other for one, other in self._found], np.int64)
+            keys = np.sort(known[np.isin(known, keys)])
         asked = zip(*(axis.tolist() for axis in np.divmod(keys, max(len(self.others), 1))), strict=True)
         return {pair: self._found[pair] for pair in asked if pair in self._found}
 
@@ -232,8 +256,7 @@ class Finder:
 
     def _shorter(self, pairs: Int[np.ndarray, "pairs 2"]) -> Int[np.ndarray, " pairs"]:
         """Pixels of the shorter side of the smaller picture."""
-        facts = [stored.records[name] for stored in (self.own, self.others) for name in ("width", "height")]
-        return np.minimum.reduce([fact[pairs[:, number // 2]] for number, fact in enumerate(facts)])
+        return np.minimum(self.own.shorter[pairs[:, 0]], self.others.shorter[pairs[:, 1]])
 
     def _closer(
         self, pairs: Int[np.ndarray, "pairs 2"], aligned: Aligned
@@ -265,7 +288,7 @@ class Finder:
 
         best_first: orders the pictures of a group by which to keep.
         """
-        first = _first_of_each(self.own.records["digest"])
+        first = _first_of_each(self.own.digests)
         found = []
         for members in _components(proven):
             left = list(best_first(members))
@@ -302,20 +325,19 @@ def _whole(aligned: Aligned) -> Aligned:
 
 
 def _all_patches(stored: Fingerprints) -> Tensor:
-    parts = [
-        patches(stored.grey(np.arange(start, min(start + _CHUNK, len(stored)))))
-        for start in range(0, len(stored), _CHUNK)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, 1, 1, dtype=torch.int8)
+    shape = patches(torch.zeros(1, SIDE, SIDE)).shape[1:]
+    answer = torch.from_numpy(stored.scratch((len(stored), *shape), np.int8))
+    for start in range(0, len(stored), _CHUNK):
+        stop = min(start + _CHUNK, len(stored))
+        answer[start:stop] = patches(stored.grey(np.arange(start, stop)))
+    return answer
 
 
 def _first_of_each(digests: np.ndarray) -> Int[np.ndarray, " pictures"]:
     """For each picture the first with the same digest."""
     if not len(digests):
         return np.zeros(0, np.int64)
-    _, first, kind = np.unique(
-        np.ascontiguousarray(digests).view("V32").ravel(), return_index=True, return_inverse=True
-    )
+    _, first, kind = np.unique(digests, return_index=True, return_inverse=True)
     return first[kind]
 
 

@@ -10,12 +10,15 @@ interrupted, so that the next time goes on from there.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from scipy.fft import dct
 from instdisc.data.decoding.decode import UnreadableError, decode, decode_stored, format_and_size
 from instdisc.errors import InputError, advice
 from instdisc.progress import Bar
-from instdisc.shapes import Float, Int, Tensor, UInt8
+from instdisc.shapes import Bool, Float, Int, Tensor, UInt8
 
 SIDE, COLOUR_SIDE = 64, 16  # pixels of the thumbnails, which are square: the whole picture, squashed
 GREY = (0.299, 0.587, 0.114)
@@ -48,6 +51,7 @@ RECORD = np.dtype(
 Contents = Iterator[tuple[int, Any]]  # (position, what a source gives, or an UnreadableError)
 _CHUNK = 4_096
 _MOST_THREADS = 8
+_MOST_IN_MEMORY = 1 << 30  # bytes
 _SAMPLED = 20_000  # pictures by which signatures are scaled
 _LOW = 8  # frequencies along each axis
 _LEVELS = 5  # of brightness
@@ -62,9 +66,32 @@ class Fingerprints:
     def __len__(self) -> int:
         return len(self.records)
 
+    @cached_property
+    def read(self) -> Bool[np.ndarray, " pictures"]:
+        """Which pictures could be read."""
+        return np.asarray(self.records["state"] == READ)
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """(pictures,) of 32 bytes: what the files hold."""
+        return np.ascontiguousarray(self.records["digest"]).view("V32").ravel()
+
+    @cached_property
+    def shorter(self) -> Int[np.ndarray, " pictures"]:
+        """Pixels of the shorter side."""
+        return np.minimum(self.records["width"], self.records["height"])
+
     def readable(self) -> Int[np.ndarray, " readable"]:
         """The positions of the pictures that could be read."""
-        return np.flatnonzero(self.records["state"] == READ)
+        return np.flatnonzero(self.read)
+
+    def scratch(self, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
+        """Room for numbers of each picture: where that is large, in a nameless file beside the thumbnails."""
+        if math.prod(shape) * np.dtype(kind).itemsize <= _MOST_IN_MEMORY:
+            return np.empty(shape, kind)
+        beside = getattr(self.records, "filename", None)
+        with tempfile.TemporaryFile(dir=None if beside is None else Path(beside).parent) as file:
+            return np.memmap(file, kind, "w+", shape=shape)
 
     def grey(self, positions: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures side side"]:
         """Thumbnails, 0..255."""
@@ -109,9 +136,14 @@ def stored_fingerprints(
     return Fingerprints(new)
 
 
-def marks_of(ids: Sequence[bytes], locations: Sequence[bytes]) -> UInt8[np.ndarray, "pictures 16"]:
-    """A mark for each picture, another one once its file has another size or date."""
-    stats: dict[bytes, bytes] = {}
+def marks_of(
+    ids: Sequence[bytes], locations: Sequence[bytes], stats: dict[bytes, bytes] | None = None
+) -> UInt8[np.ndarray, "pictures 16"]:
+    """A mark for each picture, another one once its file has another size or date.
+
+    stats: what is known of files that hold many, for who asks for a part of them at a time.
+    """
+    stats = {} if stats is None else stats
     marks = np.empty((len(ids), 16), np.uint8)
     for position, (identifier, location) in enumerate(zip(ids, locations, strict=True)):
         found = _stamp(location)
@@ -242,12 +274,14 @@ class Signatures:
 
     def of(self, stored: Fingerprints, positions: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures dim"]:
         """The signatures of some pictures."""
-        parts = []
+        width = len(self._sizes[0]) + self._scaled.shape[1]
+        answer = torch.from_numpy(stored.scratch((len(positions), width), np.float32))
         for start in range(0, len(positions), _CHUNK):
             sizes, tints = _features(stored, positions[start : start + _CHUNK])
             halves = ((sizes - self._sizes[0]) / self._sizes[1], (tints - self._tints) @ self._scaled)
-            parts.append(torch.cat([torch.nn.functional.normalize(half, dim=1) for half in halves], dim=1))
-        return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+            both = torch.cat([torch.nn.functional.normalize(half, dim=1) for half in halves], dim=1)
+            answer[start : start + len(both)] = torch.nn.functional.normalize(both, dim=1)
+        return answer
 
 
 def _floored(values: Tensor, share: float = 0.05) -> Tensor:

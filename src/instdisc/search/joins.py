@@ -49,18 +49,24 @@ class Join:
         self.looked = min(_MOST_LOOKED, len(cells), int(np.ceil(enough)))
         self.recall = float((judged < self.looked).float().mean()) if len(judged) else 1.0
 
-    @torch.no_grad()
     def neighbours_of_all(
         self, neighbours: int, *, show: bool = False
     ) -> tuple[Float[np.ndarray, "count k"], Int[np.ndarray, "count k"]]:
         """As `pairs.neighbours_of_all`, but for those that stand in cells farther off. Positions are int32."""
-        count = self._vectors.count
-        scores, positions = torch.empty(count, neighbours), torch.empty(count, neighbours, dtype=torch.int32)
-        with Bar(count, "Comparing pictures", "pictures", enabled=show) as bar:
-            for start in range(0, count, _BLOCK):
-                block = self._vectors.read(start, min(start + _BLOCK, count)).cpu()
-                here = slice(start, start + len(block))
-                scores[here], positions[here] = self._nearest(block, start, neighbours)
+        return self.neighbours_of(np.arange(self._vectors.count), neighbours, show=show)
+
+    @torch.no_grad()
+    def neighbours_of(
+        self, asked: Int[np.ndarray, " asked"], neighbours: int, *, show: bool = False
+    ) -> tuple[Float[np.ndarray, "asked k"], Int[np.ndarray, "asked k"]]:
+        """The same for the vectors at some positions alone."""
+        scores = torch.empty(len(asked), neighbours)
+        positions = torch.empty(len(asked), neighbours, dtype=torch.int32)
+        with Bar(len(asked), "Comparing pictures", "pictures", enabled=show) as bar:
+            for start in range(0, len(asked), _BLOCK):
+                own = asked[start : start + _BLOCK]
+                block, here = self._vectors.pick(own).cpu(), slice(start, start + len(own))
+                scores[here], positions[here] = self._nearest(block, torch.from_numpy(own), neighbours)
                 bar.advance(len(block))
         return scores.numpy(), positions.numpy()
 
@@ -105,9 +111,10 @@ class Join:
         cells, threads = counts.nonzero()[:, 0].tolist(), fitting_threads()
         return shared(one, cells, threads) if min(threads, len(cells) - 1) > 1 else map(one, cells)
 
-    @torch.no_grad()
-    def _nearest(self, block: Float[Tensor, "block dim"], start: int, neighbours: int) -> tuple[Tensor, Tensor]:
-        """(scores, positions) of the nearest of a block of the vectors, whose positions begin at `start`."""
+    def _nearest(
+        self, block: Float[Tensor, "block dim"], own: Int[Tensor, " block"], neighbours: int
+    ) -> tuple[Tensor, Tensor]:
+        """(scores, positions) of the nearest of a block of the vectors, which stand at the positions `own`."""
         wanted = neighbours + _MORE
         rough = torch.full((len(block), self.looked, wanted), -torch.inf)
         found = torch.zeros(rough.shape, dtype=torch.int32)
@@ -119,9 +126,9 @@ class Join:
                 return
             for some, slot in zip(queries.split(_TILE), slots.split(_TILE), strict=True):
                 scores = block[some] @ vectors.T
-                at = torch.searchsorted(positions, some + start).clamp(max=len(positions) - 1)
-                own = (positions[at] == some + start).nonzero()[:, 0]
-                scores[own, at[own]] = -torch.inf
+                at = torch.searchsorted(positions, own[some]).clamp(max=len(positions) - 1)
+                here = (positions[at] == own[some]).nonzero()[:, 0]
+                scores[here, at[here]] = -torch.inf
                 best, columns = best_columns(scores, width)
                 rough[some, slot, :width], found[some, slot, :width] = best, positions[columns].to(torch.int32)
 
@@ -137,7 +144,7 @@ class Join:
         scores, positions = (torch.cat(parts) for parts in zip(*answers, strict=True))
         short = (scores[:, -1] == -torch.inf).nonzero()[:, 0]
         if len(short):  # so few stand in these cells
-            exact = Nearest(block[short], neighbours, short + start, expected=self._vectors.count)
+            exact = Nearest(block[short], neighbours, own[short], expected=self._vectors.count)
             for first in range(0, self._vectors.count, _BLOCK):
                 exact.add(self._vectors.read(first, min(first + _BLOCK, self._vectors.count)).cpu(), first)
             scores[short], positions[short] = exact.scores, exact.indices
