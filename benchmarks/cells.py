@@ -2,11 +2,13 @@
 
     python benchmarks/cells.py                                         # of scikit-learn's digits
     python benchmarks/cells.py --vectors vectors.npy --folder FOLDER   # of a real collection's unit rows (n, dim)
+    python benchmarks/cells.py --all --folder FOLDER                   # the neighbours of all: an hour of two cores
 
 Ten million vectors are made of the given ones: each is one of these moved by seven tenths of the difference of two of
 its ten nearest, so that they lie as the given ones do. They are written as float16, and used again where FOLDER is
 given. Then cells are made of them, opened in a new process, and asked for 20 neighbours of vectors that are among them:
 recall of the ten nearest against exact search, time of a query, memory. The result goes to results/cells.json.
+With --all each vector's ten neighbours are found (search/joins.py); that goes to results/joins.json.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from record import record
 
 from instdisc.neighbours import Nearest, top_k
 from instdisc.search.cells import CELLS, stored_cells
+from instdisc.search.joins import Join
 from instdisc.search.pairs import Vectors
 
 SHIFT, CLOSE, ASKED, BLOCK = 0.7, 10, 200, 65_536
@@ -39,9 +43,14 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path)
     parser.add_argument("--folder", type=Path, help="where the vectors and the cells are kept: 7 GB")
     parser.add_argument("--count", type=int, default=10_000_000)
+    parser.add_argument("--all", action="store_true", help="find the neighbours of all, in place of some")
+    parser.add_argument("--joined", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--asked", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
+    if settings.joined:
+        print(json.dumps(joined(settings.folder / "rows.npy")))
+        return
     if settings.asked:
         print(json.dumps(asked(settings.folder / "rows.npy")))
         return
@@ -55,8 +64,21 @@ def measured(settings: argparse.Namespace, folder: Path) -> None:
     if not file.is_file():
         write(file, real(settings.vectors), settings.count)
     built = build(file)
-    command = [sys.executable, __file__, "--folder", str(folder), "--asked"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--folder", str(folder), "--joined" if settings.all else "--asked"]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    if settings.all:
+        record(
+            settings.results / "joins.json",
+            name="joins",
+            command=f"python benchmarks/cells.py --all --vectors vectors.npy --folder FOLDER --count {settings.count}",
+            unit=f"seconds for the ten neighbours of each of {settings.count:,} vectors, cells made before",
+            values=[found.pop("seconds")],
+            seeds=[0],
+            pictures=settings.count,
+            **found,
+        )
+        return
     record(
         settings.results / "cells.json",
         name="cells",
@@ -128,10 +150,7 @@ def asked(file: Path) -> dict[str, object]:
         positions.append(cells.search(query[None], 20, exclude=np.array([place]))[1][0])
         times.append(1000 * (time.perf_counter() - started))
     after = memory()
-    exact = Nearest(queries, 10, torch.from_numpy(own), expected=vectors.count)
-    for start in range(0, vectors.count, BLOCK):
-        exact.add(vectors.read(start, min(start + BLOCK, vectors.count)), start)
-    found = [len(np.intersect1d(one[:10], other)) for one, other in zip(positions, exact.indices, strict=True)]
+    found = [len(np.intersect1d(one[:10], other)) for one, other in zip(positions, exactly(vectors, own), strict=True)]
     return {
         "ms": [round(one, 2) for one in times],
         "ms_p95": round(float(np.percentile(times, 95)), 2),
@@ -140,6 +159,49 @@ def asked(file: Path) -> dict[str, object]:
         "opened_seconds": round(opened, 2),
         **after,
     }
+
+
+def joined(file: Path) -> dict[str, object]:
+    """Of the neighbours of all: seconds, what recall they say and have, and the most memory that was no file's."""
+    vectors = vectors_of(file)
+    cells = stored_cells(
+        file.with_name(CELLS), vectors, rows=np.arange(vectors.count), made_of=[("made", vectors.count)], beside=0
+    )
+    join = Join(cells)
+    most, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            most[0] = max(most[0], memory()["own_mb"])
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    started, used = time.perf_counter(), time.process_time()
+    _, positions = join.neighbours_of_all(10, show=True)
+    seconds, used = time.perf_counter() - started, time.process_time() - used
+    done.set()
+    watching.join()
+    own = np.random.default_rng(1).choice(vectors.count, ASKED, replace=False)
+    exact = exactly(vectors, own)
+    found = [len(np.intersect1d(positions[one], other)) for one, other in zip(own.tolist(), exact, strict=True)]
+    return {
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(used, 1),
+        "cells_looked_through": join.looked,
+        "cells": len(cells),
+        "recall": statistics.fmean(found) / 10,
+        "recall_said": join.recall,
+        "most_own_mb": round(most[0]),
+        "most_mb": memory()["most_mb"],
+    }
+
+
+def exactly(vectors: Vectors, own: np.ndarray) -> np.ndarray:
+    """The ten nearest others of some of the vectors."""
+    exact = Nearest(vectors.pick(own), 10, torch.from_numpy(own), expected=vectors.count)
+    for start in range(0, vectors.count, BLOCK):
+        exact.add(vectors.read(start, min(start + BLOCK, vectors.count)), start)
+    return exact.indices.numpy()
 
 
 def memory() -> dict[str, float]:

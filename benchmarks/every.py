@@ -36,6 +36,7 @@ class Measurement:
     small: str | None
     lacks: Callable[[], str] = lambda: ""
     folder: str = "benchmarks"
+    script: str = ""  # where its name is another
 
 
 def _packages(*names: str) -> Callable[[], str]:
@@ -83,6 +84,7 @@ MEASUREMENTS = {
         "--out {}/floors.json", "--out {}/floors.json --count 2000 --many 4000 --seconds 0.01", _two_cores
     ),
     "cells": Measurement("--results {}", "--results {} --count 3000"),
+    "joins": Measurement("--all --results {}", "--all --results {} --count 3000", script="cells"),
     "all_pairs": Measurement("--results {}", "--results {} --counts 3000", _packages("usearch")),
     "spreading": Measurement("--out {}/spreading.json", "--out {}/spreading.json --pictures 3000 --repeats 1"),
     "scan": Measurement("--out {}/scan.json", "--out {}/scan.json --files 2000 --repeats 1"),
@@ -115,7 +117,7 @@ def main() -> None:
                 print(f"{name}: skipped ({lacks or 'its tests are its small version'})", flush=True)
                 continue
             words = given.replace("{}", away if settings.small else str(settings.results)).split()
-            script = f"{measurement.folder}/{name}.py"
+            script = f"{measurement.folder}/{measurement.script or name}.py"
             print(f"{name}: python {script} {' '.join(words)}", flush=True)
             started = time.monotonic()
             done = subprocess.run(

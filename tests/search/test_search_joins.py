@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,10 @@ from instdisc.search.cells import CELLS, Cells, made
 from instdisc.search.graph import nearest_graph
 from instdisc.search.joins import Join
 from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
+from instdisc.serve import opened as opened_module
+from instdisc.serve.opened import Opened
 
-COUNT = 5_000
+COUNT, PICTURES = 5_000, 41
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,9 @@ def test_the_graph_of_many_is_theirs(rows: torch.Tensor, monkeypatch: pytest.Mon
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("joined")
-    picture_folder(folder / "pictures", 40)
+    picture_folder(folder / "pictures", PICTURES - 1)
+    first = min((folder / "pictures").glob("*/*.png"))
+    shutil.copy(first, first.with_name("copy.png"))
     return train(folder / "pictures", folder / "run", tiny(epochs=1), say=None).path
 
 
@@ -132,10 +137,20 @@ def test_jobs_on_a_large_collection_use_cells_and_find_the_same(
         return [float(one) if one.replace(".", "", 1).isdigit() else one for line in lines for one in line]
 
     exact = tables(False)
-    assert len(exact) > 300
+    page = Opened(run, device="cpu")
+    alike = page.compared(*page.index.present()).similar_pairs(0.2)
+    page.make_outliers()
+    unusual = page.known_outliers()
+    assert len(exact) > 300 and any(str(one).endswith("copy.png") for one in exact) and len(alike) > 100
     monkeypatch.setattr(duplicates_job, "MANY", 30)
     monkeypatch.setattr(joins, "RECALL", 1.0)
     assert tables(True) == [pytest.approx(one, abs=2e-6) if isinstance(one, float) else one for one in exact]
+    monkeypatch.setattr(opened_module, "MANY", 30)
+    page = Opened(run, device="cpu")
+    found = page.compared(*page.index.present()).similar_pairs(0.2)
+    assert {*zip(found.first, found.second, strict=True)} == {*zip(alike.first, alike.second, strict=True)}
+    page.make_outliers()
+    assert page.known_outliers() == unusual
     folder = RunFolder(run)
     assert (folder.index / CELLS).is_file() and not folder.links.exists()
 
@@ -147,22 +162,22 @@ def test_a_map_of_many_places_each_beside_what_it_is_like(run: Path, monkeypatch
     monkeypatch.setattr(map_job, "_BLOCK", 7)
     shares: list[float] = []
     found = [load_file(make_map(run, device="cpu", progress=shares.append, say=None)) for _ in range(2)]
-    assert torch.equal(found[0]["points"], found[1]["points"]) and found[0]["rows"].tolist() == list(range(40))
+    assert torch.equal(found[0]["points"], found[1]["points"]) and found[0]["rows"].tolist() == list(range(PICTURES))
     assert shares[: len(shares) // 2] == sorted(shares[: len(shares) // 2]) and shares[0] > 0 and shares[-1] == 1
     points = found[0]["points"].double()
-    assert len(points.unique(dim=0)) == 40
-    vectors = Collection(run).index.vectors(np.arange(40)).double()
-    drawn = np.sort(np.random.default_rng(0).choice(40, 12, replace=False))
+    assert len(points.unique(dim=0)) == PICTURES
+    vectors = Collection(run).index.vectors(np.arange(PICTURES)).double()
+    drawn = np.sort(np.random.default_rng(0).choice(PICTURES, 12, replace=False))
     likest = (vectors @ vectors[drawn].T).argmax(1)
     apart = torch.cdist(points, points[drawn])
     gap = torch.cdist(points[drawn], points[drawn]).fill_diagonal_(torch.inf).amin(1)
-    assert (apart[torch.arange(40), likest] <= gap[likest] / 2 + 1e-5).all()
+    assert (apart[torch.arange(PICTURES), likest] <= gap[likest] / 2 + 1e-5).all()
 
 
 def test_all_vectors_of_one_file_are_not_copied(run: Path) -> None:
     index = Collection(run).index
     rows, vectors = index.whole()
-    assert rows.tolist() == list(range(40)) and vectors.data_ptr() == index.parts[0].data_ptr()
+    assert rows.tolist() == list(range(PICTURES)) and vectors.data_ptr() == index.parts[0].data_ptr()
     index.removed[3] = True
     rows, left = index.whole()
     assert 3 not in rows and torch.equal(left, vectors[torch.from_numpy(rows)])

@@ -34,7 +34,7 @@ from instdisc.search.copies import PROPOSED
 from instdisc.search.graph import stored_graph
 from instdisc.search.groups import linked
 from instdisc.search.joins import Join
-from instdisc.search.pairs import Vectors, neighbours_of_all, similar_pairs
+from instdisc.search.pairs import Exact, Vectors
 from instdisc.search.stored import stored_links
 
 _MOST_LINKED = 100_000  # pictures whose neighbour graph is made for this
@@ -79,8 +79,8 @@ def duplicates(
     _check_keep(keep)
     with ranks.distributed():
         collection, say = opened(run, bank, approximate, train_source, device, say)
-        _, vectors = collection.index.present(ranks.device(device))
-        near = graph_of(collection, vectors, say).neighbours_of_all if approximate else None
+        rows, vectors = collection.index.present(ranks.device(device))
+        near = comparing(collection, rows, vectors, True, say).neighbours_of_all if approximate else None
         proposed = proposed_pairs(vectors, say, near, kept=None if bank else collection.folder.neighbour_graph)
         if not ranks.is_main():
             return []
@@ -135,8 +135,8 @@ def look_alikes(
         if listed:  # the main process alone knows them
             left = np.flatnonzero(~np.isin(rows, listed))
             rows, vectors = rows[left], vectors.some(left)
-        compared = graph_of(collection, vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
-        pairs = compared(usual_threshold(threshold, collection, say), show=say is not None)
+        compared = comparing(collection, rows, vectors, approximate, say)
+        pairs = compared.similar_pairs(usual_threshold(threshold, collection, say), show=say is not None)
         if not ranks.is_main():
             return []
     found = []
@@ -191,7 +191,7 @@ def proposed_pairs(
             return np.zeros((0, 2), np.int64)
         positions = graph.places[:, :neighbours].astype(np.int64)
     else:
-        _, positions = (near or partial(neighbours_of_all, vectors))(neighbours, show=say is not None)
+        _, positions = (near or Exact(vectors).neighbours_of_all)(neighbours, show=say is not None)
     return np.stack([np.repeat(np.arange(vectors.count), neighbours), positions.ravel()], axis=1)
 
 
@@ -246,20 +246,25 @@ def refuse_graph(asked: bool) -> None:
         raise InputError("A graph is one process's work: leave out --approximate, or start without torchrun.")
 
 
-def graph_of(collection: Collection, vectors: Vectors, say: Say) -> Graph | Join:
-    """The graph over the vectors that are there, kept in RUN/index/, and a word on how good it is.
+def comparing(
+    collection: Collection, rows: np.ndarray, vectors: Vectors, approximate: bool, say: Say
+) -> Exact | Graph | Join:
+    """What compares the vectors of these rows of the collection: exactly, or, with a word on how good it is, nearly.
 
-    Of more than two million pictures, where a graph takes hours to build: cells, and who stands in those around.
+    By a graph that is kept in RUN/index/; of more than two million, of which it takes hours to build, by cells.
     """
-    rows, file, show = np.flatnonzero(~collection.index.removed), collection.folder.links, say is not None
+    file, show = collection.folder.links, say is not None
+    if not approximate:
+        return Exact(vectors)
+    found: Graph | Join
     if len(rows) > MANY:
-        cells = stored_cells(file.with_name(CELLS), vectors, rows=rows, made_of=collection.made_of, beside=0, show=show)
-        graph: Graph | Join = Join(cells)
+        cells = file.with_name(CELLS)
+        found = Join(stored_cells(cells, vectors, rows=rows, made_of=collection.made_of, beside=0, show=show))
     else:
-        graph = stored_links(file, vectors, rows=rows, made_of=collection.made_of, show=show)
+        found = stored_links(file, vectors, rows=rows, made_of=collection.made_of, show=show)
     if say is not None:
-        say(f"Approximate: {100 * graph.recall:.1f} % of the ten nearest are found, as measured against exact search.")
-    return graph
+        say(f"Approximate: {100 * found.recall:.1f} % of the ten nearest are found, as measured against exact search.")
+    return found
 
 
 _COLUMNS = (

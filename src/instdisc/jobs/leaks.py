@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from instdisc.data.sources.subset import Subset
 from instdisc.files import csv_text, write_text
 from instdisc.jobs import index as index_job
 from instdisc.jobs.copies import Looked, look_at_collection, look_at_source
-from instdisc.jobs.duplicates import Say, folder_of, graph_of, opened, usual_threshold
+from instdisc.jobs.duplicates import Say, comparing, folder_of, opened, usual_threshold
 from instdisc.jobs.embed import embedded, forget
 from instdisc.jobs.search import Neighbour, pixels_or_grey
 from instdisc.jobs.sources import findable
 from instdisc.report import neighbour_sheet
 from instdisc.search.copies import PROPOSED, Finder, Proof
-from instdisc.search.pairs import Pairs, Vectors, similar_pairs
+from instdisc.search.pairs import Pairs, Vectors
 
 LOOK_ALIKE = "look-alike"
 _DRAWN = 40
@@ -76,10 +75,10 @@ def leaks(
         others = Vectors.of(values.to(torch_device))
         pairs = None
         if look_alikes:
-            compared = (
-                graph_of(collection, vectors, say).similar_pairs if approximate else partial(similar_pairs, vectors)
+            compared = comparing(collection, rows, vectors, approximate, say)
+            pairs = compared.similar_pairs(
+                usual_threshold(threshold, collection, say), against=others, show=say is not None
             )
-            pairs = compared(usual_threshold(threshold, collection, say), against=others, show=say is not None)
         _, nearest = collection.index.search(values, min(PROPOSED, len(rows)))
         if not ranks.is_main():
             return []

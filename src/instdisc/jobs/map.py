@@ -6,7 +6,6 @@ RUN/map/map.safetensors    rows (n,) int64, points (n, 2) float32; metadata: the
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from instdisc.errors import InputError, counted
 from instdisc.files import replacing, save_tensors
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import AnyRun, Collection
-from instdisc.jobs.duplicates import graph_of
+from instdisc.jobs.duplicates import comparing
 from instdisc.jobs.tsne import embed_in_plane
 from instdisc.neighbours import top_k
 from instdisc.progress import Bar
 from instdisc.search.approximate import Graph
 from instdisc.search.joins import Join
-from instdisc.search.pairs import Vectors, neighbours_of_all
+from instdisc.search.pairs import Exact, Vectors
 from instdisc.shapes import Float, Int
 
 _PERPLEXITY = 30
@@ -64,14 +63,15 @@ def make_map(
         some = min(max(_LIKE // len(rows), _FEWEST), _SAMPLE)
         drawn = np.sort(np.random.default_rng(0).choice(len(rows), some, replace=False))
     whole = len(drawn) == len(rows)
-    graph = graph_of(collection, vectors, say) if approximate and whole else None
     drawing = 1 if whole else _DRAWING_SHARE
 
     def tell(share: float) -> None:
         if progress is not None:
             progress(drawing * share)
 
-    points = _drawn(vectors.some(drawn), graph, tell, show=say is not None)
+    chosen = vectors.some(drawn)
+    compared = comparing(collection, rows[drawn], chosen, approximate and whole, say)
+    points = _drawn(chosen, compared, tell, show=say is not None)
     if not whole:
         points = _placed(vectors, drawn, points, progress, show=say is not None)
     file = collection.folder.map
@@ -84,13 +84,12 @@ def make_map(
 
 
 def _drawn(
-    vectors: Vectors, graph: Graph | Join | None, tell: Callable[[float], None], *, show: bool
+    vectors: Vectors, compared: Exact | Graph | Join, tell: Callable[[float], None], *, show: bool
 ) -> Float[np.ndarray, "pictures 2"]:
-    """The points of all of these, by t-SNE. graph: which finds the neighbours; exactly without."""
+    """The points of all of these, by t-SNE. compared: finds their neighbours."""
     count = vectors.count
     perplexity = min(_PERPLEXITY, (count - 1) // 3)
-    found = partial(neighbours_of_all, vectors) if graph is None else graph.neighbours_of_all
-    scores, positions = found(min(3 * perplexity, count - 1), show=show)
+    scores, positions = compared.neighbours_of_all(min(3 * perplexity, count - 1), show=show)
     tell(_NEIGHBOURS_SHARE)
     sample = vectors.read(0, min(count, 20_000)).cpu()
     axes = torch.linalg.eigh((sample - sample.mean(0)).T.cov())[1][:, -2:]

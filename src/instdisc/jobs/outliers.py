@@ -6,7 +6,6 @@ import csv
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from instdisc.errors import InputError
 from instdisc.files import csv_text, write_text
 from instdisc.jobs import index as index_job
 from instdisc.jobs.collection import AnyRun, Collection
-from instdisc.jobs.duplicates import graph_of, refuse_graph
+from instdisc.jobs.duplicates import comparing, refuse_graph
 from instdisc.jobs.search import Neighbour, picture_or_grey
 from instdisc.report import neighbour_sheet
 from instdisc.search.catalogue import Entry
 from instdisc.search.mahalanobis import outlier_scores
-from instdisc.search.pairs import neighbours_of_all
 from instdisc.shapes import Float, Tensor
 
 WAYS = ("outlier_score", "similarity", "uniqueness")
@@ -84,10 +82,8 @@ def outliers(
         )
         index = collection.index
         rows, vectors = index.present(ranks.device(device))
-        found = (
-            graph_of(collection, vectors, say).neighbours_of_all if approximate else partial(neighbours_of_all, vectors)
-        )
-        scores, positions = found(neighbours, show=say is not None)
+        compared = comparing(collection, rows, vectors, approximate, say)
+        scores, positions = compared.neighbours_of_all(neighbours, show=say is not None)
         unusual = np.full(len(rows), np.nan, np.float32)
         if by == "outlier_score":
             unusual = _outlier_scores(collection, rows, device, show=say is not None)

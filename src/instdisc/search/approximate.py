@@ -21,7 +21,7 @@ import torch
 from instdisc.errors import InputError
 from instdisc.neighbours import Nearest, require_finite
 from instdisc.progress import Bar
-from instdisc.search.pairs import Pairs, Vectors, check_threshold, in_order
+from instdisc.search.pairs import MOST_PAIRS, Pairs, Vectors, check_threshold, in_order
 from instdisc.shapes import Float, Int, Tensor
 
 RECALL = 0.99
@@ -157,7 +157,7 @@ class Graph:
         return scores, positions
 
     def similar_pairs(
-        self, threshold: float, *, against: Vectors | None = None, most: int = 5_000_000, show: bool = False
+        self, threshold: float, *, against: Vectors | None = None, most: int = MOST_PAIRS, show: bool = False
     ) -> Pairs:
         """As `pairs.similar_pairs`: of each picture as many neighbours are asked for as are above the threshold."""
         check_threshold(threshold)

@@ -23,7 +23,7 @@ from instdisc.neighbours import Nearest, shared
 from instdisc.neighbours.selection import best_columns
 from instdisc.progress import Bar
 from instdisc.search.cells import Cells
-from instdisc.search.pairs import Pairs, Vectors, check_threshold, in_order, too_many
+from instdisc.search.pairs import MOST_PAIRS, Pairs, Vectors, check_threshold, in_order, too_many
 from instdisc.shapes import Float, Int, Tensor
 from instdisc.system import fitting_threads
 
@@ -72,7 +72,7 @@ class Join:
 
     @torch.no_grad()
     def similar_pairs(
-        self, threshold: float, *, against: Vectors | None = None, most: int = 5_000_000, show: bool = False
+        self, threshold: float, *, against: Vectors | None = None, most: int = MOST_PAIRS, show: bool = False
     ) -> Pairs:
         """As `pairs.similar_pairs`, but for pairs whose cells lie farther apart."""
         check_threshold(threshold)

@@ -24,6 +24,7 @@ from instdisc.progress import Bar
 from instdisc.shapes import Float, Int, Tensor
 from instdisc.system import beside_others
 
+MOST_PAIRS = 5_000_000
 _QUERIES, _ROWS, _TILE = 65_536, 16_384, 256
 
 
@@ -64,7 +65,7 @@ class Pairs:
 
 
 def similar_pairs(
-    own: Vectors, threshold: float, *, against: Vectors | None = None, most: int = 5_000_000, show: bool = False
+    own: Vectors, threshold: float, *, against: Vectors | None = None, most: int = MOST_PAIRS, show: bool = False
 ) -> Pairs:
     """Every pair whose cosine is at least `threshold`: within `own`, or between it and `against`.
 
@@ -172,3 +173,22 @@ def neighbours_of_all(
             part = slice(start - begin, stop - begin)
             scores[part], positions[part] = nearest.scores.cpu(), nearest.indices.cpu()
     return ranks.gather(scores).numpy(), ranks.gather(positions).numpy()
+
+
+@dataclass(frozen=True)
+class Exact:
+    """All of some vectors, compared as above; `approximate.Graph` and `joins.Join` do the same nearly, and sooner."""
+
+    vectors: Vectors
+
+    def neighbours_of_all(
+        self, neighbours: int, *, show: bool = False
+    ) -> tuple[Float[np.ndarray, "count k"], Int[np.ndarray, "count k"]]:
+        """The function of this name."""
+        return neighbours_of_all(self.vectors, neighbours, show=show)
+
+    def similar_pairs(
+        self, threshold: float, *, against: Vectors | None = None, most: int = MOST_PAIRS, show: bool = False
+    ) -> Pairs:
+        """The function of this name."""
+        return similar_pairs(self.vectors, threshold, against=against, most=most, show=show)

@@ -23,7 +23,7 @@ from instdisc.jobs import label as label_job
 from instdisc.jobs import votes as votes_job
 from instdisc.jobs.collection import Collection
 from instdisc.jobs.copies import grouped, look_at_collection
-from instdisc.jobs.duplicates import proposed_pairs
+from instdisc.jobs.duplicates import comparing, proposed_pairs
 from instdisc.jobs.identity import unreadable_before
 from instdisc.jobs.index import changing, recompute_meanwhile
 from instdisc.jobs.map import make_map, read_map
@@ -31,7 +31,11 @@ from instdisc.jobs.outliers import known_outliers, outliers
 from instdisc.jobs.run import Run
 from instdisc.jobs.sources import stamps_of
 from instdisc.runs import RunFolder
+from instdisc.search.approximate import Graph
+from instdisc.search.cells import MANY
 from instdisc.search.index import Index
+from instdisc.search.joins import Join
+from instdisc.search.pairs import Exact, Vectors
 from instdisc.serve.facts import CopyFacts, Done, FileFacts, LabelState, Suggestions, Undone
 from instdisc.shapes import Float, Tensor
 
@@ -97,7 +101,8 @@ class Opened:
 
     def make_outliers(self) -> None:
         """Compute and keep the outlier scores: every picture is read."""
-        outliers(self.collection, bank=True, device=self._device, say=None)
+        many = int((~self.index.removed).sum()) > MANY
+        outliers(self.collection, bank=True, approximate=many, device=self._device, say=None)
 
     def make_graph(self) -> None:
         """Compute and keep the neighbour graph, whatever time it takes."""
@@ -147,6 +152,10 @@ class Opened:
             [CopyFacts(**{name: getattr(one, name) for name in names}) for one in (group.kept, *group.copies)]
             for group in found
         ]
+
+    def compared(self, rows: np.ndarray, vectors: Vectors) -> Exact | Graph | Join:
+        """What compares the vectors of these rows: exactly, but of more than two million nearly."""
+        return comparing(self.collection, rows, vectors, len(rows) > MANY, None)
 
     def location(self, row: int) -> str:
         """Where a picture's file is now."""

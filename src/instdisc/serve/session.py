@@ -341,11 +341,11 @@ class Session:
         self, threshold: float, gone: frozenset[int], returned: int
     ) -> list[tuple[list[int], float, tuple[int, int]]]:
         from instdisc.search.groups import linked
-        from instdisc.search.pairs import similar_pairs
 
         there, vectors = self.opened.index.present()
         left = np.flatnonzero(~np.isin(there, list(gone)))
-        rows, groups = there[left], linked(similar_pairs(vectors.some(left), threshold, most=1_000_000))
+        rows = there[left]
+        groups = linked(self.opened.compared(rows, vectors.some(left)).similar_pairs(threshold, most=1_000_000))
         return [
             (
                 rows[list(group.members)].tolist(),
@@ -386,10 +386,8 @@ class Session:
 
     def _isolated(self) -> list[tuple[int, float]]:
         """Rows and their mean similarity, the most unlike first."""
-        from instdisc.search.pairs import neighbours_of_all
-
         rows, vectors = self.opened.index.present()
-        scores, _ = neighbours_of_all(vectors, min(10, len(rows) - 1))
+        scores, _ = self.opened.compared(rows, vectors).neighbours_of_all(min(10, len(rows) - 1))
         similarity = scores.mean(axis=1)
         order = np.argsort(similarity, kind="stable")
         return list(zip(rows[order].tolist(), similarity[order].tolist(), strict=True))
