@@ -3,6 +3,7 @@
     python benchmarks/cells.py                                         # of scikit-learn's digits
     python benchmarks/cells.py --vectors vectors.npy --folder FOLDER   # of a real collection's unit rows (n, dim)
     python benchmarks/cells.py --all --folder FOLDER                   # the neighbours of all: an hour of two cores
+    python benchmarks/cells.py --all --part 1000000 --folder FOLDER    # of the first million alone, among all
 
 Ten million vectors are made of the given ones: each is one of these moved by seven tenths of the difference of two of
 its ten nearest, so that they lie as the given ones do. They are written as float16, and used again where FOLDER is
@@ -44,12 +45,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the vectors and the cells are kept: 7 GB")
     parser.add_argument("--count", type=int, default=10_000_000)
     parser.add_argument("--all", action="store_true", help="find the neighbours of all, in place of some")
+    parser.add_argument("--part", type=int, help="with --all: find those of so many alone")
     parser.add_argument("--joined", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--asked", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--results", type=Path, default=Path("results"))
     settings = parser.parse_args()
     if settings.joined:
-        print(json.dumps(joined(settings.folder / "rows.npy")))
+        print(json.dumps(joined(settings.folder / "rows.npy", settings.part)))
         return
     if settings.asked:
         print(json.dumps(asked(settings.folder / "rows.npy")))
@@ -65,14 +67,17 @@ def measured(settings: argparse.Namespace, folder: Path) -> None:
         write(file, real(settings.vectors), settings.count)
     built = build(file)
     command = [sys.executable, __file__, "--folder", str(folder), "--joined" if settings.all else "--asked"]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    part = [] if settings.part is None else ["--part", str(settings.part)]
+    said = subprocess.run([*command, *part], check=True, stdout=subprocess.PIPE, text=True).stdout
     found = json.loads(said.splitlines()[-1])
     if settings.all:
         record(
             settings.results / "joins.json",
             name="joins",
-            command=f"python benchmarks/cells.py --all --vectors vectors.npy --folder FOLDER --count {settings.count}",
-            unit=f"seconds for the ten neighbours of each of {settings.count:,} vectors, cells made before",
+            command=f"python benchmarks/cells.py --all --vectors vectors.npy --folder FOLDER --count {settings.count}"
+            + f" {' '.join(part)}".rstrip(),
+            unit=f"seconds for the ten neighbours of each of {settings.part or settings.count:,} vectors among "
+            f"{settings.count:,}, cells made before",
             values=[found.pop("seconds")],
             seeds=[0],
             pictures=settings.count,
@@ -161,8 +166,8 @@ def asked(file: Path) -> dict[str, object]:
     }
 
 
-def joined(file: Path) -> dict[str, object]:
-    """Of the neighbours of all: seconds, what recall they say and have, and the most memory that was no file's."""
+def joined(file: Path, part: int | None) -> dict[str, object]:
+    """Of the neighbours of all, or of the first ones: seconds, what recall they say and have, and the most memory that was no file's."""
     vectors = vectors_of(file)
     cells = stored_cells(
         file.with_name(CELLS), vectors, rows=np.arange(vectors.count), made_of=[("made", vectors.count)], beside=0
@@ -177,11 +182,11 @@ def joined(file: Path) -> dict[str, object]:
     watching = threading.Thread(target=watch)
     watching.start()
     started, used = time.perf_counter(), time.process_time()
-    _, positions = join.neighbours_of_all(10, show=True)
+    _, positions = join.neighbours_of(np.arange(part or vectors.count), 10, show=True)
     seconds, used = time.perf_counter() - started, time.process_time() - used
     done.set()
     watching.join()
-    own = np.random.default_rng(1).choice(vectors.count, ASKED, replace=False)
+    own = np.random.default_rng(1).choice(len(positions), ASKED, replace=False)
     exact = exactly(vectors, own)
     found = [len(np.intersect1d(positions[one], other)) for one, other in zip(own.tolist(), exact, strict=True)]
     return {

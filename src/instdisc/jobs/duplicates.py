@@ -251,7 +251,7 @@ def comparing(
 ) -> Exact | Graph | Join:
     """What compares the vectors of these rows of the collection: exactly, or, with a word on how good it is, nearly.
 
-    By a graph that is kept in RUN/index/; of more than two million, of which it takes hours to build, by cells.
+    By a graph that is kept in RUN/index/; of more than two million, where it takes hours to build, by cells.
     """
     file, show = collection.folder.links, say is not None
     if not approximate:
