@@ -167,7 +167,7 @@ def asked(file: Path) -> dict[str, object]:
 
 
 def joined(file: Path, part: int | None) -> dict[str, object]:
-    """Of the neighbours of all, or of the first: seconds, recall that they say and have, most memory that was no file's."""
+    """Of the neighbours of all, or of the first: seconds, recall said and found, the most memory that was no file's."""
     vectors = vectors_of(file)
     cells = stored_cells(
         file.with_name(CELLS), vectors, rows=np.arange(vectors.count), made_of=[("made", vectors.count)], beside=0
