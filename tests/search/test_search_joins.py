@@ -46,14 +46,18 @@ def join_of(rows: torch.Tensor, own: np.ndarray | None = None) -> Join:
     return Join(Cells(Vectors.of(rows[torch.from_numpy(there)]), there, made(Vectors.of(rows), np.arange(len(rows)))))
 
 
-@pytest.mark.parametrize("gone", [0, 700])
+@pytest.mark.parametrize(("gone", "threads"), [(0, 1), (700, 2)])
 def test_nearly_all_are_found_and_it_says_how_many(
-    rows: torch.Tensor, gone: int, monkeypatch: pytest.MonkeyPatch
+    rows: torch.Tensor, gone: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(joins, "_BLOCK", 1_999)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     own = np.sort(np.random.default_rng(1).permutation(COUNT)[gone:])
     join = join_of(rows, own)
     scores, positions = join.neighbours_of_all(10)
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
     products = (rows[torch.from_numpy(own)].double() @ rows[torch.from_numpy(own)].double().T).numpy()
     np.fill_diagonal(products, -2)
     assert scores == pytest.approx(np.take_along_axis(products, positions.astype(np.int64), 1), abs=1e-6)

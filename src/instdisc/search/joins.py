@@ -25,10 +25,10 @@ from instdisc.progress import Bar
 from instdisc.search.cells import Cells
 from instdisc.search.pairs import MOST_PAIRS, Pairs, Vectors, check_threshold, in_order, too_many
 from instdisc.shapes import Float, Int, Tensor
-from instdisc.system import fitting_threads
 
 RECALL, _MOST_LOOKED = 0.95, 8  # wanted of the ten nearest; cells that a vector is looked for in at most
 _BLOCK, _TILE, _RANKED = 131_072, 512, 512  # vectors that are read, compared with a cell, and ranked exactly at once
+_ROOM = 1 << 24  # candidates of a block
 _MORE = 6  # candidates by int8 beyond those asked for
 _ROUNDED = 0.01  # by which a cosine of int8 numbers is off at most
 Met = tuple[Tensor, Tensor, Tensor, Tensor]  # vectors of a block, numbers of their slots; positions, vectors of a cell
@@ -62,9 +62,10 @@ class Join:
         """The same for the vectors at some positions alone."""
         scores = torch.empty(len(asked), neighbours)
         positions = torch.empty(len(asked), neighbours, dtype=torch.int32)
+        size = max(_TILE, min(_BLOCK, _ROOM // (self.looked * (neighbours + _MORE))))
         with Bar(len(asked), "Comparing pictures", "pictures", enabled=show) as bar:
-            for start in range(0, len(asked), _BLOCK):
-                own = asked[start : start + _BLOCK]
+            for start in range(0, len(asked), size):
+                own = asked[start : start + size]
                 block, here = self._vectors.pick(own).cpu(), slice(start, start + len(own))
                 scores[here], positions[here] = self._nearest(block, torch.from_numpy(own), neighbours)
                 bar.advance(len(block))
@@ -98,7 +99,7 @@ class Join:
         return in_order(first, second, scores)
 
     def _meet(self, block: Float[Tensor, "block dim"], look: Callable[[Met], Answer]) -> Iterator[Answer]:
-        """What `look` says of each cell that is near to vectors of the block; by several threads if they are free."""
+        """What `look` says of each cell that is near to vectors of the block; by several threads."""
         near = torch.cat([best_columns(some @ self._cells.centres.T, self.looked)[1] for some in block.split(_TILE)])
         order = near.flatten().argsort(stable=True)
         counts = near.flatten().bincount(minlength=len(self._cells))
@@ -108,7 +109,7 @@ class Join:
             asked = order[ends[cell] - int(counts[cell]) : ends[cell]]
             return look((asked // self.looked, asked % self.looked, *self._cells.inside(cell)))
 
-        cells, threads = counts.nonzero()[:, 0].tolist(), fitting_threads()
+        cells, threads = counts.nonzero()[:, 0].tolist(), torch.get_num_threads()
         return shared(one, cells, threads) if min(threads, len(cells) - 1) > 1 else map(one, cells)
 
     def _nearest(
