@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from serving import COUNT, Client, Told, made_collection, served
 
+from instdisc.serve import session
 from instdisc.serve.regions import regions
 
 ACROSS = 32
@@ -122,6 +123,21 @@ def test_a_browser_keeps_a_sheet_of_this_version_alone(client: Client, opened: S
     for part in range(4):
         _, _, places = sheet_of(client, f"1/{part}?columns=36&rows=18")
         assert 3 not in [rows[place] for place in places]
+
+
+def test_of_too_many_points_a_random_part_is_drawn_and_that_is_said(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, points, _ = points_of(client)
+    assert "drawn" not in client.json("/api/map/colours?by=folder")["note"]
+    monkeypatch.setattr(session, "MOST_DRAWN", 9)
+    fewer, there, _ = points_of(client)
+    assert fewer == rows[:9] and np.array_equal(there, points[:9])
+    for by in ("folder", "label", "cluster", "suggestion"):
+        found = client.json(f"/api/map/colours?by={by}")
+        assert len(found["codes"]) == 9 and f"A random 9 of {COUNT} pictures are drawn." in found["note"]
+    places = [place for part in range(4) for place in sheet_of(client, f"1/{part}?columns=36&rows=18")[2]]
+    assert max(places) < 9
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the page answers before torch is loaded
 # Pixels of the longer side; screens have up to two for one of the page, and who zooms wants all.
 THUMB, FULL, LARGE = 224, 1_024, 4_096
 CLUSTERS, _CLUSTERED = 12, 50_000  # colours that can be told apart; vectors at once
+MOST_DRAWN = 1_000_000  # points of the map: a browser holds and draws them
 _OPENING_SECONDS = 60.0
 _IN_LINE = 3  # different comparisons of all with all that are computed or wait for it
 _UPLOADS = 64  # the latest: their vectors and small pictures are stored
@@ -280,6 +281,12 @@ class Session:
         kept = np.random.default_rng(0).permutation(kept)
         rows, points = found[0][kept], stretched(found[1][kept])
         return rows, points, f"{version_of(rows, points)}-{self.start}"
+
+    def drawn(self) -> tuple[np.ndarray, np.ndarray, str, str]:
+        """The first million of these, which a browser can draw; and a sentence where that is not all."""
+        rows, points, version = self.points()
+        said = f"A random {MOST_DRAWN:,} of {len(rows):,} pictures are drawn." if len(rows) > MOST_DRAWN else ""
+        return rows[:MOST_DRAWN], points[:MOST_DRAWN], version, said
 
     def proposals(self, count: int, by: str) -> list[int]:
         """What to label next."""

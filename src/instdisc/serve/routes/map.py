@@ -57,9 +57,10 @@ def start_map(session: TheSession) -> MapState:
 def map_points(session: TheSession) -> Response:
     """Rows as int32, then points (n, 2) as float32, both little-endian. The ETag is the map's version.
 
-    The points fill 0..1 in each direction. Their order is made at random, so that no label is drawn over the others.
+    The points fill 0..1 in each direction. Their order is made at random, so that no label is drawn over the others; of
+    more than a million the first stand for all.
     """
-    rows, points, version = session.points()
+    rows, points, version, _ = session.drawn()
     content = rows.astype("<i4").tobytes() + points.astype("<f4").tobytes()
     return Response(content, media_type="application/octet-stream", headers={"etag": f'"{version}"'})
 
@@ -81,7 +82,7 @@ def map_sheet(
     """
     if part >= 4**level or columns * rows > MOST_CELLS:
         raise HTTPException(400, f"Level {level} has {4**level:,} parts, and a part at most {MOST_CELLS:,} cells.")
-    known, points, present = session.points()
+    known, points, present, _ = session.drawn()
     if version not in (None, present):
         raise HTTPException(404, "The map is another one now: load the page again.")
     content = session.sheets.sheet(known, points, Cut(columns, rows, level, part))
@@ -92,7 +93,7 @@ def map_sheet(
 @router.get("/api/map/names")
 def map_names(session: TheSession) -> Regions:
     """Names of regions: of the labels by hand, else of suggestions, else of the folders; none where that is unsure."""
-    rows, points, _ = session.points()
+    rows, points, _, _ = session.drawn()
     names, codes = called(session.opened, session.folders())
     return Regions(regions=regions(points, codes[rows], names))
 
@@ -107,7 +108,14 @@ def map_colours(
     agreement: whether the label that a picture has from its folder is the class that is suggested. compare: which of
     two served runs names a picture as its label does.
     """
-    rows, _, version = session.points()
+    rows, _, version, part = session.drawn()
+    found = _coloured(session, by, rows, version)
+    if part and by != "outlier":  # whose note asks for the scores to be made
+        found.note = f"{found.note} {part}".strip()
+    return found
+
+
+def _coloured(session: Session, by: By, rows: np.ndarray, version: str) -> Colours:
     index = session.opened.index
     if by == "label":
         return _colours(index.label_names, index.labels[rows], "label", "")
