@@ -87,7 +87,7 @@ class Cells:
     def ranks(self) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " judged"]]:
         """How many cells are nearer to a vector than that of one of its ten nearest, of those who are there.
 
-        Of one part of the sample, by which the number of cells to look through is chosen, and of the other.
+        Of one half of the sample, by which the number of cells to look through is chosen, and of the other.
         """
         own = torch.from_numpy(np.isin(self._asked.numpy(), self.keys))
         known = torch.from_numpy(np.isin(self._nearest[own].numpy(), self.keys))
@@ -95,7 +95,7 @@ class Cells:
         order = (queries @ self.centres.T).argsort(dim=1, descending=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
         found = rank.gather(1, self._homes[own])
-        split = _TRIED if len(found) > 2 * _TRIED else 0
+        split = len(found) // 2 if len(found) > 2 * _TRIED else 0
         return found[split:][known[split:]], found[:split][known[:split]] if split else found[known]
 
     def search(

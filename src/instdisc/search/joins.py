@@ -38,8 +38,8 @@ Answer = TypeVar("Answer")
 class Join:
     """cells: of all the vectors (`Cells.beside` is 0). looked: cells that each is looked for in, the nearest to it.
 
-    As few as find 95 % of the ten nearest of a sample, and eight at most; `recall` is what they find of another part
-    of it.
+    As few as find 95 % of the ten nearest of half a sample, and eight at most; `recall` is what they find of the other
+    half.
     """
 
     def __init__(self, cells: Cells) -> None:
