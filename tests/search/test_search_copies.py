@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,13 @@ def test_of_very_many_pictures_cells_find_the_likest_and_large_arrays_stand_in_f
     before = sorted(Path(stored.records.filename).parent.iterdir())  # type: ignore[attr-defined]
     assert Finder(stored, contents.__getitem__).within(np.array([[0, 5]])) == expected
     assert sorted(Path(stored.records.filename).parent.iterdir()) == before  # type: ignore[attr-defined]
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match="for a while could not be had in .*No space left"):
+        Finder(stored, contents.__getitem__)
 
 
 def test_the_best_stays_and_every_copy_is_proven_against_it(tmp_path: Path) -> None:

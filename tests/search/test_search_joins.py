@@ -101,6 +101,8 @@ def test_planted_copies_are_found_once_and_those_of_another_set_too(rows: torch.
     }
     with pytest.raises(InputError, match="More than 5 pairs"):
         join_of(rows).similar_pairs(0.5, most=5)
+    with pytest.raises(InputError, match="NaN"):
+        join_of(rows).similar_pairs(0.9, against=Vectors.of(torch.full((3, 24), torch.nan)))
     with pytest.raises(InputError, match="must be above 0"):
         join_of(rows).similar_pairs(1.5)
 

@@ -39,7 +39,7 @@ _BLOCK, _TILE, _GROUP = 65_536, 1_024, 64  # vectors read at once; compared with
 _SAMPLE, _NEAREST, _TRIED = 500, 10, 100  # queries and neighbours to choose by; queries that recall is measured by
 _AT_ONCE = 16_384  # int8 rows that are widened at once: they stay in the cache
 _MORE = 64  # candidates by int8 beyond those asked for
-MOST_BESIDE = 0.02  # of all: rows that came since, which are looked through exactly; beyond, cells are made again
+_MOST_BESIDE = 0.02  # of all: rows that came since, which are looked through exactly; beyond, cells are made again
 _TENSORS = {
     **dict.fromkeys(("centres", "scales"), torch.float32),
     **dict.fromkeys(("starts", "rows", "asked", "nearest", "homes"), torch.int64),
@@ -194,7 +194,7 @@ def stored_cells(
     *,
     rows: Int[np.ndarray, " count"],
     made_of: MadeOf,
-    beside: float = MOST_BESIDE,
+    beside: float = _MOST_BESIDE,
     show: bool = False,
 ) -> Cells:
     """The cells of these vectors: mapped from the file where it holds theirs, else made and written there.
@@ -266,7 +266,7 @@ def made(vectors: Vectors, rows: Int[np.ndarray, " count"], *, show: bool = Fals
             block = block.cpu()
             here = slice(start, start + len(block))
             nearest.add(block, start)
-            homes[here] = nearest_centre(block, centres)
+            homes[here] = _nearest_centre(block, centres)
             scales[here] = block.abs().amax(1).clamp_min(1e-12) / 127
             codes[here] = (block / scales[here, None]).round().to(torch.int8)
             bar.advance(len(block))
@@ -290,7 +290,7 @@ def _centres(vectors: Vectors, cells: int, random: np.random.Generator) -> Float
     sample = torch.cat([vectors.pick(part).cpu() for part in np.array_split(seen, -(-len(seen) // _BLOCK))])
     centres = sample[torch.from_numpy(random.choice(len(sample), cells, replace=False))]
     for _ in range(_ROUNDS):
-        homes = nearest_centre(sample, centres)
+        homes = _nearest_centre(sample, centres)
         sums = torch.zeros_like(centres).index_add_(0, homes, sample)
         empty = (homes.bincount(minlength=cells) == 0).nonzero()[:, 0]
         sums[empty] = sample[torch.from_numpy(random.choice(len(sample), len(empty)))]
@@ -298,7 +298,7 @@ def _centres(vectors: Vectors, cells: int, random: np.random.Generator) -> Float
     return centres
 
 
-def nearest_centre(vectors: Float[Tensor, "some dim"], centres: Float[Tensor, "cells dim"]) -> Int[Tensor, " some"]:
+def _nearest_centre(vectors: Float[Tensor, "some dim"], centres: Float[Tensor, "cells dim"]) -> Int[Tensor, " some"]:
     """The number of the nearest centre. Of groups of scores first the maxima: torch is slow at argmax."""
     homes = torch.empty(len(vectors), dtype=torch.int64)
     scores = torch.empty(_TILE, len(centres))  # one for all tiles: fresh memory would cost as much as the product

@@ -31,6 +31,7 @@ from instdisc.data.decoding.decode import UnreadableError, decode, decode_stored
 from instdisc.errors import InputError, advice
 from instdisc.progress import Bar
 from instdisc.shapes import Bool, Float, Int, Tensor, UInt8
+from instdisc.system import readable_bytes
 
 SIDE, COLOUR_SIDE = 64, 16  # pixels of the thumbnails, which are square: the whole picture, squashed
 GREY = (0.299, 0.587, 0.114)
@@ -86,12 +87,25 @@ class Fingerprints:
         return np.flatnonzero(self.read)
 
     def scratch(self, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
-        """Room for numbers of each picture: where that is large, in a nameless file beside the thumbnails."""
-        if math.prod(shape) * np.dtype(kind).itemsize <= _MOST_IN_MEMORY:
+        """Room for numbers of each picture: where that is large, in a nameless file beside the thumbnails.
+
+        Raises InputError where the disk has no room for it.
+        """
+        size = math.prod(shape) * np.dtype(kind).itemsize
+        if size <= _MOST_IN_MEMORY:
             return np.empty(shape, kind)
-        beside = getattr(self.records, "filename", None)
-        with tempfile.TemporaryFile(dir=None if beside is None else Path(beside).parent) as file:
-            return np.memmap(file, kind, "w+", shape=shape)
+        name = getattr(self.records, "filename", None)
+        folder = Path(tempfile.gettempdir()) if name is None else Path(name).parent
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                if hasattr(os, "posix_fallocate"):  # a full disk is met here, and not as a signal that ends all
+                    os.posix_fallocate(file.fileno(), 0, size)
+                return np.memmap(file, kind, "w+", shape=shape)
+        except OSError as error:
+            raise InputError(
+                f"{readable_bytes(size)} for a while could not be had in {folder} ({error.strerror or error}): "
+                f"{advice(error)}."
+            ) from None
 
     def grey(self, positions: Int[np.ndarray, " pictures"]) -> Float[Tensor, "pictures side side"]:
         """Thumbnails, 0..255."""

@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from instdisc.neighbours import Nearest, shared
+from instdisc.neighbours import Nearest, require_finite, shared
 from instdisc.neighbours.selection import best_columns
 from instdisc.progress import Bar
 from instdisc.search.cells import Cells
@@ -83,6 +83,7 @@ class Join:
         with Bar(others.count, "Comparing pictures", "pictures", enabled=show) as bar:
             for start in range(0, others.count, _BLOCK):
                 block = others.read(start, min(start + _BLOCK, others.count)).cpu()
+                require_finite(block)
                 for pairs in self._meet(block, partial(self._alike, block, start, threshold, within)):
                     found.append(pairs)
                     kept += len(pairs[0])

@@ -148,7 +148,10 @@ def serve(
         return served
 
     if approximate and find_spec("usearch") is None:
-        raise InputError("Approximate search needs usearch: pip install 'instdisc[ann]'.")
+        from instdisc.search.cells import MANY  # with torch: only where this may be an error
+
+        if len(opened_run.rows) <= MANY:
+            raise InputError("Approximate search needs usearch: pip install 'instdisc[ann]'.")
 
     family = socket.AF_INET6 if ":" in reach.host else socket.AF_INET
     # Where asyncio sees that the protocol is TCP, it sends small answers at once (TCP_NODELAY); else each waits 40 ms.
